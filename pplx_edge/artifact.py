@@ -1,0 +1,197 @@
+"""Converted models on disk: a directory and a manifest that says what is in it and how far it strays from its source.
+
+Only this module knows the file names. A directory is written beside its target, flushed to disk and renamed, so it is
+there whole or not at all.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pplx_edge.errors import ArtifactError, InputError, StorageError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "pplx-edge.json"
+_HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxLayout:
+    """Files of an ONNX artifact."""
+
+    graph: str = "model.onnx"
+    weights: str = "model.onnx_data"
+    config: str = "config.json"
+    tokenizer: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+ONNX_LAYOUT = OnnxLayout()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A converted model: its directory and what its manifest says.
+
+    `format` names the conversion (`onnx-int8`), `source` where the weights came from and at which revision, `files`
+    the size and SHA-256 of every file, `parity` how the codes compare with the reference.
+    """
+
+    directory: Path
+    format: str
+    source: Mapping[str, Any]
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    made_by: str = ""
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Artifact":
+        """The artifact in a directory, its files present and of the right size.
+
+        Raises ArtifactError when the manifest is missing, malformed or of another version, or a file is not as it says.
+        """
+        directory = Path(directory)
+        path = directory / MANIFEST_FILE
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            version = manifest.pop("format_version")
+            artifact = cls(directory=directory, **manifest)
+        except FileNotFoundError:
+            raise ArtifactError(f"{path}: not found; this directory is not a converted model") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path}: not a manifest ({error}); convert the model again") from error
+        if version != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path}: format version {version}, this release reads {FORMAT_VERSION}; convert the model again"
+            )
+        artifact._require_sizes()
+        return artifact
+
+    def path(self, name: str) -> Path:
+        """Where one of its files is."""
+        return self.directory / name
+
+    def verify(self) -> None:
+        """Reads every file and raises ArtifactError for the first whose SHA-256 is not the manifest's."""
+        for name, entry in self.files.items():
+            if (found := sha256(self.directory / name)) != entry["sha256"]:
+                raise ArtifactError(
+                    f"{self.directory / name}: altered: SHA-256 {found[:12]}…, manifest {entry['sha256'][:12]}…"
+                )
+
+    def _require_sizes(self) -> None:
+        for name, entry in self.files.items():
+            path = self.directory / name
+            if not path.is_file():
+                raise ArtifactError(f"{path}: missing; convert the model again")
+            if path.stat().st_size != entry["bytes"]:
+                raise ArtifactError(
+                    f"{path}: {path.stat().st_size:,} bytes, manifest says {entry['bytes']:,}; convert the model again"
+                )
+
+
+def is_artifact(directory: str | Path) -> bool:
+    """Whether a directory holds a manifest."""
+    return (Path(directory) / MANIFEST_FILE).is_file()
+
+
+@contextmanager
+def writing(target: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary directory beside `target` that becomes it when the block ends, and vanishes when the block raises.
+
+    Raises InputError when the target exists and is not to be replaced, StorageError when the disk is full.
+    """
+    target = Path(target)
+    if target.exists() and not replace:
+        raise InputError(f"{target}: exists already; choose another directory or replace it on purpose (--force)")
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        with storage_errors(target):
+            yield partial
+            _flush(partial)
+            _swap(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_manifest(
+    directory: Path,
+    *,
+    format: str,
+    source: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    parity: Mapping[str, Any],
+    made_by: str,
+) -> None:
+    """Hashes every file in a directory and writes its manifest."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(directory.iterdir())
+        if path.name != MANIFEST_FILE
+    }
+    artifact = Artifact(
+        directory=directory, format=format, source=source, weights=weights, parity=parity, files=files, made_by=made_by
+    )
+    manifest = {"format_version": FORMAT_VERSION} | asdict(artifact)
+    del manifest["directory"]
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def storage_errors(target: Path) -> Iterator[None]:
+    """Turns a full or unwritable disk into StorageError naming the target."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(
+                f"{target}: the disk is full; nothing was left there: free some space and try again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(f"{target}: not writable ({error.strerror})") from error
+        raise
+
+
+def _flush(directory: Path) -> None:
+    for path in [*directory.iterdir(), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _swap(partial: Path, target: Path) -> None:
+    """Renames partial to target; what stood there goes away only once the new directory is in place."""
+    os.chmod(partial, 0o755)
+    if not target.exists():
+        os.rename(partial, target)
+    else:
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+        os.rename(target, old / target.name)
+        os.rename(partial, target)
+        shutil.rmtree(old)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,202 @@
+"""Weights on disk, read tensor by tensor: safetensors in one file or sharded, names with or without `model.`.
+
+Opening reads only the headers and checks every name, shape, dtype and byte range against the spec, so that a missing,
+extra, misshapen or truncated tensor is reported at once, naming file and tensor. Reading maps just the bytes of one
+tensor and lets them go again: peak memory is the largest tensor asked for, not the model.
+"""
+
+import json
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pplx_edge.errors import CheckpointError
+from pplx_edge.spec import ModelSpec
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_PREFIX = "model."
+_IGNORED = {"lm_head.weight"}  # the language model's head, which an encoder does not have
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+_HEADER_LENGTH_BYTES = 8
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Where a tensor's bytes are: absolute offsets in a file."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Checkpoint:
+    """A directory of config.json and safetensors weights, checked against each other."""
+
+    def __init__(self, directory: Path, spec: ModelSpec, tensors: Mapping[str, _Stored]):
+        self.directory, self.spec, self._tensors = directory, spec, tensors
+
+    @classmethod
+    def open(cls, directory: str | Path, spec: ModelSpec | None = None) -> "Checkpoint":
+        """The checkpoint in a directory. Raises CheckpointError (or UnsupportedModel for its config.json)."""
+        directory = Path(directory)
+        spec = spec or ModelSpec.from_directory(directory)
+        tensors: dict[str, _Stored] = {}
+        for path in weight_files(directory):
+            for name, stored in _read_header(path).items():
+                name = name.removeprefix(_PREFIX)
+                if name in tensors:
+                    raise CheckpointError(f"{path}: tensor {name} is also in {tensors[name].path.name}")
+                tensors[name] = stored
+        _require_match(tensors, spec, directory)
+        return cls(directory, spec, tensors)
+
+    @property
+    def files(self) -> list[Path]:
+        """The weight files, sorted."""
+        return sorted({stored.path for stored in self._tensors.values()})
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as a float32 array of its own. Raises CheckpointError for NaN or infinity in it."""
+        stored = self._tensors[name]
+        return self._checked(name, _as_float32(_map_bytes(stored, stored.start, stored.stop), stored.dtype)).reshape(
+            stored.shape
+        )
+
+    def read_block(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `[start, stop)` of a matrix, float32."""
+        stored = self._tensors[name]
+        n_cols = stored.shape[1]
+        row_bytes = n_cols * _ITEM_BYTES[stored.dtype]
+        raw = _map_bytes(stored, stored.start + start * row_bytes, stored.start + stop * row_bytes)
+        return self._checked(name, _as_float32(raw, stored.dtype)).reshape(stop - start, n_cols)
+
+    def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """The rows of a matrix that are named by an integer array `[R]`: float32 `[R, columns]`."""
+        width = self._tensors[name].shape[1]
+        found = {row: self.read_block(name, row, row + 1)[0] for row in {int(row) for row in rows}}
+        return np.array([found[int(row)] for row in rows], np.float32).reshape(len(rows), width)
+
+    def layer(self, index: int) -> dict[str, np.ndarray]:
+        """All tensors of one layer, float32, by their name within the layer."""
+        return {name: self.read(f"layers.{index}.{name}") for name in self.spec.layer_shapes()}
+
+    def _checked(self, name: str, values: np.ndarray) -> np.ndarray:
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{self._tensors[name].path}: tensor {name} holds NaN or infinity; fetch the file again"
+            )
+        return values
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that make up a checkpoint: the single file, or the shards that its index names."""
+    index = directory / INDEX_FILE
+    if (directory / SINGLE_FILE).is_file():
+        return [directory / SINGLE_FILE]
+    if not index.is_file():
+        found = sorted(path.name for path in directory.glob("*.bin"))
+        hint = f" ({found[0]} is a pickle and is never opened: convert it to safetensors)" if found else ""
+        raise CheckpointError(f"{directory}: neither {SINGLE_FILE} nor {INDEX_FILE} is there{hint}")
+    return [directory / name for name in _shard_names(index)]
+
+
+def _shard_names(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not a safetensors index ({error!r})") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index}: shard name {name!r} is not a plain file name")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index.parent / name}: shard is missing; {index.name} names it")
+    return names
+
+
+def _read_header(path: Path) -> dict[str, _Stored]:
+    """Names to places, from the JSON header of a safetensors file, with every byte range checked."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
+            if size < _HEADER_LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, size - _HEADER_LENGTH_BYTES):
+                raise CheckpointError(
+                    f"{path}: truncated or not safetensors: a header of {length:,} bytes in a file of {size:,}"
+                )
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path}: not readable ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: corrupt safetensors header ({error})") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: corrupt safetensors header (a JSON object was expected)")
+    header.pop("__metadata__", None)
+    base = _HEADER_LENGTH_BYTES + length
+    return {name: _stored(path, name, entry, base, size) for name, entry in header.items()}
+
+
+def _stored(path: Path, name: str, entry: Any, base: int, size: int) -> _Stored:
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+        start, stop = (base + int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: corrupt header entry of tensor {name} ({error!r})") from error
+    if dtype not in _ITEM_BYTES:
+        quantised = "; these weights are quantised already" if dtype.startswith(("U", "I", "F8")) else ""
+        raise CheckpointError(f"{path}: tensor {name} is {dtype}; {', '.join(_ITEM_BYTES)} can be read{quantised}")
+    expected = int(np.prod(shape, dtype=np.int64)) * _ITEM_BYTES[dtype]
+    if min(shape, default=1) < 0 or start < base or stop - start != expected:
+        raise CheckpointError(
+            f"{path}: tensor {name} {list(shape)} {dtype} needs {expected:,} bytes, its header gives {stop - start:,}"
+        )
+    if stop > size:
+        raise CheckpointError(
+            f"{path}: truncated: tensor {name} ends at byte {stop:,}, the file has {size:,}; fetch it again"
+        )
+    return _Stored(path, dtype, shape, start, stop)
+
+
+def _require_match(tensors: Mapping[str, _Stored], spec: ModelSpec, directory: Path) -> None:
+    expected = spec.tensor_shapes()
+    where = next(iter(tensors.values())).path if tensors else directory
+    if missing := [name for name in expected if name not in tensors]:
+        raise CheckpointError(f"{where}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)} are)")
+    if extra := [name for name in tensors if name not in expected and name not in _IGNORED]:
+        raise CheckpointError(
+            f"{tensors[extra[0]].path}: tensor {extra[0]} is not part of this model ({len(extra)} unknown)"
+        )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{tensors[name].path}: tensor {name} has shape {list(tensors[name].shape)}, config.json implies {list(shape)}"
+            )
+
+
+def _map_bytes(stored: _Stored, start: int, stop: int) -> np.ndarray:
+    """The bytes `[start, stop)` of a file as a mapped uint8 array; the mapping lives as long as the array."""
+    if start == stop:
+        return np.empty(0, np.uint8)
+    aligned = start - start % mmap.ALLOCATIONGRANULARITY
+    with stored.path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), stop - aligned, access=mmap.ACCESS_READ, offset=aligned)
+    return np.frombuffer(mapped, np.uint8, offset=start - aligned)
+
+
+def _as_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "F32":
+        return _unaligned_view(raw, np.float32)
+    if dtype == "F16":
+        return _unaligned_view(raw, np.float16).astype(np.float32)
+    return (_unaligned_view(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)  # bf16: float32's upper half
+
+
+def _unaligned_view(raw: np.ndarray, dtype: type) -> np.ndarray:
+    return np.frombuffer(raw.data, dtype)

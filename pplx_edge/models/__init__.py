@@ -1,0 +1,1 @@
+"""The bidirectional encoder, once per array library, with the same parameter names everywhere."""

@@ -1,0 +1,133 @@
+"""The bidirectional Qwen3 encoder in torch: what is trained, and what parity is measured against.
+
+Names are those of the checkpoint, so `load_state_dict` takes its tensors as they are. Reads in the order of
+config.json: norm, rotary positions, attention, MLP, block, encoder.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recompute
+
+from pplx_edge.spec import ModelSpec
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x²) + eps) * weight` over the last axis, computed in float32."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 `[T, head_dim]`, of half-split rotation: both halves share `theta^(-2i/head_dim)`."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions.float()[:, None] * theta**-exponents  # [T, head_dim/2]
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions applied to x `[B, heads, T, head_dim]`."""
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention without causal mask; q and k are normalised per head before the rotation."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.q_proj = nn.Linear(spec.hidden_size, spec.q_size, bias=False)
+        self.k_proj = nn.Linear(spec.hidden_size, spec.kv_size, bias=False)
+        self.v_proj = nn.Linear(spec.hidden_size, spec.kv_size, bias=False)
+        self.o_proj = nn.Linear(spec.q_size, spec.hidden_size, bias=False)
+        self.q_norm = RMSNorm(spec.head_dim, spec.rms_norm_eps)
+        self.k_norm = RMSNorm(spec.head_dim, spec.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, self.spec.n_heads, self.spec.head_dim)).transpose(
+            1, 2
+        )  # [B, H, T, d]
+        k = self.k_norm(self.k_proj(x).view(B, T, self.spec.n_kv_heads, self.spec.head_dim)).transpose(
+            1, 2
+        )  # [B, K, T, d]
+        v = self.v_proj(x).view(B, T, self.spec.n_kv_heads, self.spec.head_dim).transpose(1, 2)  # [B, K, T, d]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k = k.repeat_interleave(self.spec.heads_per_kv, dim=1)  # [B, H, T, d]
+        v = v.repeat_interleave(self.spec.heads_per_kv, dim=1)  # [B, H, T, d]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self.o_proj(mixed.transpose(1, 2).reshape(B, T, self.spec.q_size))
+
+
+class MLP(nn.Module):
+    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.gate_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.self_attn = Attention(spec)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.mlp = MLP(spec)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, visible)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Qwen3Encoder(nn.Module):
+    """Token ids to final hidden states. Set `recompute_blocks` to trade time for memory while training."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.recompute_blocks = False
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.n_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """States `[B, T, D]` of int64 ids `[B, T]`; a key is visible where the mask `[B, T]` is 1 (None: everywhere).
+
+        Positions count from the first column: rotary attention depends on distances only, so the padding side does
+        not matter. States at padding are unspecified. Rows without any real token give NaN and must not be passed.
+        """
+        T = input_ids.shape[1]
+        visible = None
+        if attention_mask is not None and not bool(attention_mask.all()):
+            visible = attention_mask.bool()[:, None, None, :]  # [B, 1, 1, T]
+        positions = torch.arange(T, device=input_ids.device)
+        cos, sin = rotary_table(positions, self.spec.head_dim, self.spec.rope_theta)
+        x = self.embed_tokens(input_ids)
+        for block in self.layers:
+            if self.recompute_blocks and self.training:
+                x = recompute(block, x, cos, sin, visible, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, visible)
+        return self.norm(x)
+
+
+def mean_pool(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean of real tokens' states, float32 `[B, D]`; a row without any gives zeros."""
+    mask = attention_mask[:, :, None].float()
+    return (states.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

@@ -1,0 +1,1 @@
+"""The built-in model: files only, opened by name as `nano`."""

@@ -1,0 +1,65 @@
+"""How alike vectors are: cosine for int8 and float vectors, Hamming for bits; chosen by the arrays' own types."""
+
+import numpy as np
+
+from pplx_edge.errors import InputError
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Similarity of every row of `a` with every row of `b`, float32 `[Na, Nb]`, higher is more alike.
+
+    int8 codes and float means are compared by cosine; a zero vector is unlike everything (0). Packed bits (uint8) are
+    compared by Hamming distance, given as `1 - 2 * distance / bits`, which is the cosine of the ±1 vectors, so that
+    one threshold means the same for ±1 and packed codes. A single vector `[D]` counts as one row.
+
+    Raises InputError when the two do not hold the same kind of vector or do not have the same width.
+    """
+    a, b = np.atleast_2d(a), np.atleast_2d(b)
+    _require_same_kind(a, b)
+    return hamming_similarity(a, b) if a.dtype == np.uint8 else cosine_similarity(a, b)
+
+
+def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of every row pair, float32 `[Na, Nb]`; 0 where either row is all zeros."""
+    return _unit(a) @ _unit(b).T
+
+
+def hamming_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`1 - 2 * Hamming / bits` of every pair of packed rows, float32 `[Na, Nb]`."""
+    bits = 8 * a.shape[1]
+    distance = np.stack([np.bitwise_count(b ^ row).sum(axis=1, dtype=np.int64) for row in a])
+    return (1 - 2 * distance / bits).astype(np.float32)
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the `k` highest scores of a vector, best first; equal scores keep their order."""
+    return np.argsort(-scores, kind="stable")[:k]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    vectors = vectors.astype(np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms == 0, 1, norms)
+
+
+def _kind(vectors: np.ndarray) -> str:
+    if vectors.dtype == np.uint8:
+        return "packed bits"
+    if vectors.dtype in _FLOATS:
+        return "float means"
+    if vectors.dtype == np.int8:
+        signs = vectors.size > 0 and bool((np.abs(vectors) == 1).all())
+        return "±1 codes" if signs else "int8 codes"
+    raise InputError(f"vectors of dtype {vectors.dtype} are not embeddings: int8, uint8, float32 or float64 are")
+
+
+def _require_same_kind(a: np.ndarray, b: np.ndarray) -> None:
+    if a.ndim != 2 or b.ndim != 2:
+        raise InputError(f"vectors must be [N, D] or [D], got shapes {a.shape} and {b.shape}")
+    kinds = _kind(a), _kind(b)
+    if kinds[0] != kinds[1]:
+        raise InputError(f"cannot compare {kinds[0]} with {kinds[1]}: encode both at the same precision")
+    if a.shape[1] != b.shape[1]:
+        raise InputError(f"cannot compare vectors of width {a.shape[1]} and {b.shape[1]}: encode both at the same dim")

@@ -1,0 +1,274 @@
+"""config.json to `ModelSpec`: what a model is, read strictly.
+
+A switch that would change the mathematics and is not implemented is refused by name, never ignored.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pplx_edge.errors import CheckpointError, UnsupportedModel
+
+PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
+QWEN3_MODEL_TYPE = "qwen3"
+CONTEXTUAL_ARCHITECTURE = "PPLXQwen3ContextualModel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Sizes and constants of one bidirectional Qwen3 encoder. Tensor shapes follow from it alone."""
+
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_tokens: int
+    rope_theta: float
+    rms_norm_eps: float
+    sep_id: int
+    contextual: bool = False
+    name: str = ""
+
+    @property
+    def dim(self) -> int:
+        """Native width of a vector."""
+        return self.hidden_size
+
+    @property
+    def heads_per_kv(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def q_size(self) -> int:
+        """Width of all query heads together; not always the hidden size."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of the encoder, embedding table included."""
+        return sum(_product(shape) for shape in self.tensor_shapes().values())
+
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names within a layer to shapes, `[out, in]` for projections."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "input_layernorm.weight": (hidden,),
+            "self_attn.q_proj.weight": (self.q_size, hidden),
+            "self_attn.k_proj.weight": (self.kv_size, hidden),
+            "self_attn.v_proj.weight": (self.kv_size, hidden),
+            "self_attn.o_proj.weight": (hidden, self.q_size),
+            "self_attn.q_norm.weight": (self.head_dim,),
+            "self_attn.k_norm.weight": (self.head_dim,),
+            "post_attention_layernorm.weight": (hidden,),
+            "mlp.gate_proj.weight": (inner, hidden),
+            "mlp.up_proj.weight": (inner, hidden),
+            "mlp.down_proj.weight": (hidden, inner),
+        }
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the checkpoint by its Hugging Face name (without `model.`), in the order of computation."""
+        shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (self.vocab_size, self.hidden_size)}
+        for layer in range(self.n_layers):
+            shapes |= {f"layers.{layer}.{name}": shape for name, shape in self.layer_shapes().items()}
+        return shapes | {"norm.weight": (self.hidden_size,)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, source: str = "config.json") -> "ModelSpec":
+        """The spec that a parsed config.json describes.
+
+        Raises UnsupportedModel naming the field when it is missing, malformed or asks for what is not implemented.
+        """
+        reader = _ConfigReader(config, source)
+        reader.require_bidirectional()
+        reader.require_supported_switches()
+        spec = cls(
+            n_layers=reader.positive("num_hidden_layers"),
+            hidden_size=reader.positive("hidden_size"),
+            n_heads=reader.positive("num_attention_heads"),
+            n_kv_heads=reader.positive("num_key_value_heads"),
+            head_dim=reader.positive("head_dim"),
+            intermediate_size=reader.positive("intermediate_size"),
+            vocab_size=reader.positive("vocab_size"),
+            max_tokens=reader.positive("max_position_embeddings"),
+            rope_theta=reader.rope_theta(),
+            rms_norm_eps=reader.number("rms_norm_eps"),
+            sep_id=reader.sep_id(),
+            contextual=reader.is_contextual(),
+            name=str(config.get("_name_or_path") or ""),
+        )
+        if spec.n_heads % spec.n_kv_heads:
+            reader.refuse("num_key_value_heads", spec.n_kv_heads, f"it does not divide {spec.n_heads} attention heads")
+        if spec.head_dim % 2:
+            reader.refuse("head_dim", spec.head_dim, "rotary positions need an even size")
+        if spec.sep_id >= spec.vocab_size:
+            reader.refuse("eos_token_id", spec.sep_id, f"the vocabulary has {spec.vocab_size} tokens")
+        return spec
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "ModelSpec":
+        """The spec of `directory/config.json`. Raises CheckpointError when the file is missing or not JSON."""
+        path = Path(directory) / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{path}: not found; a model directory holds config.json, tokenizer.json and weights"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{path}: must hold a JSON object, found {type(config).__name__}")
+        return cls.from_config(config, source=str(path))
+
+
+# Switches that change the mathematics, with the values that are implemented.
+_IMPLEMENTED: dict[str, Callable[[Any], bool]] = {
+    "attention_bias": lambda v: v in (None, False),
+    "use_sliding_window": lambda v: v in (None, False),
+    "layer_types": lambda v: v is None or set(v) <= {"full_attention"},
+    "rope_scaling": lambda v: v is None or _is_plain_rope(v),
+    "rope_parameters": lambda v: v is None or _is_plain_rope(v),
+    "partial_rotary_factor": lambda v: v in (None, 1, 1.0),
+    "hidden_act": lambda v: v in (None, "silu", "swish"),
+    "tie_word_embeddings": lambda v: v in (None, True),
+    "is_causal": lambda v: v in (None, False),
+    "use_bidirectional_attention": lambda v: v in (None, True),
+    "mlp_bias": lambda v: v in (None, False),
+    "num_experts": lambda v: v in (None, 0),
+}
+
+# Fields that are read elsewhere or cannot change what an encoder computes.
+_HARMLESS = frozenset(
+    [
+        "architectures",
+        "attention_dropout",
+        "attn_implementation",
+        "auto_map",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "head_dim",
+        "hidden_size",
+        "id2label",
+        "initializer_range",
+        "intermediate_size",
+        "is_encoder_decoder",
+        "label2id",
+        "mask_token_id",
+        "max_position_embeddings",
+        "max_window_layers",
+        "model_type",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "quantization",
+        "quantization_config",
+        "return_dict",
+        "rms_norm_eps",
+        "rope_theta",
+        "sep_token_id",
+        "sliding_window",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "use_cache",
+        "use_return_dict",
+        "vocab_size",
+    ]
+)
+
+
+class _ConfigReader:
+    def __init__(self, config: Mapping[str, Any], source: str):
+        self.config, self.source = config, source
+
+    def refuse(self, field: str, value: Any, why: str) -> None:
+        raise UnsupportedModel(f"{self.source}: {field}={json.dumps(value, default=str)}: {why}")
+
+    def require_bidirectional(self) -> None:
+        model_type = self.config.get("model_type")
+        if model_type not in (PPLX_MODEL_TYPE, QWEN3_MODEL_TYPE):
+            self.refuse(
+                "model_type", model_type, f"only {PPLX_MODEL_TYPE} and bidirectional {QWEN3_MODEL_TYPE} are implemented"
+            )
+        says_so = self.config.get("use_bidirectional_attention") is True or self.config.get("is_causal") is False
+        if model_type == QWEN3_MODEL_TYPE and not says_so:
+            self.refuse(
+                "model_type",
+                model_type,
+                "a causal model; an encoder says use_bidirectional_attention=true or is_causal=false",
+            )
+
+    def require_supported_switches(self) -> None:
+        for field, is_implemented in _IMPLEMENTED.items():
+            value = self.config.get(field)
+            if not is_implemented(value):
+                self.refuse(field, value, "not implemented")
+        for field, value in self.config.items():
+            known = field in _IMPLEMENTED or field in _HARMLESS or field.startswith("_")
+            if not known and (value is True or (isinstance(value, int | float | dict) and value)):
+                self.refuse(field, value, "unknown switch; it could change what the model computes")
+
+    def positive(self, field: str) -> int:
+        value = self.config.get(field)
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            self.refuse(field, value, "must be a positive integer")
+        return int(value)  # type: ignore[arg-type]
+
+    def number(self, field: str) -> float:
+        value = self.config.get(field)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            self.refuse(field, value, "must be a positive number")
+        return float(value)  # type: ignore[arg-type]
+
+    def rope_theta(self) -> float:
+        nested = (self.config.get("rope_parameters") or {}).get("rope_theta")
+        outer = self.config.get("rope_theta")
+        if nested is not None and outer is not None and nested != outer:
+            self.refuse("rope_theta", outer, f"rope_parameters says {nested}")
+        value = outer if nested is None else nested
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 1:
+            self.refuse("rope_theta", value, "must be a number above 1, here or in rope_parameters")
+        return float(value)  # type: ignore[arg-type]
+
+    def sep_id(self) -> int:
+        value = self.config.get("eos_token_id")
+        if value is None:
+            value = self.config.get("pad_token_id")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            self.refuse("eos_token_id", value, "must be the id of the separator token")
+        return int(value)  # type: ignore[arg-type]
+
+    def is_contextual(self) -> bool:
+        named = [*(self.config.get("architectures") or []), *(self.config.get("auto_map") or {}).values()]
+        return any(CONTEXTUAL_ARCHITECTURE in str(name) for name in named)
+
+
+def _is_plain_rope(rope: Any) -> bool:
+    if not isinstance(rope, Mapping):
+        return False
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    return kind == "default" and set(rope) <= {"rope_theta", "rope_type", "type"}
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result

@@ -1,0 +1,107 @@
+"""Texts and documents to token rows. Nothing is added: no BOS, no EOS, no prefix; an empty text has no tokens.
+
+Spans are made here, where the ids are: the separator, padding and end tokens share one id in this family, and a user
+may type the separator's text, so boundaries can never be found again by looking at ids.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Encoding
+from tokenizers import Tokenizer as BpeTokenizer
+
+from pplx_edge.errors import CheckpointError, InputError
+from pplx_edge.spec import ModelSpec
+from pplx_edge.types import TokenRow
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """The model's own tokenizer. Safe to call from several threads."""
+
+    def __init__(self, bpe: BpeTokenizer, sep_id: int):
+        bpe.no_padding()
+        bpe.no_truncation()
+        self._bpe, self.sep_id = bpe, sep_id
+
+    @classmethod
+    def open(cls, directory: str | Path, spec: ModelSpec) -> "Tokenizer":
+        """The tokenizer in a model directory. Raises CheckpointError when it is missing, corrupt or too large."""
+        path = Path(directory) / TOKENIZER_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not found; the model cannot read text without it: fetch the model again")
+        try:
+            bpe = BpeTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for every kind of malformed file
+            raise CheckpointError(f"{path}: not a tokenizer ({error})") from error
+        largest = max(bpe.get_vocab(with_added_tokens=True).values(), default=-1)
+        if largest >= spec.vocab_size:
+            raise CheckpointError(
+                f"{path}: token id {largest:,} is outside the model's vocabulary of {spec.vocab_size:,}"
+            )
+        return cls(bpe, spec.sep_id)
+
+    def text_rows(self, texts: Sequence[str]) -> list[TokenRow]:
+        """One row a text, with one span over all of it. Raises InputError for what is not a list of strings."""
+        require_texts(texts, "texts")
+        return [TokenRow(ids, ((0, len(ids)),)) for ids in self._encode(texts)]
+
+    def document_rows(self, documents: Sequence[Sequence[str]]) -> list[TokenRow]:
+        """One row a document: its chunks joined by the separator, with one span a chunk, separators excluded."""
+        require_sequence(documents, "documents", "a list of lists of strings")
+        for i, chunks in enumerate(documents):
+            require_texts(chunks, f"document {i}")
+        encoded = iter(self._encode([chunk for chunks in documents for chunk in chunks]))
+        return [self._joined([next(encoded) for _ in chunks]) for chunks in documents]
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self._encode([text])[0])
+
+    def encode_with_offsets(self, text: str) -> Encoding:
+        """The library's own encoding of one text, for what needs character offsets."""
+        require_texts([text], "texts")
+        return self._bpe.encode(text, add_special_tokens=False)
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+    def _joined(self, chunks: list[np.ndarray]) -> TokenRow:
+        pieces, bounds, position = [], [], 0
+        for i, ids in enumerate(chunks):
+            if i:
+                pieces.append(np.array([self.sep_id], np.int64))
+                position += 1
+            pieces.append(ids)
+            bounds.append((position, position + len(ids)))
+            position += len(ids)
+        return TokenRow(np.concatenate([np.empty(0, np.int64), *pieces]), tuple(bounds))
+
+
+def require_sequence(values: object, name: str, wanted: str) -> None:
+    """Raises InputError unless `values` is a list, tuple or array-like sequence that is not itself a string."""
+    if (
+        isinstance(values, str | bytes)
+        or not hasattr(values, "__len__")
+        or not hasattr(values, "__getitem__")
+        or isinstance(values, dict)
+    ):
+        raise InputError(f"{name} must be {wanted}, got {type(values).__name__}")
+
+
+def require_texts(texts: object, name: str) -> None:
+    """Raises InputError, naming the culprit, unless `texts` is a sequence of strings that are valid Unicode."""
+    require_sequence(texts, name, "a list of strings")
+    for i, text in enumerate(texts):  # type: ignore[arg-type]
+        if not isinstance(text, str):
+            raise InputError(f"{name}[{i}] must be a string, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{name}[{i}] has a lone surrogate at character {error.start}, which is not Unicode text; "
+                "decode its source with errors='replace'"
+            ) from None
