@@ -174,9 +174,10 @@ def _require_match(tensors: Mapping[str, _Stored], spec: ModelSpec, directory: P
             f"{tensors[extra[0]].path}: tensor {extra[0]} is not part of this model ({len(extra)} unknown)"
         )
     for name, shape in expected.items():
-        if tensors[name].shape != shape:
+        found = tensors[name]
+        if found.shape != shape:
             raise CheckpointError(
-                f"{tensors[name].path}: tensor {name} has shape {list(tensors[name].shape)}, config.json implies {list(shape)}"
+                f"{found.path}: tensor {name} has shape {list(found.shape)}, config.json implies {list(shape)}"
             )
 
 

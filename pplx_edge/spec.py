@@ -149,49 +149,17 @@ _IMPLEMENTED: dict[str, Callable[[Any], bool]] = {
 }
 
 # Fields that are read elsewhere or cannot change what an encoder computes.
-_HARMLESS = frozenset(
-    [
-        "architectures",
-        "attention_dropout",
-        "attn_implementation",
-        "auto_map",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
-        "head_dim",
-        "hidden_size",
-        "id2label",
-        "initializer_range",
-        "intermediate_size",
-        "is_encoder_decoder",
-        "label2id",
-        "mask_token_id",
-        "max_position_embeddings",
-        "max_window_layers",
-        "model_type",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "problem_type",
-        "quantization",
-        "quantization_config",
-        "return_dict",
-        "rms_norm_eps",
-        "rope_theta",
-        "sep_token_id",
-        "sliding_window",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "use_cache",
-        "use_return_dict",
-        "vocab_size",
-    ]
-)
+# fmt: off
+_HARMLESS = frozenset([
+    "architectures", "attention_dropout", "attn_implementation", "auto_map", "bos_token_id",
+    "chunk_size_feed_forward", "dtype", "eos_token_id", "head_dim", "hidden_size", "id2label", "initializer_range",
+    "intermediate_size", "is_encoder_decoder", "label2id", "mask_token_id", "max_position_embeddings",
+    "max_window_layers", "model_type", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
+    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "quantization",
+    "quantization_config", "return_dict", "rms_norm_eps", "rope_theta", "sep_token_id", "sliding_window",
+    "torch_dtype", "torchscript", "transformers_version", "use_cache", "use_return_dict", "vocab_size",
+])
+# fmt: on
 
 
 class _ConfigReader:

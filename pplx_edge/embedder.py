@@ -1,0 +1,185 @@
+"""The facade: texts in, vectors out.
+
+Tokenises, cuts into batches, runs a session and quantises; order is kept and N in is N out.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from tqdm import tqdm
+
+from pplx_edge import backends, hub, quantize
+from pplx_edge.batching import collate, plan_batches
+from pplx_edge.errors import TextTooLong
+from pplx_edge.preparation import ready_directory
+from pplx_edge.similarity import similarity
+from pplx_edge.tokenization import Tokenizer
+from pplx_edge.types import Precision, Session, TokenRow
+
+_PROGRESS_DELAY_SECONDS = 2.0
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    backend: str = "auto",
+    format: str | None = None,
+    revision: str | None = None,
+    offline: bool | None = None,
+    threads: int | None = None,
+) -> "Embedder":
+    """An Embedder for a built-in name (`nano`), a directory or a hub repository (`perplexity-ai/pplx-embed-v1-0.6b`).
+
+    `format` is what a checkpoint is turned into when it is opened for the first time (`onnx-int8` when None); the
+    result is kept in the cache. `revision` pins a hub commit. `offline` forbids the network (None: as the environment
+    says). `threads` limits the processor threads of one call.
+
+    Raises ModelNotFound, OfflineError, CheckpointError, UnsupportedModel or ArtifactError.
+    """
+    backend = backends.require_backend(backend)
+    directory = hub.resolve(name_or_path, revision=revision, offline=offline)
+    directory = ready_directory(directory, backend, format)
+    session = backends.open_session(backend, directory, threads=threads)
+    return Embedder(session, Tokenizer.open(directory, session.spec))
+
+
+class Embedder:
+    """Texts to vectors. Safe to call from several threads."""
+
+    def __init__(self, session: Session, tokenizer: Tokenizer):
+        self.session, self.tokenizer = session, tokenizer
+
+    @property
+    def dim(self) -> int:
+        """Native width of a vector."""
+        return self.session.spec.dim
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that one text, or one document with all its chunks, may have."""
+        return self.session.spec.max_tokens
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        precision: Precision = "int8",
+        *,
+        dim: int | None = None,
+        truncate: bool = False,
+        show_progress: bool | None = None,
+    ) -> np.ndarray:
+        """One vector a text, in their order: int8 `[N, D]`, binary ±1 int8, ubinary uint8 `[N, D/8]` or float32 means.
+
+        `dim` keeps the first components (matryoshka, from 128). An empty text gives the codes of a zero mean. A text
+        over `max_tokens` raises TextTooLong unless `truncate`, which cuts it and warns with a count. A progress bar
+        appears on a terminal's stderr when the work is long (`show_progress` True or False: always or never).
+
+        Raises InputError for anything that is not a list of strings, NumericalError naming the text whose vector is
+        not finite.
+        """
+        rows = self.tokenizer.text_rows(texts)
+        return self._encode_rows(rows, "text", precision, dim, truncate, show_progress)
+
+    def encode_query(self, texts: Sequence[str], precision: Precision = "int8", **options) -> np.ndarray:
+        """The same as `encode`: this family adds no instruction to a query."""
+        return self.encode(texts, precision, **options)
+
+    def encode_document(self, texts: Sequence[str], precision: Precision = "int8", **options) -> np.ndarray:
+        """The same as `encode`: this family adds no prefix to a document."""
+        return self.encode(texts, precision, **options)
+
+    def encode_chunks(
+        self,
+        documents: Sequence[Sequence[str]],
+        precision: Precision = "int8",
+        *,
+        dim: int | None = None,
+        truncate: bool = False,
+        show_progress: bool | None = None,
+    ) -> list[np.ndarray]:
+        """One array `[n_chunks, D]` a document, each chunk's vector made in the context of its whole document.
+
+        A document is read in one pass, chunks joined by the separator, and each chunk is the mean over its own tokens
+        (late chunking, arXiv 2409.04701). A query is a document of one chunk. Chunks past the limit of a truncated
+        document get the codes of a zero mean.
+        """
+        rows = self.tokenizer.document_rows(documents)
+        codes = self._encode_rows(rows, "document", precision, dim, truncate, show_progress)
+        return np.split(codes, np.cumsum([len(row.bounds) for row in rows])[:-1]) if rows else []
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """See `pplx_edge.similarity`: cosine or Hamming, by the vectors' own type."""
+        return similarity(a, b)
+
+    def close(self) -> None:
+        """Lets go of the model's memory. The embedder cannot be used afterwards."""
+        del self.session
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _encode_rows(
+        self,
+        rows: list[TokenRow],
+        noun: str,
+        precision: Precision,
+        dim: int | None,
+        truncate: bool,
+        show_progress: bool | None,
+    ) -> np.ndarray:
+        precision = quantize.require_precision(precision)
+        dim = quantize.require_dim(dim, self.dim, precision)
+        rows = _within_limit(rows, self.max_tokens, noun, truncate)
+        n_spans = [len(row.bounds) for row in rows]
+        first_span = np.concatenate([[0], np.cumsum(n_spans)]).astype(np.int64)
+        codes = np.repeat(quantize.quantize(np.zeros((1, dim), np.float32), precision), first_span[-1], axis=0)
+        for picked in _with_progress(
+            plan_batches([len(row) for row in rows], self.session.policy), rows, show_progress
+        ):
+            batch = collate([rows[i] for i in picked], self.tokenizer.sep_id)
+            means = self.session.span_means(batch)
+            spans = np.concatenate([np.arange(first_span[i], first_span[i + 1]) for i in picked])
+            quantize.require_finite(means, [f"{noun} {i}" for i in picked for _ in range(n_spans[i])])
+            codes[spans] = quantize.quantize(quantize.truncate_dims(means, dim), precision)
+        return codes
+
+
+def _within_limit(rows: list[TokenRow], limit: int, noun: str, truncate: bool) -> list[TokenRow]:
+    """The rows, those over the limit cut when that is wanted and refused otherwise."""
+    long = [i for i, row in enumerate(rows) if len(row) > limit]
+    if not long:
+        return rows
+    first = long[0]
+    if not truncate:
+        more = f" (and {len(long) - 1} more are over it)" if len(long) > 1 else ""
+        raise TextTooLong(
+            f"{noun} {first}: {len(rows[first]):,} tokens, limit {limit:,}{more}; split it, or pass truncate=True",
+            index=first,
+            n_tokens=len(rows[first]),
+            limit=limit,
+        )
+    warnings.warn(f"{len(long)} of {len(rows)} {noun}s cut to {limit:,} tokens, {noun} {first} first", stacklevel=4)
+    return [row.cut(limit) if len(row) > limit else row for row in rows]
+
+
+def _with_progress(batches: list[list[int]], rows: list[TokenRow], show: bool | None) -> Iterable[list[int]]:
+    """The batches, with a bar that counts tokens."""
+    total = sum(len(rows[i]) for batch in batches for i in batch)
+    delay = _PROGRESS_DELAY_SECONDS if show is None else 0.0
+    with tqdm(
+        total=total,
+        unit="tok",
+        unit_scale=True,
+        desc="embedding",
+        delay=delay,
+        disable=None if show is None else not show,
+    ) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(sum(len(rows[i]) for i in batch))
