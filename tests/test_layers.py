@@ -1,0 +1,291 @@
+"""The arrows of the house point down: parses every import and fails on one that points up.
+
+The layers are those of ARCHITECTURE.md. A module that is in none of them fails too: place it in the picture first.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+ROOTS = {
+    "pplx_edge": REPOSITORY,
+    "pplx_convert": REPOSITORY / "converters",
+    "pplx_quant": REPOSITORY / "quant",
+    "pplx_bench": REPOSITORY / "benchmarks",
+    "pplx_search": REPOSITORY / "apps",
+}
+
+LAYERS = {
+    "types spec errors": "base",
+    "chunking tokenization batching": "text",
+    "pooling late_chunking quantize similarity": "numbers",
+    "checkpoint artifact hub models": "machines",
+    "backends": "backends",
+    "preparation": "preparation",
+    "embedder": "embedder",
+    "nano": "data",
+    "cli __main__": "cli",
+    "server": "server",
+}
+LAYER_OF = {f"pplx_edge.{module}": layer for modules, layer in LAYERS.items() for module in modules.split()} | {
+    "pplx_edge": "facade",
+    "pplx_convert": "convert",
+    "pplx_quant": "quant",
+    "pplx_bench": "bench",
+    "pplx_search": "search",
+}
+
+COLUMNS = {"base", "text", "numbers", "machines", "backends"}
+BELOW = {
+    "base": {"base"},
+    "data": set(),
+    "text": {"base", "text"},
+    "numbers": {"base", "numbers"},
+    "machines": {"base", "machines", "data"},
+    "backends": {"base", "machines", "backends"},
+    "preparation": {"base", "machines", "backends"},
+    "embedder": COLUMNS | {"preparation"},
+    "facade": {"base", "numbers", "embedder"},
+    "cli": COLUMNS | {"preparation", "embedder", "facade", "server", "cli", "data"},
+    "server": {"base", "text", "numbers", "embedder", "facade", "server"},
+    "convert": COLUMNS | {"convert"},
+    "quant": COLUMNS | {"quant"},
+    "search": {"base", "facade", "search"},
+    "bench": COLUMNS | {"preparation", "embedder", "facade", "convert", "quant", "search", "cli", "data", "bench"},
+}
+LAZILY = {"preparation": {"convert"}, "cli": {"convert", "quant", "bench", "search"}}
+SINGLE_ARROWS = {("backends", "pplx_edge.pooling")}  # a graph that returns only token states
+
+HEAVY = {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
+HEAVY_LAYERS = {"backends", "convert", "quant", "bench"}
+HEAVY_MODULES = "pplx_edge.models"
+NETWORK = {"huggingface_hub", "requests", "httpx", "urllib3", "aiohttp", "socket", "urllib.request", "http.client"}
+NETWORK_MODULES = {"pplx_edge.hub", "pplx_edge.server"}
+BASE_PACKAGES = {"numpy"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """`importer` imports `target` on a line, inside a function (lazily) or not."""
+
+    importer: str
+    target: str
+    line: int
+    lazy: bool
+
+
+def modules_under(roots: dict[str, Path]) -> dict[str, Path]:
+    """Dotted name to file of every module of the packages."""
+    found = {}
+    for package, root in roots.items():
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(module: str, path: Path, modules: dict[str, Path]) -> Iterator[Import]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy_lines = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            lazy_lines |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Call):
+            for target in targets_of(node, module, path, modules):
+                yield Import(module, target, node.lineno, node.lineno in lazy_lines)
+
+
+def targets_of(node: ast.AST, module: str, path: Path, modules: dict[str, Path]) -> list[str]:
+    """Dotted names that a node imports; `from package import name` is the submodule when there is one."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = absolute_base(node, module, path)
+        return [full if (full := f"{base}.{alias.name}") in modules else base for alias in node.names]
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in ("import_module", "__import__"):
+            return [str(node.args[0].value)]
+    return []
+
+
+def absolute_base(node: ast.ImportFrom, module: str, path: Path) -> str:
+    if not node.level:
+        return node.module or ""
+    package = module.split(".") if path.stem == "__init__" else module.split(".")[:-1]
+    parents = package[: len(package) - node.level + 1]
+    return ".".join([*parents, *([node.module] if node.module else [])])
+
+
+def layer_of(module: str) -> str | None:
+    """The layer of one of our modules, None for one that is in no layer."""
+    parts = module.split(".")
+    if parts[0] == "pplx_edge" and len(parts) > 1:
+        return LAYER_OF.get(".".join(parts[:2]))
+    return LAYER_OF.get(parts[0])
+
+
+def backend_of(module: str) -> str:
+    """`onnx` for pplx_edge.backends.onnx_session and onnx_memory; empty for the registry itself."""
+    parts = module.split(".")
+    return parts[2].split("_")[0] if len(parts) > 2 else ""
+
+
+def complaint(found: Import) -> str | None:
+    """What is wrong with an import, or None."""
+    layer = layer_of(found.importer)
+    if layer is None:
+        return "is in no layer: place it in tests/test_layers.py and ARCHITECTURE.md first"
+    if found.target.split(".")[0] in ROOTS:
+        return own_complaint(found, layer)
+    return outside_complaint(found, layer)
+
+
+def own_complaint(found: Import, layer: str) -> str | None:
+    target = layer_of(found.target)
+    if target == layer == "backends" and not same_backend(found):
+        return f"one backend imports another: {found.target}"
+    if target in BELOW[layer] or (layer, found.target) in SINGLE_ARROWS:
+        return None
+    if target in LAZILY.get(layer, set()):
+        return None if found.lazy else f"{found.target} may only be imported inside the function that needs it"
+    return f"{layer} may not import {found.target} ({target})"
+
+
+def same_backend(found: Import) -> bool:
+    importer, target = backend_of(found.importer), backend_of(found.target)
+    return importer == target or not target
+
+
+def outside_complaint(found: Import, layer: str) -> str | None:
+    top = found.target.split(".")[0]
+    if top in HEAVY and layer not in HEAVY_LAYERS and not found.importer.startswith(HEAVY_MODULES):
+        return f"{top} belongs in backends, models, pplx_convert, pplx_quant and pplx_bench"
+    on_network = top in NETWORK or found.target in NETWORK
+    if on_network and layer != "bench" and not any(found.importer.startswith(name) for name in NETWORK_MODULES):
+        return f"only hub touches the network, not {found.target}"
+    if layer == "base" and top not in BASE_PACKAGES | sys.stdlib_module_names:
+        return f"types, spec and errors stand on the standard library and numpy, not on {top}"
+    return None
+
+
+def complaints(roots: dict[str, Path]) -> list[str]:
+    modules = modules_under(roots)
+    unplaced = [f"{name} is in no layer" for name in modules if layer_of(name) is None]
+    imports = (found for name, path in modules.items() for found in imports_of(name, path, modules))
+    return unplaced + [
+        f"{found.importer}:{found.line}: {why}"
+        for found in imports
+        if layer_of(found.importer) and (why := complaint(found))
+    ]
+
+
+def test_no_arrow_points_up():
+    assert complaints(ROOTS) == []
+
+
+def test_every_module_was_looked_at():
+    modules = modules_under(ROOTS)
+    assert {"pplx_edge", "pplx_edge.embedder", "pplx_edge.backends", "pplx_edge.models.qwen3_torch"} <= set(modules)
+    found = list(imports_of("pplx_edge.embedder", modules["pplx_edge.embedder"], modules))
+    assert {"pplx_edge.hub", "pplx_edge.types", "numpy"} <= {each.target for each in found}
+
+
+PLANTED = {
+    "upward": ("pplx_edge/types.py", "from pplx_edge.embedder import Embedder", "base may not import"),
+    "upward by the facade": ("pplx_edge/quantize.py", "from pplx_edge import load", "numbers may not import"),
+    "upward and relative": ("pplx_edge/pooling.py", "from .embedder import Embedder", "numbers may not import"),
+    "sibling relative": ("pplx_edge/cli/embed.py", "from ..nowhere import x", "cli may not import pplx_edge.nowhere"),
+    "sideways": ("pplx_edge/tokenization.py", "from pplx_edge import quantize", "text may not import"),
+    "sideways lazily": ("pplx_edge/batching.py", "def f():\n    import pplx_edge.checkpoint", "text may not import"),
+    "for types only": (
+        "pplx_edge/spec.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pplx_edge.hub",
+        "base may not import",
+    ),
+    "backend to backend": (
+        "pplx_edge/backends/mlx_session.py",
+        "from pplx_edge.backends.onnx_session import x",
+        "one backend imports another",
+    ),
+    "backend to text": ("pplx_edge/backends/onnx_session.py", "import pplx_edge.tokenization", "backends may not"),
+    "convert eagerly": ("pplx_edge/preparation.py", "import pplx_convert", "inside the function"),
+    "convert from elsewhere": ("pplx_edge/hub.py", "def f():\n    import pplx_convert", "machines may not import"),
+    "convert by its name": (
+        "pplx_edge/embedder.py",
+        "from importlib import import_module\nimport_module('pplx_convert.onnx')",
+        "embedder may not import pplx_convert",
+    ),
+    "training from converting": ("converters/pplx_convert/onnx.py", "import pplx_quant.losses", "convert may not"),
+    "facade from converting": ("converters/pplx_convert/onnx.py", "import pplx_edge", "convert may not import"),
+    "bench from anywhere": ("quant/pplx_quant/losses.py", "import pplx_bench", "quant may not import"),
+    "torch in the core": ("pplx_edge/checkpoint.py", "def f():\n    import torch.nn", "torch belongs in"),
+    "onnx in the cli": ("pplx_edge/cli/embed.py", "import onnx", "onnx belongs in"),
+    "network": ("pplx_edge/tokenization.py", "from huggingface_hub import snapshot_download", "only hub touches"),
+    "network in the library": ("pplx_edge/artifact.py", "import urllib.request", "only hub touches"),
+    "heavy base": ("pplx_edge/errors.py", "import tqdm", "stand on the standard library"),
+    "no layer": ("pplx_edge/utils.py", "", "is in no layer"),
+}
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_a_planted_violation_is_found(case: str, tmp_path: Path):
+    file, source, expected = PLANTED[case]
+    found = complaints(plant(tmp_path, {file: source}))
+    assert len(found) == 1
+    assert expected in found[0]
+
+
+ALLOWED = {
+    "pplx_edge/backends/onnx_session.py": "import onnxruntime\nfrom pplx_edge.pooling import span_means",
+    "pplx_edge/backends/onnx_memory.py": "from pplx_edge.backends.onnx_session import x",
+    "pplx_edge/models/qwen3_mlx.py": "import mlx.core",
+    "pplx_edge/hub.py": "from huggingface_hub import snapshot_download",
+    "pplx_edge/preparation.py": "def ready():\n    from pplx_convert import convert",
+    "pplx_edge/cli/convert.py": "import pplx_edge\n\ndef run():\n    import pplx_convert, pplx_bench",
+    "converters/pplx_convert/onnx.py": "import onnx\nfrom pplx_edge.checkpoint import Checkpoint",
+    "benchmarks/pplx_bench/speed.py": "import pplx_edge, pplx_convert, torch, transformers",
+}
+
+
+def test_what_the_picture_allows_is_not_complained_about(tmp_path: Path):
+    assert complaints(plant(tmp_path, ALLOWED)) == []
+
+
+def plant(base: Path, files: dict[str, str]) -> dict[str, Path]:
+    """Packages with the given files; returns their roots."""
+    stubs = ["pplx_edge/embedder.py", "pplx_edge/backends/__init__.py", "pplx_edge/quantize.py", "pplx_edge/hub.py"]
+    for file in [*stubs, *files]:
+        path = base / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(files.get(file, ""), encoding="utf-8")
+    return {package: base / root.relative_to(REPOSITORY) for package, root in ROOTS.items()}
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level and dotted names in sys.modules after a statement, in a fresh interpreter."""
+    program = f"import sys; {statement}; print(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(output.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    loaded = modules_after("import pplx_edge")
+    assert "pplx_edge.embedder" in loaded
+    assert loaded & (HEAVY | {"huggingface_hub", "pplx_convert", "pplx_quant", "pplx_bench", "safetensors"}) == set()
+
+
+def test_importing_the_package_loads_no_backend():
+    loaded = modules_after("import pplx_edge")
+    assert {name for name in loaded if name.startswith(("pplx_edge.backends.", "pplx_edge.models."))} == set()
+
+
+def test_the_probe_of_loaded_modules_sees_what_is_loaded():
+    assert "safetensors" in modules_after("import safetensors")
