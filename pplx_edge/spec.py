@@ -7,13 +7,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeGuard
 
 from pplx_edge.errors import CheckpointError, UnsupportedModel
 
 PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
 QWEN3_MODEL_TYPE = "qwen3"
 CONTEXTUAL_ARCHITECTURE = "PPLXQwen3ContextualModel"
+
+_MAX_LAYERS = 1024
+_MAX_SIZE = 1 << 24
+_MAX_FLOAT32 = 3.4e38
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +97,7 @@ class ModelSpec:
         reader.require_bidirectional()
         reader.require_supported_switches()
         spec = cls(
-            n_layers=reader.positive("num_hidden_layers"),
+            n_layers=reader.positive("num_hidden_layers", at_most=_MAX_LAYERS),
             hidden_size=reader.positive("hidden_size"),
             n_heads=reader.positive("num_attention_heads"),
             n_kv_heads=reader.positive("num_key_value_heads"),
@@ -125,7 +129,7 @@ class ModelSpec:
             raise CheckpointError(
                 f"{path}: not found; a model directory holds config.json, tokenizer.json and weights"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
         if not isinstance(config, dict):
             raise CheckpointError(f"{path}: must hold a JSON object, found {type(config).__name__}")
@@ -136,7 +140,7 @@ class ModelSpec:
 _IMPLEMENTED: dict[str, Callable[[Any], bool]] = {
     "attention_bias": lambda v: v in (None, False),
     "use_sliding_window": lambda v: v in (None, False),
-    "layer_types": lambda v: v is None or set(v) <= {"full_attention"},
+    "layer_types": lambda v: v is None or (isinstance(v, list | tuple) and all(kind == "full_attention" for kind in v)),
     "rope_scaling": lambda v: v is None or _is_plain_rope(v),
     "rope_parameters": lambda v: v is None or _is_plain_rope(v),
     "partial_rotary_factor": lambda v: v in (None, 1, 1.0),
@@ -166,7 +170,7 @@ class _ConfigReader:
     def __init__(self, config: Mapping[str, Any], source: str):
         self.config, self.source = config, source
 
-    def refuse(self, field: str, value: Any, why: str) -> None:
+    def refuse(self, field: str, value: Any, why: str) -> NoReturn:
         raise UnsupportedModel(f"{self.source}: {field}={json.dumps(value, default=str)}: {why}")
 
     def require_bidirectional(self) -> None:
@@ -193,27 +197,28 @@ class _ConfigReader:
             if not known and (value is True or (isinstance(value, int | float | dict) and value)):
                 self.refuse(field, value, "unknown switch; it could change what the model computes")
 
-    def positive(self, field: str) -> int:
+    def positive(self, field: str, *, at_most: int = _MAX_SIZE) -> int:
         value = self.config.get(field)
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            self.refuse(field, value, "must be a positive integer")
-        return int(value)  # type: ignore[arg-type]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= at_most:
+            self.refuse(field, value, f"must be an integer from 1 to {at_most:,}")
+        return value
 
     def number(self, field: str) -> float:
         value = self.config.get(field)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if not _is_float32(value, above=0):
             self.refuse(field, value, "must be a positive number")
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
     def rope_theta(self) -> float:
-        nested = (self.config.get("rope_parameters") or {}).get("rope_theta")
-        outer = self.config.get("rope_theta")
-        if nested is not None and outer is not None and nested != outer:
-            self.refuse("rope_theta", outer, f"rope_parameters says {nested}")
-        value = outer if nested is None else nested
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 1:
+        places = [self.config, *(self.config.get(name) or {} for name in ("rope_parameters", "rope_scaling"))]
+        found = [place["rope_theta"] for place in places if place.get("rope_theta") is not None]
+        value = found[0] if found else None
+        if not _is_float32(value, above=1):
             self.refuse("rope_theta", value, "must be a number above 1, here or in rope_parameters")
-        return float(value)  # type: ignore[arg-type]
+        for other in found:
+            if other != value:
+                self.refuse("rope_theta", value, f"another place of the same file says {other}")
+        return float(value)
 
     def sep_id(self) -> int:
         value = self.config.get("eos_token_id")
@@ -221,18 +226,27 @@ class _ConfigReader:
             value = self.config.get("pad_token_id")
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             self.refuse("eos_token_id", value, "must be the id of the separator token")
-        return int(value)  # type: ignore[arg-type]
+        return value
 
     def is_contextual(self) -> bool:
-        named = [*(self.config.get("architectures") or []), *(self.config.get("auto_map") or {}).values()]
+        architectures, auto_map = self.config.get("architectures"), self.config.get("auto_map")
+        if not isinstance(architectures, list | tuple | None):
+            self.refuse("architectures", architectures, "must be a list of names")
+        if not isinstance(auto_map, Mapping | None):
+            self.refuse("auto_map", auto_map, "must be an object of names")
+        named = [*(architectures or []), *(auto_map or {}).values()]
         return any(CONTEXTUAL_ARCHITECTURE in str(name) for name in named)
+
+
+def _is_float32(value: Any, *, above: float) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value < _MAX_FLOAT32
 
 
 def _is_plain_rope(rope: Any) -> bool:
     if not isinstance(rope, Mapping):
         return False
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    return kind == "default" and set(rope) <= {"rope_theta", "rope_type", "type"}
+    kinds = [rope.get("rope_type", "default"), rope.get("type", "default")]
+    return kinds == ["default", "default"] and set(rope) <= {"rope_theta", "rope_type", "type"}
 
 
 def _product(shape: tuple[int, ...]) -> int:
