@@ -1,0 +1,97 @@
+"""How far a conversion strays from the reference: measured on real text, always, and written into the manifest."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from pplx_edge.errors import ParityError
+from pplx_edge.quantize import int8_codes
+
+# Sentences of several scripts, lengths and registers; the last one is repeated to a longer passage.
+PROBE_TEXTS = (
+    "What is Deep Learning?",
+    "Deep Learning is...",
+    "a",
+    "The mitochondrion is an organelle found in the cells of most eukaryotes, where it produces energy.",
+    "def mean(values):\n    return sum(values) / len(values)",
+    "Wie hoch ist die Gebühr für die Eintragung ins Handelsregister?",
+    "¿Cuál es la capital de Bolivia y cuántos habitantes tiene?",
+    "Пароль должен содержать не менее двенадцати символов, включая цифры.",
+    "深度学习是机器学习的一个分支，它使用多层神经网络。",
+    "日本の首都はどこですか。",
+    "كيف يعمل محرك البحث الدلالي؟",
+    "अर्थ के आधार पर खोज कैसे काम करती है?",
+    "ls -la /var/log | grep -v '\\.gz$' | sort -k5 -n",
+    "🙂👩‍🔬 emoji, e\u0301 combining, and\ttabs\n\nand lines",
+    "Long documents are read in one pass, so that each part knows what the whole is about. " * 12,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityReport:
+    """Conversion against reference over N vectors: cosine of the means, and steps of their int8 codes."""
+
+    n_vectors: int
+    n_tokens: int
+    min_cosine: float
+    mean_cosine: float
+    moved_share: float
+    largest_step: int
+
+    @classmethod
+    def compare(cls, reference: np.ndarray, converted: np.ndarray, n_tokens: int) -> "ParityReport":
+        """The figures of two float arrays of means `[N, D]`."""
+        if not np.isfinite(converted).all():
+            raise ParityError("the converted model produced NaN or infinity on ordinary text; nothing was written")
+        a, b = reference.astype(np.float64), converted.astype(np.float64)
+        cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        steps = np.abs(int8_codes(reference).astype(int) - int8_codes(converted))
+        return cls(
+            n_vectors=len(a),
+            n_tokens=n_tokens,
+            min_cosine=round(float(cosines.min()), 7),
+            mean_cosine=round(float(cosines.mean()), 7),
+            moved_share=round(float((steps > 0).mean()), 6),
+            largest_step=int(steps.max()),
+        )
+
+    def require(self, limits: "ParityLimits") -> None:
+        """Raises ParityError naming the first figure out of its limits."""
+        checks = (
+            ("min cosine", self.min_cosine, limits.min_cosine, self.min_cosine >= limits.min_cosine),
+            ("mean cosine", self.mean_cosine, limits.mean_cosine, self.mean_cosine >= limits.mean_cosine),
+            (
+                "largest step of a code",
+                self.largest_step,
+                limits.largest_step,
+                self.largest_step <= limits.largest_step,
+            ),
+        )
+        for name, found, limit, passed in checks:
+            if not passed:
+                raise ParityError(f"{name} against the reference is {found}, limit {limit}; nothing was written")
+
+    def as_dict(self) -> dict[str, float | int]:
+        """The figures, for the manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityLimits:
+    """What a conversion may not exceed."""
+
+    min_cosine: float
+    mean_cosine: float
+    largest_step: int
+
+
+LIMITS = {
+    "onnx-fp32": ParityLimits(min_cosine=0.99999, mean_cosine=0.99999, largest_step=1),
+    "onnx-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=64),
+}
+
+
+def means_of(states: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over tokens of each row's states `[T, D]`: float32 `[N, D]`."""
+    return np.stack([x.mean(axis=0, dtype=np.float32) for x in states])

@@ -1,0 +1,69 @@
+"""A model directory made ready for a backend: what can be opened as it is, or is converted once into the cache.
+
+The one place, beside the command line, that reaches for the converters, and only when a checkpoint is opened that was
+not converted before.
+"""
+
+import hashlib
+from pathlib import Path
+
+from pplx_edge import hub
+from pplx_edge.artifact import Artifact, is_artifact, sha256
+from pplx_edge.checkpoint import weight_files
+from pplx_edge.errors import InputError
+
+DEFAULT_FORMATS = {"onnx": "onnx-int8"}
+
+
+def ready_directory(directory: Path, backend: str, format: str | None = None) -> Path:
+    """The directory that the backend opens: the given one, or its conversion in the cache.
+
+    `format` names the conversion (None: the backend's default). Raises InputError when the directory holds an artifact
+    of another format or the format is not the backend's, and what the converter raises.
+    """
+    wanted = format or DEFAULT_FORMATS[backend]
+    if wanted.partition("-")[0] != backend:
+        raise InputError(f"format {wanted!r} is not one that the {backend} backend opens")
+    if is_artifact(directory):
+        found = Artifact.open(directory).format
+        if format not in (None, found):
+            raise InputError(f"{directory}: holds {found}, {format} was asked for; open its source or convert it again")
+        return directory
+    if format is None and not _has_weights(directory) and has_official_graph(directory):
+        return directory
+    return _converted(directory, wanted)
+
+
+def has_official_graph(directory: Path) -> bool:
+    """Whether a directory holds ready ONNX graphs, as the family's hub repositories and community copies do."""
+    return any(
+        (directory / folder).glob("*.onnx")
+        for folder in ("onnx", ".")
+        if next((directory / folder).glob("*.onnx"), None)
+    )
+
+
+def _has_weights(directory: Path) -> bool:
+    return any(directory.glob("*.safetensors")) or any(directory.glob("*.safetensors.index.json"))
+
+
+def _converted(directory: Path, format: str) -> Path:
+    from pplx_convert import FORMAT_REVISION, convert
+
+    name = f"{directory.resolve().name}-{format}-{_fingerprint(directory, FORMAT_REVISION)}"
+    target = hub.cache_directory() / "artifacts" / name
+    if not is_artifact(target):
+        convert(directory, target, format)
+    return target
+
+
+def _fingerprint(directory: Path, revision: int) -> str:
+    """Changes whenever the weights, the tokenizer, the config or the converter do."""
+    digest = hashlib.sha256(str(revision).encode())
+    for path in [*weight_files(directory), directory / "config.json", directory / "tokenizer.json"]:
+        if path.is_file():
+            stat = path.stat()
+            digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns} ".encode())
+            if stat.st_size < 1 << 24:
+                digest.update(sha256(path).encode())
+    return digest.hexdigest()[:16]
