@@ -6,6 +6,7 @@ tensor and lets them go again: peak memory is the largest tensor asked for, not 
 """
 
 import json
+import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_edge.errors import CheckpointError
+from pplx_edge.errors import CheckpointError, InputError
 from pplx_edge.spec import ModelSpec
 
 SINGLE_FILE = "model.safetensors"
@@ -31,6 +32,7 @@ class _Stored:
     """Where a tensor's bytes are: absolute offsets in a file."""
 
     path: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
@@ -71,9 +73,11 @@ class Checkpoint:
         )
 
     def read_block(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `[start, stop)` of a matrix, float32."""
+        """Rows `[start, stop)` of a matrix, float32. Raises InputError for rows that it does not have."""
         stored = self._tensors[name]
-        n_cols = stored.shape[1]
+        n_rows, n_cols = stored.shape
+        if not 0 <= start <= stop <= n_rows:
+            raise InputError(f"{stored.path}: tensor {name} has {n_rows:,} rows, [{start}, {stop}) were asked for")
         row_bytes = n_cols * _ITEM_BYTES[stored.dtype]
         raw = _map_bytes(stored, stored.start + start * row_bytes, stored.start + stop * row_bytes)
         return self._checked(name, _as_float32(raw, stored.dtype)).reshape(stop - start, n_cols)
@@ -111,7 +115,7 @@ def weight_files(directory: Path) -> list[Path]:
 def _shard_names(index: Path) -> list[str]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not a safetensors index ({error!r})") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
@@ -131,37 +135,64 @@ def _read_header(path: Path) -> dict[str, _Stored]:
                 raise CheckpointError(
                     f"{path}: truncated or not safetensors: a header of {length:,} bytes in a file of {size:,}"
                 )
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
     except OSError as error:
         raise CheckpointError(f"{path}: not readable ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: corrupt safetensors header ({error})") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: corrupt safetensors header (a JSON object was expected)")
     header.pop("__metadata__", None)
     base = _HEADER_LENGTH_BYTES + length
-    return {name: _stored(path, name, entry, base, size) for name, entry in header.items()}
+    tensors = {name: _stored(path, name, entry, base, size) for name, entry in header.items()}
+    _require_side_by_side(path, tensors, base, size)
+    return tensors
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names: set[str] = set()
+    for name, _ in pairs:
+        if name in names:
+            raise ValueError(f"{name} is there twice")
+        names.add(name)
+    return dict(pairs)
 
 
 def _stored(path: Path, name: str, entry: Any, base: int, size: int) -> _Stored:
     try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        start, stop = (base + int(offset) for offset in entry["data_offsets"])
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or not isinstance(shape, list):
+            raise TypeError("dtype must be a name and shape a list")
+        if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+            raise ValueError("sizes and offsets must be natural numbers")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: corrupt header entry of tensor {name} ({error!r})") from error
     if dtype not in _ITEM_BYTES:
         quantised = "; these weights are quantised already" if dtype.startswith(("U", "I", "F8")) else ""
         raise CheckpointError(f"{path}: tensor {name} is {dtype}; {', '.join(_ITEM_BYTES)} can be read{quantised}")
-    expected = int(np.prod(shape, dtype=np.int64)) * _ITEM_BYTES[dtype]
-    if min(shape, default=1) < 0 or start < base or stop - start != expected:
+    expected = math.prod(shape) * _ITEM_BYTES[dtype]
+    if stop - start != expected:
         raise CheckpointError(
-            f"{path}: tensor {name} {list(shape)} {dtype} needs {expected:,} bytes, its header gives {stop - start:,}"
+            f"{path}: tensor {name} {shape} {dtype} needs {expected:,} bytes, its header gives {stop - start:,}"
         )
-    if stop > size:
+    if base + stop > size:
         raise CheckpointError(
-            f"{path}: truncated: tensor {name} ends at byte {stop:,}, the file has {size:,}; fetch it again"
+            f"{path}: truncated: tensor {name} ends at byte {base + stop:,}, the file has {size:,}; fetch it again"
         )
-    return _Stored(path, dtype, shape, start, stop)
+    return _Stored(path, name, dtype, tuple(shape), base + start, base + stop)
+
+
+def _require_side_by_side(path: Path, tensors: Mapping[str, _Stored], base: int, size: int) -> None:
+    """The format leaves no gap between the tensors of a file and none at its end, and no two share a byte."""
+    position = base
+    for stored in sorted(tensors.values(), key=lambda stored: (stored.start, stored.stop)):
+        if stored.start != position:
+            raise CheckpointError(
+                f"{path}: corrupt: tensor {stored.name} begins at byte {stored.start:,}, where {position:,} is due"
+            )
+        position = stored.stop
+    if position != size:
+        raise CheckpointError(f"{path}: corrupt: {size - position:,} bytes at its end belong to no tensor")
 
 
 def _require_match(tensors: Mapping[str, _Stored], spec: ModelSpec, directory: Path) -> None:
@@ -186,8 +217,11 @@ def _map_bytes(stored: _Stored, start: int, stop: int) -> np.ndarray:
     if start == stop:
         return np.empty(0, np.uint8)
     aligned = start - start % mmap.ALLOCATIONGRANULARITY
-    with stored.path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), stop - aligned, access=mmap.ACCESS_READ, offset=aligned)
+    try:
+        with stored.path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), stop - aligned, access=mmap.ACCESS_READ, offset=aligned)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{stored.path}: tensor {stored.name} can no longer be read ({error})") from error
     return np.frombuffer(mapped, np.uint8, offset=start - aligned)
 
 
