@@ -273,6 +273,7 @@ def _patterns(repository: str, names: list[str], graphs: str | None) -> list[str
 def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
     """Turns what the hub's library raises into the error tree, saying what to do next."""
     from huggingface_hub import errors
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] (of httpx or httpx2)
 
     try:
         yield
@@ -294,7 +295,7 @@ def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
             f"{repository}: the hub answered with an error ({error.response.status_code}); try again later: "
             f"pplx-edge models pull {repository}"
         ) from error
-    except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError) as error:
+    except (HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError) as error:
         raise _not_here(repository, revision, "the hub cannot be reached") from error
     except (errors.FileMetadataError, json.JSONDecodeError) as error:
         raise OfflineError(
