@@ -29,7 +29,9 @@ def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def hamming_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """`1 - 2 * Hamming / bits` of every pair of packed rows, float32 `[Na, Nb]`."""
     bits = 8 * a.shape[1]
-    distance = np.stack([np.bitwise_count(b ^ row).sum(axis=1, dtype=np.int64) for row in a])
+    distance = np.empty((len(a), len(b)), np.int64)
+    for i, row in enumerate(a):
+        distance[i] = np.bitwise_count(b ^ row).sum(axis=1)
     return (1 - 2 * distance / bits).astype(np.float32)
 
 
@@ -59,7 +61,8 @@ def _require_same_kind(a: np.ndarray, b: np.ndarray) -> None:
     if a.ndim != 2 or b.ndim != 2:
         raise InputError(f"vectors must be [N, D] or [D], got shapes {a.shape} and {b.shape}")
     kinds = _kind(a), _kind(b)
-    if kinds[0] != kinds[1]:
+    empty = a.dtype == b.dtype and 0 in (len(a), len(b))  # ±1 and int8 codes are told apart by their values
+    if kinds[0] != kinds[1] and not empty:
         raise InputError(f"cannot compare {kinds[0]} with {kinds[1]}: encode both at the same precision")
     if a.shape[1] != b.shape[1]:
         raise InputError(f"cannot compare vectors of width {a.shape[1]} and {b.shape[1]}: encode both at the same dim")
