@@ -1,0 +1,159 @@
+"""Checkpoints in the Hugging Face layout, written atomically.
+
+Stock transformers (>= 5.2), sentence-transformers and text-embeddings-inference open the directory as it is. A
+checkpoint of a running stage also holds the optimiser's tensors and the step, as safetensors and JSON: never a pickle.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pplx_edge.checkpoint import Checkpoint
+from pplx_edge.errors import CheckpointError, StorageError
+from pplx_edge.models.qwen3_torch import Qwen3Encoder
+from pplx_edge.spec import ModelSpec
+
+WEIGHTS = "model.safetensors"
+STATE_TENSORS = "training_state.safetensors"
+STATE_VALUES = "training_state.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def hf_config(spec: ModelSpec) -> dict:
+    """`config.json` of a bidirectional encoder as stock libraries read it: a Qwen3 that is not causal."""
+    return {
+        "architectures": ["Qwen3Model"],
+        "model_type": "qwen3",
+        "is_causal": False,
+        "use_bidirectional_attention": True,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.n_layers,
+        "num_attention_heads": spec.n_heads,
+        "num_key_value_heads": spec.n_kv_heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": spec.max_tokens,
+        "rope_theta": spec.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "rms_norm_eps": spec.rms_norm_eps,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "use_cache": False,
+        "initializer_range": 0.02,
+        "pad_token_id": spec.sep_id,
+        "eos_token_id": spec.sep_id,
+        "dtype": "float32",
+    }
+
+
+def sentence_transformers_files(spec: ModelSpec) -> dict[str, object]:
+    """The JSON files by which sentence-transformers knows the model: encoder, then mean pooling."""
+    module = "sentence_transformers.models."
+    return {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": module + "Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": module + "Pooling"},
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": spec.hidden_size,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": True,
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+            "include_prompt": True,
+        },
+    }
+
+
+def write_checkpoint(
+    folder: Path,
+    model: Qwen3Encoder,
+    tokenizer_folder: Path,
+    dtype: torch.dtype = torch.float32,
+    state: tuple[Mapping[str, Tensor], Mapping[str, object]] | None = None,
+) -> None:
+    """Write a checkpoint to `folder`, replacing one that is there; a crash leaves the old one or the new one whole.
+
+    `state` adds what a running stage needs to go on: tensors by name and JSON values. Raises StorageError.
+    """
+    staging = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        for name, value in {"config.json": hf_config(model.spec), **sentence_transformers_files(model.spec)}.items():
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_text(json.dumps(value, indent=2) + "\n")
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer_folder / name, staging / name)
+        weights = {name: weight.detach().to(dtype).contiguous() for name, weight in model.state_dict().items()}
+        save_file(weights, staging / WEIGHTS, metadata={"format": "pt"})
+        if state is not None:
+            save_file(dict(state[0]), staging / STATE_TENSORS)
+            (staging / STATE_VALUES).write_text(json.dumps(state[1]) + "\n")
+        replace_folder(staging, folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: checkpoint not written ({error.strerror or error}); the last one is kept"
+        ) from error
+
+
+def replace_folder(staging: Path, folder: Path) -> None:
+    """Make `staging` take the place of `folder`, with everything on disk before the first rename."""
+    for path in [*staging.rglob("*"), staging]:
+        _fsync(path)
+    retired = folder.with_name(folder.name + ".old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, retired)
+    os.rename(staging, folder)
+    _fsync(folder.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint at `folder`, or the one a crash between two renames left beside it; None when there is none."""
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / WEIGHTS).is_file():
+            return candidate
+    return None
+
+
+def read_model(folder: Path) -> Qwen3Encoder:
+    """The float32 encoder of a checkpoint folder. Raises CheckpointError when the files do not fit together."""
+    checkpoint = Checkpoint.open(folder)
+    model = Qwen3Encoder(checkpoint.spec)
+    names = checkpoint.spec.tensor_shapes()
+    model.load_state_dict({name: torch.from_numpy(checkpoint.read(name).copy()) for name in names})
+    return model
+
+
+def read_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and values that a running stage left in its checkpoint. Raises CheckpointError when they are damaged."""
+    try:
+        with safe_open(folder / STATE_TENSORS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads((folder / STATE_VALUES).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: training state not readable ({error})") from error
+    except Exception as error:  # safetensors raises its own, which is only an Exception
+        raise CheckpointError(f"{folder / STATE_TENSORS}: damaged ({error})") from error
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

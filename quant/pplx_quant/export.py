@@ -1,0 +1,53 @@
+"""A training checkpoint as a model to ship: half-precision weights, no optimiser state.
+
+python -m pplx_quant.export --checkpoint DIR --out DIR
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pplx_edge.errors import EdgeError
+from pplx_quant.checkpoint import read_model, write_checkpoint
+from pplx_quant.errors import ConfigError
+from pplx_quant.options import parse_config
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Where from, where to, and the type of the stored weights."""
+
+    checkpoint: Path
+    out: Path
+    dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"--dtype {self.dtype} must be one of {', '.join(DTYPES)}")
+
+
+def export(config: ExportConfig) -> float:
+    """Write the model; returns the largest absolute change of a weight. An existing `out` is replaced as a whole."""
+    model = read_model(config.checkpoint)
+    write_checkpoint(config.out, model, config.checkpoint, DTYPES[config.dtype])
+    before, after = model.state_dict(), read_model(config.out).state_dict()
+    return max(float((before[name] - after[name]).abs().max()) for name in before)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export and print the largest change; returns the exit status."""
+    try:
+        change = export(parse_config(ExportConfig, argv, "Write a model to ship from a training checkpoint."))
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"largest change of a weight: {change:.2e}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

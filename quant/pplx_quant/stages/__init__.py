@@ -1,0 +1,1 @@
+"""Training stages, one script each over the shared parts of `pplx_quant`."""

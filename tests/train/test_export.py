@@ -1,0 +1,94 @@
+"""What is shipped opens in the stock libraries and says the same there."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pplx_quant.checkpoint import hf_config, read_model, write_checkpoint
+from pplx_quant.evaluate import RetrievalTask, encode_means, ndcg_at_10, score_task, unit_codes
+from pplx_quant.export import ExportConfig, export
+from pplx_quant.tokenizer import load_tokenizer
+from training_samples import write_jsonl
+
+from pplx_edge.models.qwen3_torch import Qwen3Encoder
+from pplx_edge.spec import ModelSpec
+
+TEXTS = ["which rivers are number 7?", "Of all the sauces in the long list", "x", "for years"]
+
+
+@pytest.fixture(scope="module")
+def shipped(tokenizer_folder, tmp_path_factory):
+    spec = ModelSpec(
+        n_layers=2,
+        hidden_size=32,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        vocab_size=320,
+        max_tokens=128,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        sep_id=0,
+    )
+    torch.manual_seed(0)
+    base = tmp_path_factory.mktemp("shipped")
+    write_checkpoint(base / "training", Qwen3Encoder(spec), tokenizer_folder)
+    assert export(ExportConfig(checkpoint=base / "training", out=base / "model")) < 1e-3
+    return base / "model"
+
+
+@pytest.fixture(scope="module")
+def means(shipped) -> np.ndarray:
+    return encode_means(read_model(shipped), load_tokenizer(shipped), TEXTS, max_tokens=128)
+
+
+def test_config_round_trips_through_the_spec(shipped):
+    spec = ModelSpec.from_directory(shipped)
+    assert hf_config(spec) == json.loads((shipped / "config.json").read_text())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stock_transformers_gives_our_means(shipped, means):
+    transformers = pytest.importorskip("transformers", minversion="5.2")
+    model = transformers.AutoModel.from_pretrained(shipped).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(shipped)
+    assert model.dtype == torch.float32
+    for text, expected in zip(TEXTS, means, strict=True):
+        batch = tokenizer(text, return_tensors="pt")
+        assert batch["input_ids"][0].tolist() == load_tokenizer(shipped).encode(text).ids
+        with torch.inference_mode():
+            states = model(**batch).last_hidden_state[0]
+        np.testing.assert_allclose(states.mean(0).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stock_sentence_transformers_gives_our_means(shipped, means):
+    library = pytest.importorskip("sentence_transformers")
+    found = library.SentenceTransformer(str(shipped), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(found, means, atol=1e-5)
+
+
+def test_empty_text_has_a_zero_vector(shipped):
+    found = encode_means(read_model(shipped), load_tokenizer(shipped), ["", TEXTS[0], ""], max_tokens=128)
+    assert not found[[0, 2]].any()
+    assert found[1].any()
+
+
+def test_ndcg_of_known_rankings():
+    assert ndcg_at_10([1, 0, 0], [1]) == 1
+    assert ndcg_at_10([0, 0, 1], [1]) == pytest.approx(0.5)
+    assert ndcg_at_10([0] * 10 + [1], [1]) == 0
+    assert ndcg_at_10([1, 2], [2, 1]) == pytest.approx((1 + 2 / np.log2(3)) / (2 + 1 / np.log2(3)))
+
+
+def test_a_beir_folder_is_scored(tmp_path):
+    write_jsonl(tmp_path / "corpus.jsonl.gz", [{"_id": str(i), "text": f"text {i}"} for i in range(3)])
+    write_jsonl(tmp_path / "queries.jsonl.gz", [{"_id": "a", "text": "q"}, {"_id": "unjudged", "text": "r"}])
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\na\t2\t1\n")
+    task = RetrievalTask.read(tmp_path)
+    assert task.query_ids == ["a"]
+    docs = unit_codes(np.eye(3, dtype=np.float32), dim=3)
+    assert score_task(task, docs[[2]], docs) == 1
+    assert score_task(task, docs[[0]], docs) == pytest.approx(0.5)
