@@ -4,7 +4,7 @@ Spans are made here, where the ids are: the separator, padding and end tokens sh
 may type the separator's text, so boundaries can never be found again by looking at ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +82,9 @@ class Tokenizer:
 
 
 def require_sequence(values: object, name: str, wanted: str) -> None:
-    """Raises InputError unless `values` is a list, tuple or array-like sequence that is not itself a string."""
-    if (
-        isinstance(values, str | bytes)
-        or not hasattr(values, "__len__")
-        or not hasattr(values, "__getitem__")
-        or isinstance(values, dict)
-    ):
+    """Raises InputError unless `values` is a list, tuple or other sequence of one dimension that is no string."""
+    other = isinstance(values, str | bytes | Mapping | type) or getattr(values, "ndim", 1) != 1
+    if other or not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
         raise InputError(f"{name} must be {wanted}, got {type(values).__name__}")
 
 
