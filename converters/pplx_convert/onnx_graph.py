@@ -32,7 +32,7 @@ PACKED_STATES = "token_states"
 class Packing:
     """Names of what describes the real tokens: S of them in B rows.
 
-    `places` int64 `[S]` in the flattened `[B * T]` input, `positions` int64 `[1, S]` within the row, `starts` and
+    `places` int64 `[S]` in the flattened `[B * T]` input, `positions` int64 `[S, 1]` within the row, `starts` and
     `lengths` int64 `[B]`, `is_full` bool: no padding, so all rows have T tokens.
     """
 
@@ -67,7 +67,7 @@ class EncoderGraph:
         within = g.node("Sub", g.node("CumSum", mask, g.constant(1)), g.constant(1))  # [B, T]
         positions = g.node("Gather", g.node("Reshape", within, g.constant([-1])), places)
         is_full = g.node("Equal", g.node("Size", places), g.node("Size", mask))
-        return Packing(places, g.node("Unsqueeze", positions, g.constant([0])), starts, lengths, is_full)
+        return Packing(places, g.node("Unsqueeze", positions, g.constant([1])), starts, lengths, is_full)
 
     def embed(self, input_ids: str, packing: Packing) -> Residual:
         """The embedding of the real tokens."""
@@ -101,20 +101,22 @@ class EncoderGraph:
         """
         g, spec = self.g, self.spec
         prepared = self.numerics.prepare(g, x)
-        q = self.heads(prepared, prefix, "q", spec.q_size, packing)  # [1, S, H * d]
-        k = self.heads(prepared, prefix, "k", spec.kv_size, packing)  # [1, S, K * d]
+        q = self.heads(prepared, prefix, "q", spec.q_size, packing)  # [S, 1, H * d]
+        k = self.heads(prepared, prefix, "k", spec.kv_size, packing)  # [S, 1, K * d]
         v = self.scaled(self.numerics.linear(g, prepared, prefix + "v_proj.weight"), prepared.scale)
-        v = g.node("Unsqueeze", v, g.constant([0]))  # [1, S, K * d]
         # Query heads that share a key head become further queries of that head: [S, G, K * d] is [S * G, K * d],
         # because q_proj was stored group by group. So keys and values are never repeated.
-        q = g.node("Reshape", q, g.constant([1, -1, spec.kv_size]))
+        q, k, v = (g.node("Reshape", value, g.constant([1, -1, spec.kv_size])) for value in (q, k, v))
         mixed = self.per_row_attention(q, k, v, packing)
         mixed = g.node("Reshape", mixed, g.constant([-1, spec.q_size]))  # [S, H * d]
         prepared = self.numerics.prepare(g, mixed)
         return self.scaled(self.numerics.linear(g, prepared, prefix + "o_proj.weight"), prepared.scale)
 
     def heads(self, x: Activations, prefix: str, which: str, size: int, packing: Packing) -> str:
-        """Projected, normalised per head and rotated queries or keys, `[1, S, size]`."""
+        """Projected, normalised per head and rotated queries or keys, `[S, 1, size]`.
+
+        Each token goes to the rotation as a row of its own, as the operator refuses rows longer than its table.
+        """
         g, spec = self.g, self.spec
         projected = self.numerics.linear(g, x, f"{prefix}{which}_proj.weight")
         per_head = g.node("Reshape", projected, g.constant([-1, spec.head_dim]))  # [S * heads, d]
@@ -122,8 +124,8 @@ class EncoderGraph:
         normed = g.node(
             "SimplifiedLayerNormalization", per_head, weight, axis=-1, epsilon=spec.rms_norm_eps, stash_type=1
         )
-        row = g.node("Reshape", normed, g.constant([1, -1, size]))
-        return g.fused("RotaryEmbedding", row, packing.positions, COS, SIN, interleaved=0)
+        tokens = g.node("Reshape", normed, g.constant([-1, 1, size]))
+        return g.fused("RotaryEmbedding", tokens, packing.positions, COS, SIN, interleaved=0)
 
     def per_row_attention(self, q: str, k: str, v: str, packing: Packing) -> str:
         """Attention of each row to itself: in one call when rows are equally long, else row by row."""

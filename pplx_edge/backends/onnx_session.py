@@ -59,7 +59,7 @@ class PackedSession:
     """Our own graphs: rows of any lengths together, padding dropped inside, states returned for real tokens only."""
 
     backend, device = "onnx", "cpu"
-    policy = BatchPolicy(max_tokens=1024, max_attention=1 << 20)
+    policy = BatchPolicy(max_tokens=512)
 
     def __init__(self, runtime: ort.InferenceSession, spec: ModelSpec):
         self.runtime, self.spec = runtime, spec

@@ -112,11 +112,16 @@ class Qwen3Encoder(nn.Module):
         Positions count from the first column: rotary attention depends on distances only, so the padding side does
         not matter. States at padding are unspecified. Rows without any real token give NaN and must not be passed.
         """
-        T = input_ids.shape[1]
-        visible = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            visible = attention_mask.bool()[:, None, None, :]  # [B, 1, 1, T]
-        positions = torch.arange(T, device=input_ids.device)
+        if attention_mask is None or bool(attention_mask.all()):
+            return self._states(input_ids, None)
+        return self.masked_states(input_ids, attention_mask)
+
+    def masked_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The same with the mask always applied, so that nothing depends on its values: for graph export."""
+        return self._states(input_ids, attention_mask.bool()[:, None, None, :])
+
+    def _states(self, input_ids: Tensor, visible: Tensor | None) -> Tensor:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         cos, sin = rotary_table(positions, self.spec.head_dim, self.spec.rope_theta)
         x = self.embed_tokens(input_ids)
         for block in self.layers:
