@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from checkpoints import (
     sample_rows,
     tiny_config,
     write_checkpoint,
-    write_json,
     write_sentence_transformer_modules,
     write_weights,
 )
@@ -266,7 +266,7 @@ def test_rotation_is_multiplication_by_a_complex_number(tiny_dir: Path):
 
 @pytest.fixture(scope="module")
 def stock_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint in the layout of design: stock qwen3 that says is_causal=false, with mean pooling."""
+    """A tiny checkpoint in the layout that nano ships in: stock qwen3 that says is_causal=false, with mean pooling."""
     directory = write_checkpoint(tmp_path_factory.mktemp("stock") / "model", as_stock_config(tiny_config()))
     write_sentence_transformer_modules(directory)
     return directory
@@ -282,6 +282,7 @@ def our_rows(directory: Path) -> list[np.ndarray]:
     return [row.ids for row in tokenizer.text_rows(TEXTS)]
 
 
+@lru_cache
 def our_states(directory: Path) -> list[np.ndarray]:
     return qwen3_numpy.encode_rows(Checkpoint.open(directory), our_rows(directory))
 
@@ -320,7 +321,6 @@ def test_sentence_transformers_gives_our_means(opened_by_stock: Path):
 
 def test_a_family_directory_and_its_stock_copy_are_one_model(tiny_dir: Path, tmp_path: Path):
     copy = write_checkpoint(tmp_path / "copy", as_stock_config(tiny_config()))
-    write_json(copy / "config.json", as_stock_config(tiny_config()))
     assert ModelSpec.from_directory(copy) == ModelSpec.from_directory(tiny_dir)
     rows = sample_rows([11])
     assert (
