@@ -56,6 +56,7 @@ class GraphBuilder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self._n_names = 0
+        self._shared: dict[str, str] = {}
 
     def node(self, op: str, *inputs: str, domain: str = "", outputs: Sequence[str] = ("",), **attributes: Any) -> str:
         """Adds a node and returns the name of its first output; outputs without a name get one."""
@@ -98,6 +99,12 @@ class GraphBuilder:
             tensor.external_data.add(key=key, value=str(value))
         self.initializers[name] = tensor
         return name
+
+    def once(self, key: str, author: Callable[[], str]) -> str:
+        """The value that `author` makes the first time this key is asked for, shared afterwards."""
+        if key not in self._shared:
+            self._shared[key] = author()
+        return self._shared[key]
 
     def with_weights(self, prefixes: tuple[str, ...]) -> "GraphBuilder":
         """An empty graph over those of this graph's weights whose names begin with a prefix."""

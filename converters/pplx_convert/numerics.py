@@ -105,16 +105,20 @@ class Int8:
         return graph.node("DequantizeLinear", codes, scales, axis=0)
 
     def prepare(self, graph: GraphBuilder, x: str) -> Activations:
-        largest = graph.node("ReduceMax", graph.node("Abs", x), graph.constant([1]), keepdims=1)  # [S, 1]
-        scale = graph.node("Mul", largest, graph.constant(1 / INT8_MAX, np.float32))
-        scale = graph.node("Max", scale, graph.constant(_TINY_SCALE, np.float32))
-        per_row = graph.node("Squeeze", scale, graph.constant([1]))  # [S]
-        zero_points = graph.node("Expand", graph.constant([ZERO_POINT], np.uint8), graph.node("Shape", per_row))
-        return Activations(graph.node("QuantizeLinear", x, per_row, zero_points, axis=0), scale)
+        largest = graph.node("ReduceMax", graph.node("Abs", x), graph.constant([1]), keepdims=0)  # [S]
+        step = graph.node("Mul", largest, graph.constant(1 / INT8_MAX, np.float32))
+        step = graph.node("Max", step, graph.constant(_TINY_SCALE, np.float32))
+        zero_points = graph.once("zero_points", lambda: self._zero_points(graph, step))
+        codes = graph.node("QuantizeLinear", x, step, zero_points, axis=0)
+        return Activations(codes, graph.node("Unsqueeze", step, graph.constant([1])))
 
     def linear(self, graph: GraphBuilder, x: Activations, name: str) -> str:
         one, zero_point = graph.constant(1, np.float32), graph.constant(ZERO_POINT, np.uint8)
         return graph.fused("MatMulIntegerToFloat", x.values, name, one, _scale_of(name), zero_point)
+
+    def _zero_points(self, graph: GraphBuilder, per_token: str) -> str:
+        """The zero point, once a token: uint8 `[S]`."""
+        return graph.node("Expand", graph.constant([ZERO_POINT], np.uint8), graph.node("Shape", per_token))
 
 
 NUMERICS: dict[str, type[Float32] | type[Int8]] = {numerics.format: numerics for numerics in (Int8, Float32)}
