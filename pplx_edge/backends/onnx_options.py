@@ -9,6 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from pplx_edge.errors import EdgeError
 
 _ERRORS_ONLY = 3
+# Threads that wait for each other by spinning without limit stall when other programs want the processor too; this long
+# is enough to lose nothing when they do not.
+_SPIN_MICROSECONDS = "50"
 # On x86 processors without VNNI the fast kernel adds pairs of products in 16 bits and saturates; this setting makes the
 # runtime use unsigned weights and a wider kernel there: slower, and exact. It does nothing where VNNI is present.
 _WIDE_INT8 = ("session.x64quantprecision", "1")
@@ -42,6 +45,7 @@ def _plain_options(threads: int | None) -> ort.SessionOptions:
     options.log_severity_level = _ERRORS_ONLY
     options.enable_mem_pattern = False  # patterns are kept per shape, and shapes never repeat here
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
     if threads:
         options.intra_op_num_threads = threads
     return options
