@@ -75,13 +75,18 @@ def resolve(
     if found := _cached(repository, revision, graphs):
         return found
     if _is_offline(offline):
-        raise _not_here(repository, revision, "the network is switched off")
+        raise _not_here(repository, revision, " and the network is switched off")
     return _fetch(repository, revision, graphs)
 
 
 def path(name_or_path: str | Path, *, revision: str | None = None) -> Path:
     """The directory of a model that is on this machine. Raises OfflineError when it would have to be fetched."""
-    return resolve(name_or_path, revision=revision, offline=True)
+    if local := _local_directory(name_or_path):
+        return local
+    repository = repository_of(name_or_path)
+    if found := _cached(repository, revision, None):
+        return found
+    raise _not_here(repository, revision)
 
 
 def pull(name: str, *, revision: str | None = None, offline: bool | None = None, graphs: str | None = None) -> Path:
@@ -296,17 +301,17 @@ def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
             f"pplx-edge models pull {repository}"
         ) from error
     except (HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError) as error:
-        raise _not_here(repository, revision, "the hub cannot be reached") from error
+        raise _not_here(repository, revision, " and the hub cannot be reached") from error
     except (errors.FileMetadataError, json.JSONDecodeError) as error:
         raise OfflineError(
             f"{repository}: what answered is not a model hub; is a proxy or HF_ENDPOINT in the way?"
         ) from error
 
 
-def _not_here(repository: str, revision: str | None, why: str) -> OfflineError:
+def _not_here(repository: str, revision: str | None, why: str = "") -> OfflineError:
     at = f" --revision {revision}" if revision else ""
     return OfflineError(
-        f"{repository}: not on this machine and {why}{_suggestion(repository)}; "
+        f"{repository}: not on this machine{why}{_suggestion(repository)}; "
         f"fetch it once where there is a network: pplx-edge models pull {repository}{at}"
     )
 

@@ -1,0 +1,58 @@
+"""`pplx-edge convert`: a checkpoint to an artifact of one's own."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pplx_edge import hub
+from pplx_edge.cli.options import MODEL_HELP, add_command, add_hub_options, offline
+from pplx_edge.cli.terminal import human_bytes, say
+from pplx_edge.errors import InputError
+
+FORMATS = ("onnx-int8", "onnx-fp32")
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "convert",
+        "convert a checkpoint to a format that runs fast",
+        "pplx-edge convert pplx-embed-v1-0.6b --to onnx-int8 --out models/0.6b-int8",
+        description="The result is checked against the reference; a conversion that strays too far leaves nothing.",
+    )
+    parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
+    parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=" or ".join(FORMATS))
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to write; its parent is made if missing")
+    parser.add_argument("--force", action="store_true", help="replace what stands at DIR")
+    add_hub_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pplx_convert import convert
+
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file; --out names a directory")
+    directory = hub.resolve(args.source, revision=args.revision, offline=offline(args))
+    artifact = convert(directory, out, args.to, replace=args.force, source_name=_source_name(args.source, directory))
+    n_bytes = sum(entry["bytes"] for entry in artifact.files.values())
+    say(f"{artifact.format}, {human_bytes(n_bytes)}; against the reference: {parity_line(artifact.parity)}")
+    print(out)
+    return 0
+
+
+def parity_line(parity: Any) -> str:
+    """The figures of a conversion's parity check in one line."""
+    if not parity:
+        return "not measured"
+    return (
+        f"cosine at least {parity['min_cosine']:.5f}, mean {parity['mean_cosine']:.5f}; "
+        f"{parity['moved_share']:.1%} of int8 codes moved, by {parity['largest_step']} at most "
+        f"({parity['n_vectors']} texts)"
+    )
+
+
+def _source_name(source: str, directory: Path) -> str | None:
+    """The repository's name for one from the hub; None leaves the directory's own."""
+    return None if source == hub.BUILT_IN or Path(source).is_dir() else hub.repository_of(source)

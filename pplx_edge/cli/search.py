@@ -1,0 +1,181 @@
+"""`pplx-edge search`: one question over text files, without an index; the exit status is grep's."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pplx_edge.chunking import DEFAULT_CHUNK_TOKENS, chunk_text
+from pplx_edge.cli.options import add_command, add_model_options, open_model, positive
+from pplx_edge.cli.terminal import colours, paint, printable, say
+from pplx_edge.cli.walking import TextFile, Walk
+from pplx_edge.embedder import Embedder
+from pplx_edge.errors import InputError
+from pplx_edge.similarity import similarity, top_k
+from pplx_edge.types import Chunk
+
+_MEGABYTE = 1_000_000
+_BLOCK_CHUNKS = 1024
+_CONTEXT_TOKENS = 2048  # of one pass with context: attention grows with the square
+_SNIPPET_CHARS = 100
+_PROGRESS_DELAY_SECONDS = 1.0
+_FOUND, _NOTHING, _TROUBLE = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A chunk of a file."""
+
+    file: TextFile
+    chunk: Chunk
+
+    @property
+    def text(self) -> str:
+        return self.file.text[self.chunk.start : self.chunk.stop]
+
+    @property
+    def first_line(self) -> int:
+        return 1 + self.file.text.count("\n", 0, self.chunk.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage, how alike it is to the question, and its line that is most so (an offset in the passage)."""
+
+    passage: Passage
+    score: float
+    best_line: int = 0
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "search",
+        "find the passages of text files that answer a question",
+        'pplx-edge search "how is the cache cleaned?" src/ README.md\n'
+        'pplx-edge search "who pays for shipping?" contracts/ -k 3 --json',
+        description="Reads, chunks and embeds the files anew each time. Exit status: 0 hits, 1 none, 2 error.",
+    )
+    parser.add_argument("query", metavar="QUERY", help="a question or a few words")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="files and directories; default the current directory")
+    parser.add_argument("-k", type=positive, default=10, metavar="N", help="show the N best passages; default 10")
+    parser.add_argument("--min-score", type=float, metavar="S", help="leave out passages below this cosine")
+    parser.add_argument(
+        "--context",
+        action=argparse.BooleanOptionalAction,
+        help="embed the passages of a file in each other's context; default for models trained to",
+    )
+    parser.add_argument("--max-size", type=positive, default=1, metavar="MB", help="pass over larger files; default 1")
+    parser.add_argument("--json", action="store_true", help="one JSON object a hit")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.query.strip():
+        raise InputError("the question is empty; say what to look for")
+    walk = Walk(max_bytes=args.max_size * _MEGABYTE)
+    with open_model(args) as model:
+        context = model.session.spec.contextual if args.context is None else args.context
+        hits = search(model, args.query, walk.text_files(args.paths or ["."]), args.k, args.min_score, context)
+    for failure in walk.failed:
+        say(f"error: {failure}")
+    if skipped := walk.summary():
+        say(f"passed over {skipped}")
+    show = _json_line if args.json else _line
+    for hit in hits:
+        print(show(hit))
+    return _TROUBLE if walk.failed else _FOUND if hits else _NOTHING
+
+
+def search(
+    model: Embedder, query: str, files: Iterator[TextFile], k: int, min_score: float | None, context: bool
+) -> list[Hit]:
+    """The best `k` passages of the files for a query, best first, none below `min_score`."""
+    query_codes = model.encode_query([query])
+    best: list[Hit] = []
+    for passages, codes in _encoded(model, files, context):
+        scores = similarity(query_codes, codes)[0]
+        found = [Hit(passages[i], float(scores[i])) for i in top_k(scores, k)]
+        best = sorted([*best, *found], key=lambda hit: -hit.score)[:k]
+    best = [hit for hit in best if min_score is None or hit.score >= min_score]
+    return [_at_its_best_line(model, query_codes, hit) for hit in best]
+
+
+def _encoded(model: Embedder, files: Iterator[TextFile], context: bool) -> Iterator[tuple[list[Passage], np.ndarray]]:
+    """Passages and their int8 codes, some hundreds at a time; memory does not grow with the files."""
+    with tqdm(unit=" passages", desc="reading", delay=_PROGRESS_DELAY_SECONDS, disable=None, leave=False) as bar:
+        for block in _blocks(_documents(model, files, context)):
+            codes = model.encode_chunks([[passage.text for passage in document] for document in block])
+            passages = [passage for document in block for passage in document]
+            bar.update(len(passages))
+            yield passages, np.concatenate(codes)
+
+
+def _documents(model: Embedder, files: Iterator[TextFile], context: bool) -> Iterator[list[Passage]]:
+    """What is embedded in one pass each: runs of a file's passages, or single passages without context."""
+    # Half as much again, because a passage on its own may have a few tokens more than within its file.
+    fitting = min(model.max_tokens, _CONTEXT_TOKENS) // (DEFAULT_CHUNK_TOKENS * 3 // 2)
+    size = max(1, fitting) if context else 1
+    for file in files:
+        passages = [Passage(file, chunk) for chunk in chunk_text(file.text, model.tokenizer)]
+        for start in range(0, len(passages), size):
+            yield passages[start : start + size]
+
+
+def _blocks(documents: Iterator[list[Passage]]) -> Iterator[list[list[Passage]]]:
+    block, n_passages = [], 0
+    for document in documents:
+        block.append(document)
+        n_passages += len(document)
+        if n_passages >= _BLOCK_CHUNKS:
+            yield block
+            block, n_passages = [], 0
+    if block:
+        yield block
+
+
+def _at_its_best_line(model: Embedder, query_codes: np.ndarray, hit: Hit) -> Hit:
+    """The hit, pointing at the line of its passage that is most like the query."""
+    lines = hit.passage.text.split("\n")
+    told = [i for i, line in enumerate(lines) if any(char.isalnum() for char in line)]
+    if len(told) < 2:
+        return hit
+    scores = similarity(query_codes, model.encode([lines[i] for i in told], show_progress=False))[0]
+    return replace(hit, best_line=told[int(scores.argmax())])
+
+
+def _line(hit: Hit) -> str:
+    wanted = colours(sys.stdout)
+    lines = hit.passage.text.split("\n")[hit.best_line :]
+    path = paint(printable(hit.passage.file.path), "path", wanted)
+    number = paint(str(hit.passage.first_line + hit.best_line), "line", wanted)
+    score = paint(f"{hit.score:.3f}", "score", wanted)
+    return f"{path}:{number}  {score}  {_shortened(printable(' '.join(lines)))}"
+
+
+def _json_line(hit: Hit) -> str:
+    passage = hit.passage
+    first = passage.first_line
+    return json.dumps(
+        {
+            "path": passage.file.path,
+            "line": first + hit.best_line,
+            "first_line": first,
+            "last_line": first + passage.text.count("\n"),
+            "score": round(hit.score, 4),
+            "start": passage.chunk.start,
+            "stop": passage.chunk.stop,
+            "text": passage.text,
+        },
+        ensure_ascii=False,
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SNIPPET_CHARS else text[: _SNIPPET_CHARS - 1].rstrip() + "…"
