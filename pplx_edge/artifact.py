@@ -21,6 +21,15 @@ from pplx_edge.errors import ArtifactError, InputError, StorageError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "pplx-edge.json"
 _HASH_CHUNK = 1 << 20
+_NOT_WRITABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +72,16 @@ class Artifact:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             version = manifest.pop("format_version")
+            if version != FORMAT_VERSION:
+                raise ArtifactError(
+                    f"{path}: format version {version}, this release reads {FORMAT_VERSION}; convert the model again"
+                )
             artifact = cls(directory=directory, **manifest)
+            artifact._require_well_formed()
         except FileNotFoundError:
             raise ArtifactError(f"{path}: not found; this directory is not a converted model") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a manifest ({error}); convert the model again") from error
-        if version != FORMAT_VERSION:
-            raise ArtifactError(
-                f"{path}: format version {version}, this release reads {FORMAT_VERSION}; convert the model again"
-            )
         artifact._require_sizes()
         return artifact
 
@@ -86,6 +96,19 @@ class Artifact:
                 raise ArtifactError(
                     f"{self.directory / name}: altered: SHA-256 {found[:12]}…, manifest {entry['sha256'][:12]}…"
                 )
+
+    def _require_well_formed(self) -> None:
+        """Raises TypeError or ValueError when a field does not hold what it should."""
+        if not isinstance(self.format, str) or not isinstance(self.made_by, str):
+            raise TypeError("format and made_by must be strings")
+        for name in ("source", "weights", "parity", "files"):
+            if not isinstance(getattr(self, name), dict):
+                raise TypeError(f"{name} must be an object")
+        for name, entry in self.files.items():
+            if Path(name).name != name:
+                raise ValueError(f"{name!r} is not a plain file name")
+            if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
+                raise TypeError(f"the entry of {name} needs bytes and sha256")
 
     def _require_sizes(self) -> None:
         for name, entry in self.files.items():
@@ -166,7 +189,7 @@ def storage_errors(target: Path) -> Iterator[None]:
             raise StorageError(
                 f"{target}: the disk is full; nothing was left there: free some space and try again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in _NOT_WRITABLE:
             raise StorageError(f"{target}: not writable ({error.strerror})") from error
         raise
 

@@ -5,6 +5,7 @@ Tokenises, cuts into batches, runs a session and quantises; order is kept and N 
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -80,16 +81,11 @@ class Embedder:
         Raises InputError for anything that is not a list of strings, NumericalError naming the text whose vector is
         not finite.
         """
-        rows = self.tokenizer.text_rows(texts)
-        return self._encode_rows(rows, "text", precision, dim, truncate, show_progress)
+        request = _Request("text", precision, dim, truncate, show_progress)
+        return self._encode_rows(self.tokenizer.text_rows(texts), request)
 
-    def encode_query(self, texts: Sequence[str], precision: Precision = "int8", **options) -> np.ndarray:
-        """The same as `encode`: this family adds no instruction to a query."""
-        return self.encode(texts, precision, **options)
-
-    def encode_document(self, texts: Sequence[str], precision: Precision = "int8", **options) -> np.ndarray:
-        """The same as `encode`: this family adds no prefix to a document."""
-        return self.encode(texts, precision, **options)
+    # This family adds no instruction to a query and no prefix to a document, so both are the same as any text.
+    encode_query = encode_document = encode
 
     def encode_chunks(
         self,
@@ -107,7 +103,7 @@ class Embedder:
         document get the codes of a zero mean.
         """
         rows = self.tokenizer.document_rows(documents)
-        codes = self._encode_rows(rows, "document", precision, dim, truncate, show_progress)
+        codes = self._encode_rows(rows, _Request("document", precision, dim, truncate, show_progress))
         return np.split(codes, np.cumsum([len(row.bounds) for row in rows])[:-1]) if rows else []
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -124,39 +120,40 @@ class Embedder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _encode_rows(
-        self,
-        rows: list[TokenRow],
-        noun: str,
-        precision: Precision,
-        dim: int | None,
-        truncate: bool,
-        show_progress: bool | None,
-    ) -> np.ndarray:
-        precision = quantize.require_precision(precision)
-        dim = quantize.require_dim(dim, self.dim, precision)
-        rows = _within_limit(rows, self.max_tokens, noun, truncate)
-        n_spans = [len(row.bounds) for row in rows]
-        first_span = np.concatenate([[0], np.cumsum(n_spans)]).astype(np.int64)
+    def _encode_rows(self, rows: list[TokenRow], request: "_Request") -> np.ndarray:
+        """Codes of all spans of all rows, in order."""
+        precision = quantize.require_precision(request.precision)
+        dim = quantize.require_dim(request.dim, self.dim, precision)
+        rows = _within_limit(rows, self.max_tokens, request)
+        batches = plan_batches([len(row) for row in rows], self.session.policy)
+        first_span = np.cumsum([0, *(len(row.bounds) for row in rows)])
         codes = np.repeat(quantize.quantize(np.zeros((1, dim), np.float32), precision), first_span[-1], axis=0)
-        for picked in _with_progress(
-            plan_batches([len(row) for row in rows], self.session.policy), rows, show_progress
-        ):
-            batch = collate([rows[i] for i in picked], self.tokenizer.sep_id)
-            means = self.session.span_means(batch)
+        for picked in _with_progress(batches, rows, request.show_progress):
+            means = self.session.span_means(collate([rows[i] for i in picked], self.tokenizer.sep_id))
             spans = np.concatenate([np.arange(first_span[i], first_span[i + 1]) for i in picked])
-            quantize.require_finite(means, [f"{noun} {i}" for i in picked for _ in range(n_spans[i])])
+            quantize.require_finite(means, [f"{request.noun} {i}" for i in picked for _ in rows[i].bounds])
             codes[spans] = quantize.quantize(quantize.truncate_dims(means, dim), precision)
         return codes
 
 
-def _within_limit(rows: list[TokenRow], limit: int, noun: str, truncate: bool) -> list[TokenRow]:
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is wanted of the rows, and what a row is called in messages."""
+
+    noun: str
+    precision: Precision
+    dim: int | None
+    truncate: bool
+    show_progress: bool | None
+
+
+def _within_limit(rows: list[TokenRow], limit: int, request: _Request) -> list[TokenRow]:
     """The rows, those over the limit cut when that is wanted and refused otherwise."""
     long = [i for i, row in enumerate(rows) if len(row) > limit]
     if not long:
         return rows
-    first = long[0]
-    if not truncate:
+    first, noun = long[0], request.noun
+    if not request.truncate:
         more = f" (and {len(long) - 1} more are over it)" if len(long) > 1 else ""
         raise TextTooLong(
             f"{noun} {first}: {len(rows[first]):,} tokens, limit {limit:,}{more}; split it, or pass truncate=True",

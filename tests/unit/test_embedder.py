@@ -202,7 +202,6 @@ def test_truncating_cuts_and_warns_with_a_count():
     assert (vectors == oracle(session, [ids_of(text)[:8] for text in texts])).all()
 
 
-@pytest.mark.xfail(strict=True, reason="one frame more than encode() has: the warning names embedder.py")
 @pytest.mark.parametrize("encode", ["encode_query", "encode_document"])
 def test_the_warning_points_at_the_caller(encode: str):
     embedder = fake_embedder(FakeSession(fake_spec(max_tokens=8)))
