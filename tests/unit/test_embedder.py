@@ -237,6 +237,14 @@ def test_a_vector_that_is_not_finite_is_refused_by_the_text_s_place(precision: P
         embedder.encode_chunks([["a", "b"], ["c", "Z"]], precision)
 
 
+def test_the_broken_one_of_a_batch_is_named():
+    (nan_id,) = ids_of("Z")
+    session = FakeSession(nan_id=nan_id)
+    with pytest.raises(NumericalError, match=r"^document 2: "):
+        fake_embedder(session).encode_chunks([["a", "b", "c"], ["", "d"], ["e", "Z"]])
+    assert len(session.batches) == 1
+
+
 def test_a_session_s_own_error_is_not_swallowed():
     class Failing(FakeSession):
         def span_means(self, batch):
