@@ -91,15 +91,17 @@ def broken(tmp_path: Path) -> Callable[[bytes], Path]:
     return write
 
 
-def refused(directory: Path, *said: str) -> None:
+def refused(directory: Path, *said: str) -> str:
+    """The message of the CheckpointError, without the directory, which is named after its test."""
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(directory)
     message = str(caught.value)
     assert "\n" not in message
     assert str(directory) in message
-    message = message.replace(str(directory), "")  # a directory is named after its test
+    message = message.replace(str(directory), "")
     for word in said:
         assert word in message
+    return message
 
 
 # Values
@@ -446,9 +448,8 @@ def test_an_absurd_header_length_is_refused(length: int, content: bytes, broken)
 def test_a_corrupt_header_is_refused(header: bytes, broken):
     directory = broken(safetensors_bytes(header, b"\0" * 256))
     assert stock_refuses(directory / "model.safetensors")
-    refused(directory, "model.safetensors: ")
-    with pytest.raises(CheckpointError, match=r"truncated|corrupt|needs"):
-        Checkpoint.open(directory)
+    message = refused(directory, "model.safetensors: ")
+    assert "corrupt" in message or "needs" in message
 
 
 def moved(content: bytes, change: Callable[[dict[str, Any]], None], tail: bytes = b"") -> bytes:
