@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, NoReturn
 
 from pplx_edge import __version__
+from pplx_edge.cli.options import Parser
 from pplx_edge.cli.terminal import say
 from pplx_edge.errors import EdgeError
 
@@ -48,16 +48,6 @@ def build_parser() -> argparse.ArgumentParser:
     for name in COMMANDS:
         import_module(f"pplx_edge.cli.{name}").add_parser(commands)
     return parser
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors in one line and no guessing of abbreviated options."""
-
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **{"allow_abbrev": False} | options)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(_ERROR, f"pplx-edge: error: {message} (see: {self.prog} --help)\n")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -92,6 +82,7 @@ def _flush_stdout() -> bool:
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's, say, on overflow: what comes of it is found and raised
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         yield

@@ -1,10 +1,10 @@
-"""`pplx-edge bench`: the benchmarks' own commands, when they are installed."""
+"""`pplx-edge bench`: hands over to a benchmark, which has options of its own."""
 
 import argparse
 from importlib import import_module
 from typing import Any
 
-from pplx_edge.cli.options import add_command
+from pplx_edge.cli.options import Parser, add_command
 from pplx_edge.errors import MissingExtra
 
 BENCHMARKS = {
@@ -18,8 +18,8 @@ def add_parser(commands: Any) -> None:
         commands,
         "bench",
         "measure speed or memory on this machine",
-        "pplx-edge bench speed --help",
-        description="What follows the benchmark's name is its own: see its --help.",
+        "pplx-edge bench speed --rows 1x16,32x128",
+        description="The options of a benchmark are in its own help: pplx-edge bench speed --help",
     )
     parser.add_argument("benchmark", choices=BENCHMARKS, help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
     parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the benchmark")
@@ -28,7 +28,10 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        module = import_module(f"pplx_bench.{args.benchmark}")
+        benchmark = import_module(f"pplx_bench.{args.benchmark}")
     except ModuleNotFoundError as error:
         raise MissingExtra(f"bench {args.benchmark} ({error.name} is not installed)", "bench") from error
-    return module.main(args.options) or 0
+    name = f"pplx-edge bench {args.benchmark}"
+    parser = Parser(prog=name, description=f"Measure {BENCHMARKS[args.benchmark]}.", epilog=f"example: {name}")
+    benchmark.add_arguments(parser)
+    return benchmark.run(parser.parse_args(args.options))

@@ -1,7 +1,7 @@
 """Options that several commands share, and how they open a model."""
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
 
 from pplx_edge.backends import SESSIONS
 from pplx_edge.embedder import Embedder, load
@@ -9,6 +9,16 @@ from pplx_edge.hub import BUILT_IN
 from pplx_edge.preparation import DEFAULT_FORMATS
 
 MODEL_HELP = f"{BUILT_IN}, a directory, an official name (pplx-embed-v1-0.6b) or a hub id (org/name)"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in one line and no guessing of abbreviated options."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{"allow_abbrev": False} | options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"pplx-edge: error: {message} (see: {self.prog} --help)\n")
 
 
 def add_command(commands: Any, name: str, summary: str, example: str, *, description: str = "") -> Any:

@@ -6,6 +6,7 @@ from typing import TextIO
 
 _COLOURS = {"path": "35", "line": "32", "score": "36"}
 _UNIT = 1000
+_JOINERS = "\u200c\u200d"  # not printable by themselves, but part of emoji and of several scripts
 
 
 def say(message: str) -> None:
@@ -15,7 +16,7 @@ def say(message: str) -> None:
 
 def printable(text: str) -> str:
     """The text on one line: runs of blanks as one space, control characters (escape sequences too) as `�`."""
-    return "".join(char if char.isprintable() else "�" for char in " ".join(text.split()))
+    return "".join(char if char.isprintable() or char in _JOINERS else "�" for char in " ".join(text.split()))
 
 
 def human_bytes(n_bytes: int) -> str:
