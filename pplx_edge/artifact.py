@@ -142,7 +142,7 @@ def writing(target: str | Path, *, replace: bool = False) -> Iterator[Path]:
         with storage_errors(target):
             yield partial
             _flush(partial)
-            _swap(partial, target)
+            _swap(partial, target, replace)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -203,10 +203,12 @@ def _flush(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _swap(partial: Path, target: Path) -> None:
+def _swap(partial: Path, target: Path, replace: bool) -> None:
     """Renames partial to target; what stood there goes away only once the new directory is in place."""
     os.chmod(partial, 0o755)
-    if not target.exists():
+    if not replace:
+        _rename_to_new(partial, target)
+    elif not target.exists():
         os.rename(partial, target)
     else:
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
@@ -218,3 +220,13 @@ def _swap(partial: Path, target: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _rename_to_new(partial: Path, target: Path) -> None:
+    """Raises InputError when somebody else has put something there in the meantime."""
+    try:
+        os.rename(partial, target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise InputError(f"{target}: appeared while it was being made; what is there was kept") from error
+        raise

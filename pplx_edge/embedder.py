@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from tqdm import tqdm
 
 from pplx_edge import backends, hub, quantize
 from pplx_edge.batching import collate, plan_batches
-from pplx_edge.errors import TextTooLong
+from pplx_edge.errors import InputError, TextTooLong
 from pplx_edge.preparation import ready_directory
 from pplx_edge.similarity import similarity
 from pplx_edge.tokenization import Tokenizer
@@ -111,8 +111,8 @@ class Embedder:
         return similarity(a, b)
 
     def close(self) -> None:
-        """Lets go of the model's memory. The embedder cannot be used afterwards."""
-        del self.session
+        """Lets go of the model's memory. Using the embedder afterwards raises InputError."""
+        self.session = _Closed()
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +134,13 @@ class Embedder:
             quantize.require_finite(means, [f"{request.noun} {i}" for i in picked for _ in rows[i].bounds])
             codes[spans] = quantize.quantize(quantize.truncate_dims(means, dim), precision)
         return codes
+
+
+class _Closed:
+    """Stands in for the session of a closed embedder."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise InputError("this embedder is closed; load the model again")
 
 
 @dataclass(frozen=True, slots=True)

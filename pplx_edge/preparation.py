@@ -52,8 +52,12 @@ def _converted(directory: Path, format: str) -> Path:
 
     name = f"{directory.resolve().name}-{format}-{_fingerprint(directory, FORMAT_REVISION)}"
     target = hub.cache_directory() / "artifacts" / name
-    if not is_artifact(target):
-        convert(directory, target, format)
+    try:
+        if not is_artifact(target):
+            convert(directory, target, format)
+    except InputError:
+        if not is_artifact(target):  # else another process was faster, with the same result
+            raise
     return target
 
 

@@ -37,6 +37,8 @@ def hamming_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Indices of the `k` highest scores of a vector, best first; equal scores keep their order."""
+    if k < 0:
+        raise InputError(f"k {k} is out of range: how many of the best are wanted, 0 or more")
     return np.argsort(-scores, kind="stable")[:k]
 
 

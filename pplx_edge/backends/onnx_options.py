@@ -58,7 +58,7 @@ def _is_exact(options: ort.SessionOptions) -> bool:
     activations = np.full((4, n_inner), 255, np.uint8)
     session = ort.InferenceSession(_product_model(weight), options, providers=["CPUExecutionProvider"])
     (product,) = session.run(None, {"a": activations})
-    return bool((product == (255 - 128) * -127 * n_inner).all())
+    return bool(np.all(product == (255 - 128) * -127 * n_inner))
 
 
 def _product_model(weight: np.ndarray) -> bytes:

@@ -15,7 +15,7 @@ Weights = Mapping[str, np.ndarray]
 
 
 def encode_rows(checkpoint: Checkpoint, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Final states, float32 `[T, D]`, of each row of ids `[T]`."""
+    """Final states, float32 `[T, D]`, of each row of ids `[T]`, T at least 1."""
     *_, states = layer_states(checkpoint, rows)
     return states
 
