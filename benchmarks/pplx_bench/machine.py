@@ -1,0 +1,130 @@
+"""The machine and the software of a run: what a number has to be read with. And the memory of a process."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pplx_bench.workdir import versions
+
+# fmt: off
+_DISTRIBUTIONS = (
+    "pplx-edge", "numpy", "onnx", "onnxruntime", "torch", "transformers", "sentence-transformers", "openvino", "nncf",
+    "llama-cpp-python", "gguf",
+)
+_FLAGS = (
+    "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)
+# fmt: on
+
+
+def run() -> dict[str, Any]:
+    """When and where a run takes place, and on which software: the part of its header that all benchmarks share."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit(),
+        "machine": describe(),
+        "versions": software(),
+    }
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory and system."""
+    return {
+        "cpu": _cpu_name(),
+        "flags": [flag for flag in _FLAGS if flag in _cpu_flags()],
+        "cores": n_cores(),
+        "memory_gb": round(memory_bytes() / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def software() -> dict[str, str]:
+    """Versions of everything that is measured."""
+    return versions(*_DISTRIBUTIONS)
+
+
+def commit() -> str:
+    """The commit that this code is of, `+changes` when tracked files differ from it, `unknown` outside a clone."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head}+changes" if changed else head
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_rss() -> int:
+    """Largest resident set of this process so far, in bytes; since `reset_peak_rss` where the system can reset it.
+
+    Linux: VmHWM, as ru_maxrss there begins with the size of the parent that the process was started by.
+    """
+    for line in _proc_lines("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_rss() -> bool:
+    """Begins a new peak, so that each row has its own; False where the system cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _cpu_name() -> str:
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+    fields = _cpuinfo()
+    parts = [fields.get("model name", platform.processor() or "unknown")]
+    if "cpu family" in fields:
+        parts.append(f"(family {fields['cpu family']}, model {fields.get('model', '?')})")
+    return " ".join(parts)
+
+
+def _cpu_flags() -> set[str]:
+    fields = _cpuinfo()
+    return set((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The fields of the first processor."""
+    fields: dict[str, str] = {}
+    for line in _proc_lines("/proc/cpuinfo"):
+        if not line.strip():
+            break
+        name, _, value = line.partition(":")
+        fields[name.strip()] = value.strip()
+    return fields
+
+
+def _proc_lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
