@@ -315,7 +315,8 @@ def test_threads_get_the_answers_of_one_thread():
 def test_a_closed_embedder_lets_its_session_go():
     with fake_embedder() as embedder:
         embedder.encode(["a"])
-    assert not hasattr(embedder, "session")
+    with pytest.raises(InputError, match="closed"):
+        embedder.encode(["a"])
 
 
 def test_similarity_is_the_package_s_own():
