@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pplx_edge import hub
+from pplx_edge.artifact import is_artifact
 from pplx_edge.cli.options import MODEL_HELP, add_command, add_hub_options, offline
 from pplx_edge.cli.terminal import human_bytes, say
 from pplx_edge.errors import InputError
@@ -23,7 +24,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
     parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=" or ".join(FORMATS))
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to write; its parent is made if missing")
-    parser.add_argument("--force", action="store_true", help="replace what stands at DIR")
+    parser.add_argument("--force", action="store_true", help="replace the converted model that stands at DIR")
     add_hub_options(parser)
     parser.set_defaults(run=run)
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file; --out names a directory")
+    if args.force and out.exists() and any(out.iterdir()) and not is_artifact(out):
+        raise InputError(f"{out}: holds other things than a converted model; --force replaces only those")
     directory = hub.resolve(args.source, revision=args.revision, offline=offline(args))
     artifact = convert(directory, out, args.to, replace=args.force, source_name=_source_name(args.source, directory))
     n_bytes = sum(entry["bytes"] for entry in artifact.files.values())

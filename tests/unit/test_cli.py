@@ -207,6 +207,14 @@ def test_convert_writes_an_artifact_that_info_and_verify_know(run: Run, tiny_dir
     assert "altered" in err
 
 
+def test_force_never_deletes_what_is_not_a_converted_model(run: Run, tiny_dir: Path, tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    status, _, err = run("convert", tiny_dir, "--to", "onnx-fp32", "--out", tmp_path, "--force")
+    assert status == 2
+    assert "--force replaces only those" in err
+    assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
 def test_verify_reads_every_weight_of_a_checkpoint(run: Run, tiny_dir: Path):
     status, out, err = run("verify", tiny_dir)
     assert (status, err) == (0, "")
