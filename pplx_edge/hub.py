@@ -183,7 +183,7 @@ def _looks_like_path(name: str) -> bool:
 def _suggestion(name: str) -> str:
     known = [BUILT_IN, *OFFICIAL, *OFFICIAL.values()]
     close = [other for other in difflib.get_close_matches(name, known, n=1) if other != name]
-    return f"; did you mean {close[0]}?" if close else ""
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _is_offline(offline: bool | None) -> bool:

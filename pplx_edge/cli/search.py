@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from pplx_edge.types import Chunk
 _MEGABYTE = 1_000_000
 _BLOCK_CHUNKS = 1024
 _CONTEXT_TOKENS = 2048  # of one pass with context: attention grows with the square
-_SNIPPET_CHARS = 100
+_SNIPPET_CHARS, _LEAST_SNIPPET_CHARS = 100, 30
 _PROGRESS_DELAY_SECONDS = 1.0
 _FOUND, _NOTHING, _TROUBLE = 0, 1, 2
 
@@ -153,10 +154,18 @@ def _at_its_best_line(model: Embedder, query_codes: np.ndarray, hit: Hit) -> Hit
 def _line(hit: Hit) -> str:
     wanted = colours(sys.stdout)
     lines = hit.passage.text.split("\n")[hit.best_line :]
-    path = paint(printable(hit.passage.file.path), "path", wanted)
-    number = paint(str(hit.passage.first_line + hit.best_line), "line", wanted)
-    score = paint(f"{hit.score:.3f}", "score", wanted)
-    return f"{path}:{number}  {score}  {_shortened(printable(' '.join(lines)))}"
+    path, number = printable(hit.passage.file.path), str(hit.passage.first_line + hit.best_line)
+    score = f"{hit.score:.3f}"
+    snippet = _shortened(printable(" ".join(lines)), _snippet_room(len(f"{path}:{number}  {score}  ")))
+    place = f"{paint(path, 'path', wanted)}:{paint(number, 'line', wanted)}"
+    return f"{place}  {paint(score, 'score', wanted)}  {snippet}"
+
+
+def _snippet_room(n_before: int) -> int:
+    """Characters for a snippet: what a terminal's line has left, or as many as are handy in a file."""
+    if not sys.stdout.isatty():
+        return _SNIPPET_CHARS
+    return max(_LEAST_SNIPPET_CHARS, shutil.get_terminal_size().columns - n_before)
 
 
 def _json_line(hit: Hit) -> str:
@@ -177,5 +186,5 @@ def _json_line(hit: Hit) -> str:
     )
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SNIPPET_CHARS else text[: _SNIPPET_CHARS - 1].rstrip() + "…"
+def _shortened(text: str, n_chars: int) -> str:
+    return text if len(text) <= n_chars else text[: n_chars - 1].rstrip() + "…"
