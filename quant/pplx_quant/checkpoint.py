@@ -102,6 +102,8 @@ def write_checkpoint(
         if state is not None:
             save_file(dict(state[0]), staging / STATE_TENSORS)
             (staging / STATE_VALUES).write_text(json.dumps(state[1]) + "\n")
+        for path in staging.glob("*.safetensors"):
+            path.chmod(0o644)  # the library writes for the owner alone
         replace_folder(staging, folder)
     except OSError as error:
         raise StorageError(

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from pplx_edge.errors import EdgeError
-from pplx_quant.checkpoint import read_model, write_checkpoint
+from pplx_quant.checkpoint import TOKENIZER_FILES, WEIGHTS, read_model, write_checkpoint
 from pplx_quant.errors import ConfigError
 from pplx_quant.options import parse_config
 
+MODEL_FILES = {"config.json", "modules.json", "1_Pooling", WEIGHTS, *TOKENIZER_FILES}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -31,11 +32,22 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> float:
-    """Write the model; returns the largest absolute change of a weight. An existing `out` is replaced as a whole."""
+    """Write the model; returns the largest absolute change of a weight. An older model at `out` is replaced as a whole.
+
+    Raises ConfigError when `out` holds anything else, which would be lost.
+    """
+    require_replaceable(config.out)
     model = read_model(config.checkpoint)
     write_checkpoint(config.out, model, config.checkpoint, DTYPES[config.dtype])
     before, after = model.state_dict(), read_model(config.out).state_dict()
     return max(float((before[name] - after[name]).abs().max()) for name in before)
+
+
+def require_replaceable(folder: Path) -> None:
+    """Raise ConfigError unless the folder is missing or holds nothing but a model's files."""
+    foreign = sorted({path.name for path in folder.iterdir()} - MODEL_FILES) if folder.is_dir() else []
+    if foreign:
+        raise ConfigError(f"{folder}: holds {foreign[0]}, which is no part of a model; choose another --out")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -71,13 +71,16 @@ def encoder_means(model: Qwen3Encoder, rows: Sequence[np.ndarray], max_tokens: i
     Rows are sorted by length and cut into calls of at most `max_tokens` tokens, padding included.
     """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    means = [
-        mean_pool(model(*(batch := pad([rows[i] for i in group]))), batch[1])
-        for group in token_groups(order, rows, max_tokens)
-    ]
+    groups = token_groups(order, rows, max_tokens)
+    means = torch.cat([_padded_means(model, [rows[row] for row in group]) for group in groups])  # [B, D], by length
     inverse = torch.empty(len(rows), dtype=torch.int64)
     inverse[torch.tensor(order)] = torch.arange(len(rows))
-    return torch.cat(means)[inverse]
+    return means[inverse]
+
+
+def _padded_means(model: Qwen3Encoder, rows: Sequence[np.ndarray]) -> Tensor:
+    ids, mask = pad(rows)
+    return mean_pool(model(ids, mask), mask)
 
 
 def token_groups(order: Sequence[int], rows: Sequence[np.ndarray], max_tokens: int) -> list[list[int]]:

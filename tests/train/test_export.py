@@ -8,6 +8,7 @@ import torch
 from pplx_quant.checkpoint import hf_config, read_model, write_checkpoint
 from pplx_quant.evaluate import RetrievalTask, encode_means, ndcg_at_10, score_task, unit_codes
 from pplx_quant.export import ExportConfig, export
+from pplx_quant.export import main as export_main
 from pplx_quant.tokenizer import load_tokenizer
 from training_samples import write_jsonl
 
@@ -42,6 +43,13 @@ def shipped(tokenizer_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def means(shipped) -> np.ndarray:
     return encode_means(read_model(shipped), load_tokenizer(shipped), TEXTS, max_tokens=128)
+
+
+def test_a_folder_with_other_files_is_not_replaced(shipped, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("keep me")
+    assert export_main(["--checkpoint", str(shipped), "--out", str(tmp_path)]) == 2
+    assert "holds README.md, which is no part of a model" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "keep me"
 
 
 def test_config_round_trips_through_the_spec(shipped):

@@ -68,9 +68,9 @@ class PairConfig:
     temperature: float = 0.05
     margin: float = 0.1
     dims: tuple[int, ...] = (384, 256, 128)
-    embedding_rate: float = 0.01
-    matrix_rate: float = 0.002
-    vector_rate: float = 0.01
+    embedding_rate: float = 0.001
+    matrix_rate: float = 0.0001
+    vector_rate: float = 0.001
     warmup: int = 50
     decay_share: float = 0.5
     clip: float = 1.0
