@@ -8,6 +8,7 @@ from pplx_bench.child import Message
 from pplx_bench.peers import OURS, PEERS
 
 _NOISY_OTHERS = 0.1  # cores that other processes used during a timing, above which it is marked
+_FAITHFUL_COSINE = 0.99  # of means before tanh; below it a peer does not compute the same model
 _LABEL_WIDTH, _CELL_WIDTH = 20, 9
 _NOT_MEASURED = "–"
 
@@ -106,7 +107,7 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], label_width: int 
 
     def text(line: Sequence[str]) -> str:
         cells = "".join(cell.rjust(width) for cell, width in zip(line[1:], widths, strict=True))
-        return f"{line[0]:<{label_width}}{cells}"
+        return f"{line[0]:<{label_width}}{cells}".rstrip()
 
     return "\n".join([text(head), "─" * (label_width + sum(widths)), *(text(line) for line in lines)])
 
@@ -137,11 +138,16 @@ def _speed_table(results: Results, rows: Sequence[str]) -> str:
     if results.rooflines:
         cells = [f"{results.rooflines[row]:,.0f}" if row in results.rooflines else _NOT_MEASURED for row in rows]
         lines.append(["library roofline", *cells, "", "", ""])
+    strays = [
+        f"{PEERS[name].label}: cosine {peer.opened['cosine']:.3f}: fast, but its vectors are no longer the model's"
+        for name, peer in _measured(results)
+        if peer.opened["cosine"] < _FAITHFUL_COSINE
+    ]
     legend = (
         "tokens a second, median; * the fastest of its row; ~ other processes used the processor meanwhile;\n"
         "¹ one cold run; load in seconds; peak RSS in GB of 10⁹ bytes; cos: to the plain NumPy model in fp32"
     )
-    return f"{table(['tokens/s', *rows, 'load', 'RSS', 'cos'], lines)}\n{legend}"
+    return "\n".join([table(["tokens/s", *rows, "load", "RSS", "cos"], lines), legend, *strays])
 
 
 def _speed_cell(peer: PeerResult, row: str, best: float) -> str:

@@ -39,7 +39,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """The exit status of the command with these options."""
-    parser = ArgumentParser(prog="pplx-edge bench speed", description=__doc__, allow_abbrev=False)
+    example = "example: pplx-edge bench speed --peers ours,torch-fp32 --rows 1x16,mixed"
+    parser = ArgumentParser(prog="pplx-edge bench speed", description=__doc__, epilog=example, allow_abbrev=False)
     add_arguments(parser)
     return run(parser.parse_args(argv))
 

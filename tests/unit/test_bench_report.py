@@ -80,6 +80,14 @@ def test_nothing_is_skipped_silently(results: report.Results) -> None:
     assert "  transformers fp32, 8x512: about 900 s expected" in text
 
 
+def test_unfaithful_vectors_are_told(results: report.Results) -> None:
+    assert "no longer the model's" not in report.speed_report(results)
+    results.peers["torch-fp32"].opened = opened(0.95)
+    assert "transformers fp32: cosine 0.950: fast, but its vectors are no longer the model's" in (
+        report.speed_report(results)
+    )
+
+
 def test_fewer_layers_are_said_first_and_loudly(results: report.Results) -> None:
     results.header = HEADER | {"layers": 2}
     assert report.speed_report(results).startswith("*** ONLY 2 LAYERS")

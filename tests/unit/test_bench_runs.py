@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from pplx_bench import child, machine, memory, peers, speed
@@ -82,6 +83,14 @@ def test_what_a_child_said_before_it_died_is_kept(tmp_path: Path, monkeypatch: p
     assert next(messages) == {"kind": "row"}
     with pytest.raises(child.ChildFailed):
         next(messages)
+
+
+@pytest.mark.parametrize("benchmark", [speed, memory])
+def test_help_has_an_example(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(["--help"])
+    assert ended.value.code == 0
+    assert "example: pplx-edge bench" in capsys.readouterr().out
 
 
 def test_threads_are_set_for_every_library() -> None:
