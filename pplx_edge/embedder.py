@@ -42,7 +42,7 @@ def load(
     """
     backend = backends.require_backend(backend)
     directory = hub.resolve(name_or_path, revision=revision, offline=offline)
-    directory = ready_directory(directory, backend, format)
+    directory = ready_directory(directory, backend, format, source_name=hub.source_name(name_or_path))
     session = backends.open_session(backend, directory, threads=threads)
     return Embedder(session, Tokenizer.open(directory, session.spec))
 

@@ -143,6 +143,11 @@ def repository_of(name: str | Path) -> str:
     return name
 
 
+def source_name(name_or_path: str | Path) -> str | None:
+    """The hub repository that a model came from; None for a directory or the built-in model."""
+    return None if _local_directory(name_or_path) else repository_of(name_or_path)
+
+
 def cache_directory() -> Path:
     """Where converted models are kept: $PPLX_EDGE_CACHE, or `pplx-edge` in the user's cache directory."""
     if chosen := os.environ.get("PPLX_EDGE_CACHE"):

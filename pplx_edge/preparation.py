@@ -5,21 +5,31 @@ not converted before.
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tqdm import tqdm
 
 from pplx_edge import hub
 from pplx_edge.artifact import Artifact, is_artifact, sha256
 from pplx_edge.checkpoint import weight_files
 from pplx_edge.errors import InputError
 
+_PROGRESS_DELAY_SECONDS = 2.0
 DEFAULT_FORMATS = {"onnx": "onnx-int8"}
 
 
-def ready_directory(directory: Path, backend: str, format: str | None = None) -> Path:
+def ready_directory(
+    directory: Path, backend: str, format: str | None = None, *, source_name: str | None = None
+) -> Path:
     """The directory that the backend opens: the given one, or its conversion in the cache.
 
-    `format` names the conversion (None: the backend's default). Raises InputError when the directory holds an artifact
-    of another format or the format is not the backend's, and what the converter raises.
+    `format` names the conversion (None: the backend's default), `source_name` what its manifest calls the source.
+    A bar on a terminal's stderr shows a conversion that takes long.
+
+    Raises InputError when the directory holds an artifact of another format or the format is not the backend's, and
+    what the converter raises.
     """
     wanted = format or DEFAULT_FORMATS[backend]
     if wanted.partition("-")[0] != backend:
@@ -31,30 +41,40 @@ def ready_directory(directory: Path, backend: str, format: str | None = None) ->
         return directory
     if format is None and not _has_weights(directory) and has_official_graph(directory):
         return directory
-    return _converted(directory, wanted)
+    return _converted(directory, wanted, source_name)
 
 
 def has_official_graph(directory: Path) -> bool:
     """Whether a directory holds ready ONNX graphs, as the family's hub repositories and community copies do."""
-    return any(
-        (directory / folder).glob("*.onnx")
-        for folder in ("onnx", ".")
-        if next((directory / folder).glob("*.onnx"), None)
-    )
+    return any(directory.glob("*.onnx")) or any(directory.glob("onnx/*.onnx"))
 
 
 def _has_weights(directory: Path) -> bool:
     return any(directory.glob("*.safetensors")) or any(directory.glob("*.safetensors.index.json"))
 
 
-def _converted(directory: Path, format: str) -> Path:
+@contextmanager
+def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Takes `(steps done, steps in all)` and draws them on stderr when that is a terminal and the work is long."""
+    with tqdm(desc=f"converting {name}", unit="step", delay=_PROGRESS_DELAY_SECONDS, disable=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _converted(directory: Path, format: str, source_name: str | None) -> Path:
     from pplx_convert import FORMAT_REVISION, convert
 
     name = f"{directory.resolve().name}-{format}-{_fingerprint(directory, FORMAT_REVISION)}"
     target = hub.cache_directory() / "artifacts" / name
+    if is_artifact(target):
+        return target
     try:
-        if not is_artifact(target):
-            convert(directory, target, format)
+        with conversion_bar(source_name or directory.name) as show:
+            convert(directory, target, format, source_name=source_name, on_progress=show)
     except InputError:
         if not is_artifact(target):  # else another process was faster, with the same result
             raise

@@ -9,7 +9,7 @@ The graph is made of sections (embedding, one a layer, final norm). The whole mo
 checks run them one by one, so that only one layer need be in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -278,8 +278,10 @@ def final_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder) -> 
     return builder.model(inputs, [_states_info(PACKED_STATES, spec)], "final_norm")
 
 
-def store_weights(checkpoint: Checkpoint, numerics: Numerics, builder: GraphBuilder, file: WeightFile) -> None:
-    """Quantises (or copies) every tensor of a checkpoint into the data file, one at a time."""
+def store_weights(
+    checkpoint: Checkpoint, numerics: Numerics, builder: GraphBuilder, file: WeightFile, step: Callable[[], None]
+) -> None:
+    """Quantises (or copies) every tensor of a checkpoint into the data file, one at a time; `step` after each layer."""
     spec = checkpoint.spec
     numerics.store_table(builder, file, TABLE, checkpoint)
     for index in range(spec.n_layers):
@@ -290,6 +292,7 @@ def store_weights(checkpoint: Checkpoint, numerics: Numerics, builder: GraphBuil
                 builder.weight(full_name, weight, file)
             else:
                 numerics.store(builder, file, full_name, weight)
+        step()
     builder.weight(FINAL_NORM, checkpoint.read(FINAL_NORM), file)
     angles = rotary_angles(spec.max_tokens, spec)
     builder.weight(COS, np.cos(angles), file)

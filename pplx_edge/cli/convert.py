@@ -9,6 +9,7 @@ from pplx_edge.artifact import is_artifact
 from pplx_edge.cli.options import MODEL_HELP, add_command, add_hub_options, offline
 from pplx_edge.cli.terminal import human_bytes, say
 from pplx_edge.errors import InputError
+from pplx_edge.preparation import conversion_bar
 
 FORMATS = ("onnx-int8", "onnx-fp32")
 
@@ -38,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     if args.force and out.exists() and any(out.iterdir()) and not is_artifact(out):
         raise InputError(f"{out}: holds other things than a converted model; --force replaces only those")
     directory = hub.resolve(args.source, revision=args.revision, offline=offline(args))
-    artifact = convert(directory, out, args.to, replace=args.force, source_name=_source_name(args.source, directory))
+    name = hub.source_name(args.source)
+    with conversion_bar(name or args.source) as show:
+        artifact = convert(directory, out, args.to, replace=args.force, source_name=name, on_progress=show)
     n_bytes = sum(entry["bytes"] for entry in artifact.files.values())
     say(f"{artifact.format}, {human_bytes(n_bytes)}; against the reference: {parity_line(artifact.parity)}")
     print(out)
@@ -54,8 +57,3 @@ def parity_line(parity: Any) -> str:
         f"{parity['moved_share']:.1%} of int8 codes moved, by {parity['largest_step']} at most "
         f"({parity['n_vectors']} texts)"
     )
-
-
-def _source_name(source: str, directory: Path) -> str | None:
-    """The repository's name for one from the hub; None leaves the directory's own."""
-    return None if source == hub.BUILT_IN or Path(source).is_dir() else hub.repository_of(source)

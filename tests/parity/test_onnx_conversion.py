@@ -157,3 +157,10 @@ def test_report_compares_scale_not_only_direction() -> None:
     assert report.min_cosine == pytest.approx(1)
     assert report.largest_step > 10
     assert json.loads(json.dumps(report.as_dict()))["n_vectors"] == 1
+
+
+def test_progress_counts_up_to_its_total(tiny_dir: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    convert(tiny_dir, tmp_path / "out", on_progress=lambda done, total: told.append((done, total)))
+    total = told[0][1]
+    assert told == [(done, total) for done in range(1, total + 1)]
