@@ -10,6 +10,7 @@ from pplx_edge.cli.terminal import human_bytes
 
 _SNIFF_BYTES = 8192
 _NAMES_SHOWN = 3
+_GENERATED = {"__pycache__", "node_modules"}  # what tools put beside people's files, passed over like hidden ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,8 @@ class TextFile:
 class Walk:
     """Reads the text files of a list of paths; afterwards `skipped` (reason to paths) and `failed` say what was not.
 
-    A named file is read even when it is hidden; below a named directory, hidden files and directories are passed over,
-    and so are symbolic links, which could lead in circles or outside.
+    A named file is read even when it is hidden; below a named directory, hidden files and directories and those of tools
+    (`__pycache__`, `node_modules`) are passed over, and so are symbolic links, which could lead in circles or outside.
     """
 
     max_bytes: int
@@ -59,7 +60,7 @@ class Walk:
             self.failed.append(f"{path}: {error.strerror}")
             return
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name in _GENERATED:
                 continue
             if entry.is_symlink():
                 self._skip("symbolic links", path / entry.name)
