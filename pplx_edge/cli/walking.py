@@ -25,7 +25,7 @@ class TextFile:
 class Walk:
     """Reads the text files of a list of paths; afterwards `skipped` (reason to paths) and `failed` say what was not.
 
-    A named file is read even when it is hidden; below a named directory, hidden files and directories and those of tools
+    A named file is read even when it is hidden; below a directory, hidden files and directories and those of tools
     (`__pycache__`, `node_modules`) are passed over, and so are symbolic links, which could lead in circles or outside.
     """
 
