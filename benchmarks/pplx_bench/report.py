@@ -1,5 +1,6 @@
 """Results as JSON lines and as the tables that are printed."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from pplx_bench.peers import OURS, PEERS
 
 _NOISY_OTHERS = 0.1  # cores that other processes used during a timing, above which it is marked
 _FAITHFUL_COSINE = 0.99  # of means before tanh; below it a peer does not compute the same model
-_LABEL_WIDTH, _CELL_WIDTH = 20, 9
+_LABEL_WIDTH, _CELL_WIDTH, _LINE_WIDTH = 20, 9, 118
 _NOT_MEASURED = "–"
 
 
@@ -92,9 +93,10 @@ def progress_line(peer: str, message: Message) -> str:
 def heading(header: Mapping[str, Any]) -> str:
     """Machine, commit and software of a run."""
     machine = header["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; {' '.join(machine['flags'])}",
-        f"commit {header['commit']}; " + ", ".join(f"{name} {version}" for name, version in header["versions"].items()),
+        textwrap.fill(f"commit {header['commit']}; {versions}", _LINE_WIDTH),
     ]
     if header["layers"] is not None:
         lines.insert(0, f"*** ONLY {header['layers']} LAYERS: A TRIAL OF THE BENCHMARK, NOT A RESULT ***")
