@@ -8,7 +8,7 @@ import csv
 import gzip
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,18 +105,13 @@ def score_task(task: RetrievalTask, queries: np.ndarray, docs: np.ndarray) -> fl
     return float(np.mean(found))
 
 
-def evaluate(folder: Path, tasks: Sequence[Path], dim: int | None, max_tokens: int) -> list[tuple[str, float]]:
-    """Task names and their nDCG@10 with the model in `folder`."""
+def evaluate(folder: Path, tasks: Sequence[Path], dim: int | None, max_tokens: int) -> Iterator[tuple[str, float]]:
+    """Task names and their nDCG@10 with the model in `folder`, one after the other."""
     model, tokenizer = read_model(folder).eval(), load_tokenizer(folder)
-    results = []
     for path in tasks:
         task = RetrievalTask.read(path)
-        sides = [
-            unit_codes(encode_means(model, tokenizer, texts, max_tokens), dim or model.spec.dim)
-            for texts in (task.queries, task.docs)
-        ]
-        results.append((task.name, score_task(task, *sides)))
-    return results
+        means = [encode_means(model, tokenizer, texts, max_tokens) for texts in (task.queries, task.docs)]
+        yield task.name, score_task(task, *(unit_codes(side, dim or model.spec.dim) for side in means))
 
 
 def main(argv: list[str] | None = None) -> int:
