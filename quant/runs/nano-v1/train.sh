@@ -14,8 +14,8 @@ held_out="qed tydiqa openstax jaquad iapp-wiki-qa text.en text.hi ntrex-parallel
 
 # shellcheck disable=SC2086  # the lists are meant to be split
 python -m pplx_quant.stages.pair --data "$runs/packed" --tokenizer "$runs/tokenizer" --out "$runs/bag" --no-blocks \
-    --steps 500 --batch 2048 --block 512 --max-query 48 --max-positive 128 --embedding-rate 0.05 --vector-rate 0.02 --warmup 10 --decay-share 0.8 \
-    --save-every 50 --validate-every 50 --validate-on $held_out --boost $mix
+    --steps 500 --batch 2048 --block 512 --max-query 48 --max-positive 128 --embedding-rate 0.05 --vector-rate 0.02 \
+    --warmup 10 --decay-share 0.8 --save-every 50 --validate-every 50 --validate-on $held_out --boost $mix
 
 # shellcheck disable=SC2086
 python -m pplx_quant.stages.pair --data "$runs/packed" --init "$runs/bag/checkpoint" --out "$runs/pair" \
