@@ -40,7 +40,7 @@ def describe() -> dict[str, Any]:
         "flags": [flag for flag in _FLAGS if flag in _cpu_flags()],
         "cores": n_cores(),
         "memory_gb": round(memory_bytes() / 1e9, 1),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         "python": platform.python_version(),
     }
 

@@ -8,9 +8,11 @@ from pplx_edge.cli.options import Parser, add_command
 from pplx_edge.errors import MissingExtra
 
 BENCHMARKS = {
-    "speed": "tokens a second beside other runtimes, on weights of the true 0.6b shape",
-    "memory": "peak memory of converting, opening and encoding",
+    "speed": "measure tokens a second beside other runtimes, on weights of the true 0.6b shape",
+    "memory": "measure peak memory of converting, opening and encoding",
+    "plot": "draw what speed wrote with --json",
 }
+EXAMPLES = {"speed": "", "memory": " --shape 0.6b", "plot": " speed.jsonl --out speed.svg"}
 
 
 def add_parser(commands: Any) -> None:
@@ -32,6 +34,11 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise MissingExtra(f"bench {args.benchmark} ({error.name} is not installed)", "bench") from error
     name = f"pplx-edge bench {args.benchmark}"
-    parser = Parser(prog=name, description=f"Measure {BENCHMARKS[args.benchmark]}.", epilog=f"example: {name}")
+    summary = BENCHMARKS[args.benchmark]
+    parser = Parser(
+        prog=name,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"example: {name}{EXAMPLES[args.benchmark]}",
+    )
     benchmark.add_arguments(parser)
     return benchmark.run(parser.parse_args(args.options))

@@ -1,9 +1,11 @@
 """What is printed and written: tables, marks, JSON lines, and the profile's bookkeeping."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pplx_bench import ceilings, peers, profiling, report
+from pplx_bench import ceilings, peers, plot, profiling, report
 from pplx_bench.memory import Limit, memory_report
 from pplx_bench.shapes import shape_config
 from pplx_bench.workload import parse_rows
@@ -182,3 +184,23 @@ def test_peers_are_a_table_with_ours_first() -> None:
         peers.parse_peers("tensorflow")
     absent = peers.Peer(name="x", label="x", module="x", needs=("numpy", "no-such-distribution"), install="pip")
     assert absent.missing() == ["no-such-distribution"]
+
+
+def test_a_plot_shows_the_newest_run(tmp_path: Path) -> None:
+    lines = [
+        {"benchmark": "speed", "time": time, "row": row, "peer": peer, "tokens_per_second": rate}
+        for time, rate in (("2026-01-02", 7.0), ("2026-01-01", 5.0))
+        for row in ("1x16", "mixed")
+        for peer in ("ours", "torch-fp32")
+    ]
+    results, picture = tmp_path / "speed.jsonl", tmp_path / "speed.svg"
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert plot.latest_run(results) == {row: {"ours": 7.0, "torch-fp32": 7.0} for row in ("1x16", "mixed")}
+    plot.draw(plot.latest_run(results), picture)
+    assert picture.read_text().count("<svg") == 1
+
+
+def test_a_plot_of_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match="no speed results"):
+        plot.latest_run(tmp_path / "empty.jsonl")
