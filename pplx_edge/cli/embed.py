@@ -75,7 +75,13 @@ def _encode(model: Embedder, block: list[Record], args: argparse.Namespace) -> l
             f"{where}: {error.n_tokens:,} tokens, limit {error.limit:,}; split it, or pass --truncate"
         ) from error
     except NumericalError as error:
-        raise NumericalError(f"{block[0].where} to {block[-1].where}: {error}") from error
+        raise NumericalError(f"{_where(block)}: {error}") from error
     for warning in caught:
-        say(f"warning: {block[0].where} to {block[-1].where}: {warning.message}")
+        say(f"warning: {_where(block)}: {warning.message}")
     return list(codes)
+
+
+def _where(block: list[Record]) -> str:
+    """The file and line of a record, or of the first and the last."""
+    first, last = block[0].where, block[-1].where
+    return first if len(block) == 1 else f"{first} to {last}"
