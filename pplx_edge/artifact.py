@@ -21,6 +21,7 @@ from pplx_edge.errors import ArtifactError, InputError, StorageError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "pplx-edge.json"
 _HASH_CHUNK = 1 << 20
+_PARTIAL = ".partial-"  # and the process that writes it
 _NOT_WRITABLE = (
     errno.EACCES,
     errno.EPERM,
@@ -137,7 +138,8 @@ def writing(target: str | Path, *, replace: bool = False) -> Iterator[Path]:
         raise InputError(f"{target}: exists already; choose another directory or replace it on purpose (--force)")
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        _remove_abandoned(target)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}{_PARTIAL}{os.getpid()}-", dir=target.parent))
     try:
         with storage_errors(target):
             yield partial
@@ -192,6 +194,25 @@ def storage_errors(target: Path) -> Iterator[None]:
         if error.errno in _NOT_WRITABLE:
             raise StorageError(f"{target}: not writable ({error.strerror})") from error
         raise
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Deletes what processes that were killed while writing the same target have left beside it."""
+    start = f".{target.name}{_PARTIAL}"
+    for path in target.parent.iterdir():
+        process, _, _ = path.name.removeprefix(start).partition("-")
+        if path.name.startswith(start) and process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to somebody else, or cannot be told
+        return True
+    return True
 
 
 def _flush(directory: Path) -> None:

@@ -288,3 +288,25 @@ def test_a_file_the_system_refuses_to_grow_leaves_nothing(tmp_path: Path):
     child = subprocess.run([sys.executable, "-c", FILL, tmp_path / "out"], capture_output=True, text=True, check=True)
     assert "the disk is full" in child.stdout
     assert left_in(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from pplx_edge.artifact import writing
+with writing(sys.argv[1]) as partial:
+    (partial / "half").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_try(tmp_path: Path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], check=False)
+    assert killed.returncode == -9
+    assert len(left_in(tmp_path)) == 1
+    (tmp_path / ".other.partial-1-x").mkdir()
+    with writing(tmp_path / "out") as mine:
+        assert left_in(tmp_path) == sorted([mine.name, ".other.partial-1-x"])
+        with writing(tmp_path / "out" / ".." / "out2"):
+            assert mine.is_dir()
+        (mine / "whole").write_text("whole")
+    assert left_in(tmp_path) == [".other.partial-1-x", "out", "out2"]
