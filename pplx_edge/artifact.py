@@ -21,6 +21,8 @@ from pplx_edge.errors import ArtifactError, InputError, StorageError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "pplx-edge.json"
 _HASH_CHUNK = 1 << 20
+# Graphs of a hub repository, best first on a processor.
+_READY_GRAPHS = ("model_quantized.onnx", "model_int8.onnx", "model.onnx", "model_q4.onnx")
 _PARTIAL = ".partial-"  # and the process that writes it
 _NOT_WRITABLE = (
     errno.EACCES,
@@ -125,6 +127,13 @@ class Artifact:
 def is_artifact(directory: str | Path) -> bool:
     """Whether a directory holds a manifest."""
     return (Path(directory) / MANIFEST_FILE).is_file()
+
+
+def ready_graphs(directory: Path) -> list[Path]:
+    """The ONNX graphs that others made, in `onnx/` or beside the config, as hub repositories hold them; best first."""
+    found = [path for folder in (directory / "onnx", directory) for path in sorted(folder.glob("*.onnx"))]
+    rank = {name: i for i, name in enumerate(_READY_GRAPHS)}
+    return sorted((path for path in found if path.is_file()), key=lambda path: rank.get(path.name, len(rank)))
 
 
 @contextmanager

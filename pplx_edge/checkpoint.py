@@ -66,7 +66,7 @@ class Checkpoint:
         return sorted({stored.path for stored in self._tensors.values()})
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as a float32 array of its own. Raises CheckpointError for NaN or infinity in it."""
+        """One tensor, float32; F32 stays mapped from the file. Raises CheckpointError for NaN or infinity in it."""
         stored = self._tensors[name]
         return self._checked(name, _as_float32(_map_bytes(stored, stored.start, stored.stop), stored.dtype)).reshape(
             stored.shape
@@ -98,6 +98,11 @@ class Checkpoint:
                 f"{self._tensors[name].path}: tensor {name} holds NaN or infinity; fetch the file again"
             )
         return values
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds safetensors or an index of them, whole or not."""
+    return any(directory.glob("*.safetensors")) or any(directory.glob("*.safetensors.index.json"))
 
 
 def weight_files(directory: Path) -> list[Path]:

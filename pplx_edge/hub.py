@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pplx_edge.artifact import storage_errors
+from pplx_edge.artifact import ready_graphs, storage_errors
 from pplx_edge.checkpoint import weight_files
 from pplx_edge.errors import CheckpointError, InputError, ModelNotFound, OfflineError, StorageError
 
@@ -221,15 +221,16 @@ def _cached(repository: str, revision: str | None, graphs: str | None) -> Path |
 
 
 def _is_whole(directory: Path, graphs: str | None) -> bool:
-    has_weights = _has_weights(directory) if graphs is None else any(directory.glob(f"onnx/{graphs}.onnx"))
-    return has_weights and all((directory / name).is_file() for name in ("config.json", "tokenizer.json"))
+    has_model = _has_model(directory) if graphs is None else any(directory.glob(f"onnx/{graphs}.onnx"))
+    return has_model and all((directory / name).is_file() for name in ("config.json", "tokenizer.json"))
 
 
-def _has_weights(directory: Path) -> bool:
+def _has_model(directory: Path) -> bool:
+    """Whether all weight files, or ready graphs, are there."""
     try:
         return all(path.is_file() for path in weight_files(directory))
     except CheckpointError:
-        return any(path.is_file() for pattern in ("*.onnx", "onnx/*.onnx") for path in directory.glob(pattern))
+        return bool(ready_graphs(directory))
 
 
 def _fetch(repository: str, revision: str | None, graphs: str | None) -> Path:

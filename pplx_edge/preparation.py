@@ -12,8 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pplx_edge import hub
-from pplx_edge.artifact import Artifact, is_artifact, sha256
-from pplx_edge.checkpoint import weight_files
+from pplx_edge.artifact import Artifact, is_artifact, ready_graphs, sha256
+from pplx_edge.checkpoint import has_weights, weight_files
 from pplx_edge.errors import InputError
 
 _PROGRESS_DELAY_SECONDS = 2.0
@@ -39,18 +39,9 @@ def ready_directory(
         if format not in (None, found):
             raise InputError(f"{directory}: holds {found}, {format} was asked for; open its source or convert it again")
         return directory
-    if format is None and not _has_weights(directory) and has_official_graph(directory):
+    if format is None and not has_weights(directory) and ready_graphs(directory):
         return directory
     return _converted(directory, wanted, source_name)
-
-
-def has_official_graph(directory: Path) -> bool:
-    """Whether a directory holds ready ONNX graphs, as the family's hub repositories and community copies do."""
-    return any(directory.glob("*.onnx")) or any(directory.glob("onnx/*.onnx"))
-
-
-def _has_weights(directory: Path) -> bool:
-    return any(directory.glob("*.safetensors")) or any(directory.glob("*.safetensors.index.json"))
 
 
 @contextmanager

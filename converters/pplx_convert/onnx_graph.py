@@ -18,14 +18,15 @@ from onnx import TensorProto, helper
 
 from pplx_convert.graph_builder import UNUSED, GraphBuilder, WeightFile
 from pplx_convert.numerics import Activations, Numerics
+from pplx_edge.backends.onnx_session import PACKED_STATES, ROW_MEANS
 from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.models.qwen3_numpy import rotary_angles
+from pplx_edge.quantize import INT8_SCALE
 from pplx_edge.spec import ModelSpec
 
 TABLE = "embed_tokens.weight"
 FINAL_NORM = "norm.weight"
 COS, SIN = "rotary.cos", "rotary.sin"
-PACKED_STATES = "token_states"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +212,12 @@ class EncoderGraph:
             helper.make_tensor_value_info("pooling_on", TensorProto.BOOL, []),
         ]
         body, count = g.branch(one_row, carried), g.node("Size", packing.lengths)
-        return g.node("Loop", count, g.constant(True, np.bool_), body=body, outputs=("pooler_output",))
+        return g.node("Loop", count, g.constant(True, np.bool_), body=body, outputs=(ROW_MEANS,))
 
     def quantized(self, means: str) -> None:
         """The official quantised outputs: `round(127 * tanh(mean))`, and ±1 where zero counts as positive."""
         g = self.g
-        scaled = g.node("Mul", g.node("Tanh", means), g.constant(127, np.float32))
+        scaled = g.node("Mul", g.node("Tanh", means), g.constant(INT8_SCALE, np.float32))
         g.node("Cast", g.node("Round", scaled), to=TensorProto.INT8, outputs=("pooler_output_int8",))
         signs = g.node(
             "Where",
@@ -241,7 +242,7 @@ def whole_model(spec: ModelSpec, numerics: Numerics, builder: GraphBuilder) -> o
     outputs = [
         _states_info(PACKED_STATES, spec),
         tensor("last_hidden_state", TensorProto.FLOAT, ("batch", "sequence", dim)),
-        tensor("pooler_output", TensorProto.FLOAT, ("batch", dim)),
+        tensor(ROW_MEANS, TensorProto.FLOAT, ("batch", dim)),
         tensor("pooler_output_int8", TensorProto.INT8, ("batch", dim)),
         tensor("pooler_output_binary", TensorProto.INT8, ("batch", dim)),
     ]

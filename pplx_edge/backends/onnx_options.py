@@ -10,7 +10,7 @@ from pplx_edge.errors import EdgeError
 
 _ERRORS_ONLY = 3
 # Threads that wait for each other by spinning without limit stall when other programs want the processor too; this long
-# is enough to lose nothing when they do not.
+# costs next to nothing when they do not.
 _SPIN_MICROSECONDS = "50"
 # On x86 processors without VNNI the fast kernel adds pairs of products in 16 bits and saturates; this setting makes the
 # runtime use unsigned weights and a wider kernel there: slower, and exact. It does nothing where VNNI is present.

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from pplx_edge.artifact import ONNX_LAYOUT, Artifact, is_artifact
+from pplx_edge.artifact import ONNX_LAYOUT, Artifact, is_artifact, ready_graphs
 from pplx_edge.backends.onnx_options import session_options
 from pplx_edge.errors import ArtifactError, ModelError, ModelNotFound
 from pplx_edge.pooling import packed_span_means, span_means
@@ -15,8 +15,6 @@ from pplx_edge.types import BatchPolicy, TokenBatch
 PACKED_STATES = "token_states"
 ROW_MEANS = "pooler_output"
 PADDED_STATES = ("last_hidden_state", "token_embeddings", "hidden_states")
-# Graphs of a hub repository, best first on a processor.
-OFFICIAL_GRAPHS = ("model_quantized.onnx", "model_int8.onnx", "model.onnx", "model_q4.onnx")
 _PROVIDERS = ["CPUExecutionProvider"]
 
 
@@ -44,12 +42,8 @@ def graph_file(directory: Path) -> Path:
         if not artifact.format.startswith("onnx-"):
             raise ArtifactError(f"{directory}: holds {artifact.format}, which the onnx backend does not open")
         return artifact.path(ONNX_LAYOUT.graph)
-    folders = (directory / "onnx", directory)
-    candidates = [folder / name for folder in folders for name in OFFICIAL_GRAPHS]
-    candidates += [path for folder in folders for path in sorted(folder.glob("*.onnx"))]
-    for path in candidates:
-        if path.is_file():
-            return path
+    if graphs := ready_graphs(directory):
+        return graphs[0]
     raise ModelNotFound(
         f"{directory}: no ONNX graph here; convert it: pplx-edge convert {directory} --to onnx-int8 --out DIR"
     )
@@ -81,7 +75,10 @@ class PackedSession:
 
 
 class PaddedSession:
-    """Graphs made elsewhere: padded rows in, one state a position out, and sometimes the row means."""
+    """Graphs made elsewhere: padded rows in, one state a position out, and sometimes the row means.
+
+    Where such a graph quantises activations with one scale a tensor, a vector depends a little on its batch-mates.
+    """
 
     backend, device = "onnx", "cpu"
     policy = BatchPolicy(max_tokens=1024, max_attention=1 << 20, padded=True)

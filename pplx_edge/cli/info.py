@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pplx_edge import hub
-from pplx_edge.artifact import Artifact, is_artifact
-from pplx_edge.checkpoint import Checkpoint
+from pplx_edge.artifact import Artifact, is_artifact, ready_graphs
+from pplx_edge.checkpoint import Checkpoint, has_weights
 from pplx_edge.cli.convert import parity_line
 from pplx_edge.cli.options import MODEL_HELP, add_command
 from pplx_edge.cli.terminal import human_bytes
 from pplx_edge.errors import CheckpointError
-from pplx_edge.preparation import has_official_graph
 from pplx_edge.quantize import MIN_DIM
 from pplx_edge.spec import ModelSpec
 
@@ -65,7 +64,7 @@ def _source_format(directory: Path, spec: ModelSpec) -> str:
     try:
         Checkpoint.open(directory, spec)
     except CheckpointError:
-        if has_official_graph(directory) and not any(directory.glob("*.safetensors")):
+        if ready_graphs(directory) and not has_weights(directory):
             return "onnx"
         raise
     return "safetensors"
