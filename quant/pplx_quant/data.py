@@ -6,6 +6,7 @@ with too large a share of such rows is refused.
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,33 @@ class Pair:
     positive: str
     lang: str
     source: str
+    doc_id: str | None = None
+    chunk_idx: int | None = None
+
+    @property
+    def query_lang(self) -> str:
+        """Language of the query; `lang` of a parallel pair is `<query language>-<positive language>`."""
+        return self._languages[0]
+
+    @property
+    def positive_lang(self) -> str:
+        """Language of the positive."""
+        return self._languages[-1]
+
+    @property
+    def _languages(self) -> tuple[str, ...]:
+        # A language may hold a hyphen of its own (zh-Hant), before a capital.
+        return tuple(re.split(r"-(?=[a-z])", self.lang))
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as ordered chunks."""
+
+    doc_id: str
+    title: str
+    chunks: tuple[str, ...]
+    lang: str
 
 
 @dataclass
@@ -95,7 +123,8 @@ def read_pairs(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> tupl
         if row["query"].strip() == row["positive"].strip():
             report.drop(number, "query equals positive")
         else:
-            pairs.append(Pair(row["query"], row["positive"], row["lang"], row["source"]))
+            place = row.get("doc_id"), row.get("chunk_idx")
+            pairs.append(Pair(row["query"], row["positive"], row["lang"], row["source"], *place))
     report.require(max_dropped_share)
     return pairs, report
 
@@ -106,6 +135,26 @@ def read_texts(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> tupl
     texts = [(row["text"], row["source"]) for _, row in read_rows(path, ("text", "source"), report)]
     report.require(max_dropped_share)
     return texts, report
+
+
+def read_documents(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> tuple[list[Document], ReadReport]:
+    """All documents of a file of ordered chunks, in the order of their first chunk, and the report.
+
+    Raises DataError for a file that cannot be read, has too many bad rows, or lists a document's chunks out of order.
+    """
+    report = ReadReport(path)
+    found: dict[str, list[dict]] = {}
+    for number, row in read_rows(path, ("chunk", "lang", "doc_title", "doc_id"), report):
+        chunks = found.setdefault(row["doc_id"], [])
+        if chunks and row.get("chunk_idx", 0) <= chunks[-1].get("chunk_idx", 0):
+            raise DataError(f"{path.name}:{number}: chunk {row.get('chunk_idx')} of {row['doc_id']} is out of order")
+        chunks.append(row)
+    report.require(max_dropped_share)
+    documents = [
+        Document(doc_id, rows[0]["doc_title"], tuple(row["chunk"] for row in rows), rows[0]["lang"])
+        for doc_id, rows in found.items()
+    ]
+    return documents, report
 
 
 def list_files(folder: Path, kind: str) -> list[Path]:

@@ -21,7 +21,7 @@ from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.quantize import int8_codes
 from pplx_quant.checkpoint import read_model
 from pplx_quant.errors import DataError
-from pplx_quant.model import encoder_means
+from pplx_quant.model import encoder_means, plan_calls, whole_rows
 from pplx_quant.tokenizer import load_tokenizer
 
 CUTOFF = 10
@@ -74,7 +74,9 @@ def encode_means(model: Qwen3Encoder, tokenizer: Tokenizer, texts: Sequence[str]
     means = np.zeros((len(texts), model.spec.dim), np.float32)
     if filled:
         with torch.inference_mode():
-            means[filled] = encoder_means(model, [rows[number] for number in filled], CALL_TOKENS).numpy()
+            found = whole_rows([rows[number] for number in filled])
+            for call in plan_calls(found, CALL_TOKENS):
+                means[[filled[row] for row in call]] = encoder_means(model, [found[row] for row in call]).numpy()
     return means
 
 

@@ -3,7 +3,9 @@
 Letters in shapes: B pairs, D dimensions.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torch import Tensor
 from pplx_quant.fake_quant import int8_straight_through
 
 FALSE_NEGATIVE_MARGIN = 0.1
+SEQUENCE_SHARE = 0.2
 
 
 def info_nce(
@@ -21,28 +24,41 @@ def info_nce(
     margin: float = FALSE_NEGATIVE_MARGIN,
     query_keys: Tensor | None = None,
     doc_keys: Tensor | None = None,
+    extra: Tensor | None = None,
+    extra_keys: Tensor | None = None,
+    query_negatives: bool = True,
 ) -> Tensor:
     """Mean over i of −log softmax of s(qᵢ, dᵢ) against all other documents and all other queries: a scalar.
 
     `queries` and `docs` are float `[B, D]`, s is their cosine over `temperature`. A negative x of query i counts only
     if cos(qᵢ, x) ≤ cos(qᵢ, dᵢ) + `margin`. Rows with equal `query_keys` or `doc_keys` (integers `[B]`) hold the same
-    text and are never each other's negatives.
+    text and are never each other's negatives. `extra` `[M, D]` are further documents, negatives of every query but of
+    those whose own document has the same key (`extra_keys`, integers `[M]`): mined hard negatives.
 
     Raises ValueError for shapes that do not match.
     """
     if queries.ndim != 2 or queries.shape != docs.shape:
         raise ValueError(f"queries {tuple(queries.shape)} and docs {tuple(docs.shape)} must both be [B, D]")
     queries, docs = F.normalize(queries, dim=-1), F.normalize(docs, dim=-1)
-    to_docs, to_queries = queries @ docs.T, queries @ queries.T  # [B, B] each
-    own = to_docs.diagonal().unsqueeze(1)  # [B, 1]
-    limit = own.detach() + margin
+    own = (queries * docs).sum(dim=-1, keepdim=True)  # [B, 1]
     same = same_text(len(queries), query_keys, doc_keys, queries.device)
-    drop_docs, drop_queries = same | (to_docs.detach() > limit), same | (to_queries.detach() > limit)
-    negatives = torch.cat(
-        [to_docs.masked_fill(drop_docs, -torch.inf), to_queries.masked_fill(drop_queries, -torch.inf)], dim=1
-    )
-    logits = torch.cat([own, negatives], dim=1) / temperature  # [B, 1 + 2B]
+    scores, dropped = [queries @ docs.T], [same]  # [B, B] each
+    if query_negatives:
+        scores.append(queries @ queries.T)
+        dropped.append(same)
+    if extra is not None and len(extra):
+        scores.append(queries @ F.normalize(extra, dim=-1).T)  # [B, M]
+        dropped.append(_equal(doc_keys, extra_keys, (len(queries), len(extra)), queries.device))
+    negatives, drop = torch.cat(scores, dim=1), torch.cat(dropped, dim=1)
+    negatives = negatives.masked_fill(drop | (negatives.detach() > own.detach() + margin), -torch.inf)
+    logits = torch.cat([own, negatives], dim=1) / temperature  # [B, 1 + negatives]
     return (logits.logsumexp(dim=1) - logits[:, 0]).mean()
+
+
+def _equal(rows: Tensor | None, columns: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:
+    if rows is None or columns is None:
+        return torch.zeros(shape, dtype=torch.bool, device=device)
+    return rows.unsqueeze(1) == columns.unsqueeze(0)
 
 
 def same_text(n_rows: int, query_keys: Tensor | None, doc_keys: Tensor | None, device: torch.device) -> Tensor:
@@ -54,13 +70,117 @@ def same_text(n_rows: int, query_keys: Tensor | None, doc_keys: Tensor | None, d
     return same
 
 
-def matryoshka(loss: Callable[[Tensor, Tensor], Tensor], queries: Tensor, docs: Tensor, dims: Sequence[int]) -> Tensor:
-    """Mean of `loss(queries, docs)` over int8 straight-through codes of the first `dim` components, for each dim.
+@dataclass(frozen=True)
+class ContextBatch:
+    """Who belongs to whom in a batch of documents in chunks.
 
-    `queries` and `docs` are pre-tanh means `[B, D]`. Raises ValueError for a dim that is not in 1…D.
+    Letters: Q queries, C chunks of all documents, M documents. `gold` int64 `[Q]` is the chunk that answers each
+    query, `document` int64 `[C]` the document of each chunk; `chunk_keys` int64 `[C]`, `document_keys` int64 `[M]`
+    and `query_keys` int64 `[Q]` say which texts are the same (the paper compares documents by MD5).
     """
-    width = queries.shape[1]
+
+    gold: Tensor
+    document: Tensor
+    chunk_keys: Tensor
+    document_keys: Tensor
+    query_keys: Tensor
+
+
+def sequence_loss(queries: Tensor, chunks: Tensor, batch: ContextBatch, temperature: float) -> Tensor:
+    """Mean over queries of −log softmax of the gold chunk among the chunks of its own document: a scalar.
+
+    `queries` `[Q, D]`, `chunks` `[C, D]`. Chunks with the gold chunk's text are left out.
+    """
+    same_document = batch.document[batch.gold].unsqueeze(1) == batch.document.unsqueeze(0)  # [Q, C]
+    return _gold_softmax(queries, chunks, batch, same_document, temperature, margin=torch.inf)
+
+
+def batch_loss(queries: Tensor, chunks: Tensor, batch: ContextBatch, temperature: float, margin: float) -> Tensor:
+    """Mean over queries of −log softmax of the gold chunk among all chunks of the batch: a scalar.
+
+    A chunk that scores more than `margin` above the gold one, or has its text, is left out.
+    """
+    everywhere = torch.ones(len(queries), len(chunks), dtype=torch.bool, device=queries.device)
+    return _gold_softmax(queries, chunks, batch, everywhere, temperature, margin)
+
+
+def _gold_softmax(
+    queries: Tensor, chunks: Tensor, batch: ContextBatch, candidates: Tensor, temperature: float, margin: float
+) -> Tensor:
+    scores = F.normalize(queries, dim=-1) @ F.normalize(chunks, dim=-1).T  # [Q, C]
+    own = scores.gather(1, batch.gold.unsqueeze(1))  # [Q, 1]
+    places = torch.arange(scores.shape[1], device=scores.device)
+    is_gold = places.unsqueeze(0) == batch.gold.unsqueeze(1)
+    repeats = (batch.chunk_keys[batch.gold].unsqueeze(1) == batch.chunk_keys.unsqueeze(0)) & ~is_gold
+    dropped = ~candidates | repeats | (~is_gold & (scores.detach() > own.detach() + margin))
+    logits = scores.masked_fill(dropped, -torch.inf) / temperature
+    return (logits.logsumexp(dim=1) - own.squeeze(1) / temperature).mean()
+
+
+def global_loss(queries: Tensor, documents: Tensor, batch: ContextBatch, temperature: float, margin: float) -> Tensor:
+    """InfoNCE of queries `[Q, D]` and whole documents `[M, D]`, other queries as negatives too: a scalar.
+
+    Documents with the same key are never each other's negatives.
+    """
+    own = batch.document[batch.gold]  # [Q]
+    return info_nce(
+        queries,
+        documents[own],
+        temperature,
+        margin,
+        query_keys=batch.query_keys,
+        doc_keys=batch.document_keys[own],
+        extra=documents,
+        extra_keys=batch.document_keys,
+    )
+
+
+def contextual_loss(
+    queries: Tensor,
+    chunks: Tensor,
+    documents: Tensor,
+    batch: ContextBatch,
+    beta: float,
+    temperature: float,
+    margin: float = FALSE_NEGATIVE_MARGIN,
+) -> Tensor:
+    """`β·L_global + (1−β)·(0.2·L_seq + 0.8·L_batch)`: a scalar. Shapes as in the parts."""
+    local = SEQUENCE_SHARE * sequence_loss(queries, chunks, batch, temperature) + (1 - SEQUENCE_SHARE) * batch_loss(
+        queries, chunks, batch, temperature, margin
+    )
+    return beta * global_loss(queries, documents, batch, temperature, margin) + (1 - beta) * local
+
+
+def cosine_schedule(step: int, n_steps: int, start: float, stop: float) -> float:
+    """`start` at the first step, `stop` at the last, half a cosine between: the course of β."""
+    share = step / max(1, n_steps - 1)
+    return stop + (start - stop) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of `1 − cos` over rows, on the components that both `[K, D]` and `[K, W]` have: a scalar, 0 for no rows."""
+    width = min(student.shape[1], teacher.shape[1])
+    if not len(student):
+        return student.sum() * 0.0
+    return (1 - F.cosine_similarity(student[:, :width], teacher[:, :width], dim=-1)).mean()
+
+
+def diffusion_loss(logits: Tensor, targets: Tensor, noise: Tensor) -> Tensor:
+    """Sum over masked tokens of cross-entropy over t: a scalar, to be divided by the number of tokens.
+
+    `logits` `[K, V]` predict the K masked tokens `targets` `[K]` of sequences whose masking probability was `noise`
+    `[K]`: the negative evidence bound of absorbing-state diffusion (arXiv 2406.07524, 2502.09992).
+    """
+    return (F.cross_entropy(logits.float(), targets, reduction="none") / noise).sum()
+
+
+def matryoshka(loss: Callable[..., Tensor], means: Sequence[Tensor], dims: Sequence[int]) -> Tensor:
+    """Mean of `loss(*codes)` over int8 straight-through codes of the first `dim` components, for each dim.
+
+    `means` are pre-tanh means `[…, D]`. Raises ValueError for a dim that is not in 1…D.
+    """
+    width = means[0].shape[1]
     if not dims or any(not 1 <= dim <= width for dim in dims):
         raise ValueError(f"matryoshka dims {tuple(dims)} must be in 1…{width}")
-    query_codes, doc_codes = int8_straight_through(queries), int8_straight_through(docs)
-    return torch.stack([loss(query_codes[:, :dim], doc_codes[:, :dim]) for dim in dims]).mean()
+    codes = [int8_straight_through(part) for part in means]
+    return torch.stack([loss(*(part[:, :dim] for part in codes)) for dim in dims]).mean()

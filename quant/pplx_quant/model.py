@@ -13,15 +13,26 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from pplx_edge.models.qwen3_torch import Qwen3Encoder, mean_pool
+from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.spec import ModelSpec
+from pplx_edge.types import TokenRow
 
 INITIAL_NORM = 3.0
 SMOOTHING = 1e-3
+TAUGHT_LENGTH = 2.0  # of a word's teacher vector, beside its random rest
 
 
-def new_model(spec: ModelSpec, tokenizer: Tokenizer, counts: np.ndarray, seed: int) -> Qwen3Encoder:
-    """A float32 encoder that starts as a bag of words; `counts` `[vocab]` are token counts of a training sample."""
+def new_model(
+    spec: ModelSpec,
+    tokenizer: Tokenizer,
+    counts: np.ndarray,
+    seed: int,
+    words: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Qwen3Encoder:
+    """A float32 encoder that starts as a bag of words; `counts` `[vocab]` are token counts of a training sample.
+
+    `words` are token ids `[L]` and a teacher's vectors of them `[L, W]`, which give those tokens their directions.
+    """
     torch.manual_seed(seed)
     model = Qwen3Encoder(spec)
     with torch.no_grad():
@@ -30,14 +41,22 @@ def new_model(spec: ModelSpec, tokenizer: Tokenizer, counts: np.ndarray, seed: i
                 weight.zero_()
             elif weight.ndim == 2:
                 weight.normal_(0, weight.shape[1] ** -0.5)
-        model.embed_tokens.weight.copy_(lexical_table(tokenizer, spec.hidden_size, counts, seed))
+        model.embed_tokens.weight.copy_(lexical_table(tokenizer, spec.hidden_size, counts, seed, words))
         model.norm.weight.fill_(INITIAL_NORM)
         model.norm.weight[-1] = 0.0
     return model
 
 
-def lexical_table(tokenizer: Tokenizer, dim: int, counts: np.ndarray, seed: int) -> Tensor:
+def lexical_table(
+    tokenizer: Tokenizer,
+    dim: int,
+    counts: np.ndarray,
+    seed: int,
+    words: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Tensor:
     """Initial embedding table, float32 `[vocab, dim]`: a random direction for each word form, folded in case.
+
+    A token of `words` gets its teacher vector in the first components instead, and its random direction in the rest.
 
     RMS normalisation gives every token the same length, so a token's weight a / (a + frequency) is set through the
     last component, which takes the rest of the length and which the final norm does not let through.
@@ -45,9 +64,14 @@ def lexical_table(tokenizer: Tokenizer, dim: int, counts: np.ndarray, seed: int)
     frequencies = counts / max(1, counts.sum())
     weights = SMOOTHING / (SMOOTHING + frequencies)
     table = np.empty((tokenizer.get_vocab_size(), dim), np.float32)
+    known = dict(zip(words[0].tolist(), words[1], strict=True)) if words is not None else {}
     for token in range(len(table)):
         form = tokenizer.decode([token], skip_special_tokens=False).strip().casefold() or f"<{token}>"
         direction = np.random.default_rng(_form_seed(form, seed)).standard_normal(dim - 1)
+        if token in known:
+            width = min(len(known[token]), dim - 1)
+            rest = direction[width:]
+            direction[:width] = known[token][:width] * (TAUGHT_LENGTH * np.linalg.norm(rest) if len(rest) else 1)
         direction *= (dim - 1) ** 0.5 / np.linalg.norm(direction)
         table[token, :-1] = weights[token] * direction
         table[token, -1] = (dim * (1 - weights[token] ** 2)) ** 0.5
@@ -58,35 +82,46 @@ def _form_seed(form: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{form}".encode(), digest_size=8).digest(), "little")
 
 
-def bag_means(model: Qwen3Encoder, rows: Sequence[np.ndarray]) -> Tensor:
-    """Means `[B, D]` of the model without its blocks: normalised token embeddings averaged over each row."""
+def bag_means(model: Qwen3Encoder, rows: Sequence[TokenRow]) -> Tensor:
+    """Means `[N, D]` of the model without its blocks: normalised token embeddings averaged over each span."""
     table = model.norm(model.embed_tokens.weight)
-    ids, offsets = flatten(rows)
-    return F.embedding_bag(ids, table, offsets, mode="mean")
+    ids, offsets = flatten([row.ids[start:stop] for row in rows for start, stop in row.bounds])
+    return F.embedding_bag(ids.to(table.device), table, offsets.to(table.device), mode="mean")
 
 
-def encoder_means(model: Qwen3Encoder, rows: Sequence[np.ndarray], max_tokens: int) -> Tensor:
-    """Means `[B, D]` float32 of the whole model, in the order of `rows`.
+def encoder_means(model: Qwen3Encoder, rows: Sequence[TokenRow]) -> Tensor:
+    """Means float32 `[N, D]` of the spans of rows, in their order: one call of the whole model, padded to the longest.
 
-    Rows are sorted by length and cut into calls of at most `max_tokens` tokens, padding included.
+    An empty span gives zeros.
     """
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    groups = token_groups(order, rows, max_tokens)
-    means = torch.cat([_padded_means(model, [rows[row] for row in group]) for group in groups])  # [B, D], by length
-    inverse = torch.empty(len(rows), dtype=torch.int64)
-    inverse[torch.tensor(order)] = torch.arange(len(rows))
-    return means[inverse]
+    ids, mask = pad([row.ids for row in rows])
+    device = model.embed_tokens.weight.device
+    states = model(ids.to(device), mask.to(device)).float()  # [B, T, D]
+    return pool_spans(states, rows)
 
 
-def _padded_means(model: Qwen3Encoder, rows: Sequence[np.ndarray]) -> Tensor:
-    ids, mask = pad(rows)
-    return mean_pool(model(ids, mask), mask)
+def pool_spans(states: Tensor, rows: Sequence[TokenRow]) -> Tensor:
+    """Means `[N, D]` of the states `[B, T, D]` of each span of right-padded rows, summed in the states' dtype."""
+    width = states.shape[1]
+    spans = [(number * width + start, stop - start) for number, row in enumerate(rows) for start, stop in row.bounds]
+    lengths = np.array([length for _, length in spans])
+    places = np.concatenate([np.arange(start, start + length) for start, length in spans])
+    owners = torch.from_numpy(np.repeat(np.arange(len(spans)), lengths)).to(states.device)
+    tokens = states.flatten(0, 1)[torch.from_numpy(places).to(states.device)]
+    sums = torch.zeros(len(spans), states.shape[2], dtype=states.dtype, device=states.device)
+    sums = sums.index_add(0, owners, tokens)
+    return sums / torch.from_numpy(np.maximum(lengths, 1)).to(states)[:, None]
 
 
-def token_groups(order: Sequence[int], rows: Sequence[np.ndarray], max_tokens: int) -> list[list[int]]:
-    """Row numbers of `order` (by ascending length) in runs whose padded size stays within `max_tokens`."""
+def whole_rows(texts: Sequence[np.ndarray]) -> list[TokenRow]:
+    """Rows of plain texts: one span over all of each."""
+    return [TokenRow(ids, ((0, len(ids)),)) for ids in texts]
+
+
+def plan_calls(rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
+    """Row numbers by ascending length, in runs whose padded size stays within `max_tokens` (or a single row)."""
     groups: list[list[int]] = [[]]
-    for row in order:
+    for row in sorted(range(len(rows)), key=lambda row: len(rows[row])):
         if groups[-1] and (len(groups[-1]) + 1) * len(rows[row]) > max_tokens:
             groups.append([])
         groups[-1].append(row)
@@ -104,6 +139,5 @@ def pad(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 def flatten(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """All ids in one int64 vector, and the offset at which each row starts."""
-    lengths = [len(row) for row in rows]
-    offsets = np.concatenate([[0], np.cumsum(lengths[:-1])]).astype(np.int64)
+    offsets = np.cumsum([0, *(len(row) for row in rows[:-1])])
     return torch.from_numpy(np.concatenate(rows).astype(np.int64)), torch.from_numpy(offsets)

@@ -1,16 +1,12 @@
-"""Pairs as token ids on disk: tokenised once, mapped by every run.
+"""A data folder as one packed file: tokenised once, small enough to carry to another machine.
 
-python -m pplx_quant.pack --data DIR --tokenizer DIR --out DIR
-
-The packed folder holds `ids.npy` (uint16, all texts end to end), `offsets.npy` (int64, one more than texts; text 2i is
-query i and text 2i + 1 its positive), `keys.npy` (int64 `[N, 2]`, hashes of query and positive), `group.npy` (int16
-`[N]`), `held_out.npy` (bool `[N]`) and `packed.json` (group names, counts of dropped rows, limits, tokenizer hash).
+python -m pplx_quant.pack --data DIR --tokenizer DIR --out FILE [--cap GROUP=N …]
 """
 
 import hashlib
-import json
+import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,131 +15,127 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pplx_edge.errors import EdgeError
-from pplx_quant.data import Pair, ReadReport, file_key, list_files, read_pairs
+from pplx_quant.data import Document, Pair, ReadReport, file_key, list_files, read_documents, read_pairs
 from pplx_quant.errors import ConfigError, DataError
 from pplx_quant.options import parse_config
+from pplx_quant.packed import write_packed
+from pplx_quant.sampling import fits, parse_factor
 from pplx_quant.structure import structure_pairs
 from pplx_quant.tokenizer import load_tokenizer
 
 BATCH = 4096
+NONE = -1
 
 
 @dataclass(frozen=True)
 class PackConfig:
-    """What is packed, and how."""
+    """What is packed, and how. `cap` holds the most pairs (for `chunks.*`: chunks) of a group, drawn by the seed."""
 
     data: Path
     tokenizer: Path
     out: Path
     max_query: int = 64
-    max_positive: int = 256
-    per_paragraph: int = 3
-    held_out: float = 0.03
+    max_text: int = 160
+    per_paragraph: int = 2
+    held_out: float = 0.02
+    cap: tuple[str, ...] = ()
+    max_mb: float = 60.0
     seed: int = 1
 
-
-@dataclass(frozen=True)
-class PackedPairs:
-    """A packed folder, mapped. Pairs are rows 0…N−1; `groups` names the values of `group`."""
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    keys: np.ndarray
-    group: np.ndarray
-    held_out: np.ndarray
-    groups: tuple[str, ...]
-
-    @classmethod
-    def open(cls, folder: Path) -> "PackedPairs":
-        """The packed pairs of a folder; DataError when a file is missing or they do not fit together."""
-        try:
-            arrays = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r")
-                for name in ("ids", "offsets", "keys", "group", "held_out")
-            }
-            groups = tuple(json.loads((folder / "packed.json").read_text())["groups"])
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder}: not a packed folder ({error}); run python -m pplx_quant.pack") from error
-        packed = cls(**arrays, groups=groups)
-        if len(packed.offsets) != 2 * len(packed.group) + 1 or packed.offsets[-1] != len(packed.ids):
-            raise DataError(f"{folder}: its arrays disagree about the number of pairs; pack again")
-        return packed
-
-    def __len__(self) -> int:
-        return len(self.group)
-
-    def queries(self, rows: Iterable[int], max_tokens: int) -> list[np.ndarray]:
-        """Ids of the queries of `rows`, each cut to `max_tokens`."""
-        return [self._text(2 * row, max_tokens) for row in rows]
-
-    def positives(self, rows: Iterable[int], max_tokens: int) -> list[np.ndarray]:
-        """Ids of the positives of `rows`, each cut to `max_tokens`."""
-        return [self._text(2 * row + 1, max_tokens) for row in rows]
-
-    def _text(self, text: int, max_tokens: int) -> np.ndarray:
-        start, stop = int(self.offsets[text]), int(self.offsets[text + 1])
-        return self.ids[start : min(stop, start + max_tokens)]
+    def limit(self, group: str) -> int | None:
+        """The cap of a group, from the last pattern that fits it; None for no cap."""
+        limits = [int(value) for pattern, value in map(parse_factor, self.cap) if fits(group, pattern)]
+        return limits[-1] if limits else None
 
 
-class PairPacker:
-    """Collects tokenised pairs and writes them as one packed folder."""
+class TextTable:
+    """Numbers texts in the order of their first appearance; the same text, blind to case and space, is one."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.numbers: dict[int, int] = {}
+        self.ids: list[np.ndarray] = []
+        self.lang: list[int] = []
+        self.languages: dict[str, int] = {}
+
+    def add(self, texts: Sequence[tuple[str, str]], max_tokens: int) -> list[int]:
+        """Numbers of (text, language) items, each cut to `max_tokens`; -1 for one without tokens."""
+        keys = [text_key(text) for text, _ in texts]
+        fresh = list({key: number for number, key in enumerate(keys) if key not in self.numbers}.values())
+        encoded = self.tokenizer.encode_batch_fast([texts[number][0] for number in fresh], add_special_tokens=False)
+        for number, item in zip(fresh, encoded, strict=True):
+            self.numbers[keys[number]] = self._append(item.ids[:max_tokens], texts[number][1])
+        return [self.numbers[key] for key in keys]
+
+    def _append(self, ids: list[int], lang: str) -> int:
+        if not ids:
+            return NONE
+        self.ids.append(np.array(ids, np.uint16))
+        self.lang.append(self.languages.setdefault(lang, len(self.languages)))
+        return len(self.ids) - 1
+
+
+class CorpusPacker:
+    """Collects texts, pairs and documents, and writes them as one file."""
 
     def __init__(self, tokenizer: Tokenizer, config: PackConfig):
         if tokenizer.get_vocab_size() > 1 << 16:
             raise ConfigError(f"{tokenizer.get_vocab_size()} tokens do not fit uint16 ids")
-        self.tokenizer, self.config = tokenizer, config
-        self.ids: list[np.ndarray] = []
-        self.lengths: list[int] = []
-        self.keys: list[tuple[int, int]] = []
-        self.group: list[int] = []
+        self.config, self.table = config, TextTable(tokenizer)
         self.groups: list[str] = []
+        self.pairs: list[tuple[int, int, int, int, int]] = []  # query, positive, group, document, chunk
+        self.documents: dict[str, int] = {}
+        self.n_chunks: list[int] = []
+        self.chunks: list[int] = []
+        self.titles: list[int] = []
 
-    def add(self, name: str, pairs: Iterator[Pair]) -> int:
-        """Tokenise the pairs of one group; returns how many had tokens on both sides."""
-        before = len(self.group)
+    def add_documents(self, documents: Iterable[Document]) -> int:
+        """Add documents in chunks; returns how many."""
+        before = len(self.n_chunks)
+        for document in documents:
+            texts = [(chunk, document.lang) for chunk in document.chunks]
+            numbers = self.table.add([*texts, (document.title, document.lang)], self.config.max_text)
+            if NONE in numbers[:-1]:
+                raise DataError(f"document {document.doc_id}: chunk {numbers.index(NONE)} has no tokens; remove it")
+            self.documents[document.doc_id] = len(self.n_chunks)
+            self.n_chunks.append(len(texts))
+            self.chunks += numbers[:-1]
+            self.titles.append(numbers[-1])
+        return len(self.n_chunks) - before
+
+    def add_pairs(self, name: str, pairs: Iterable[Pair]) -> int:
+        """Add the pairs of one group; returns how many had tokens on both sides and were not the same text."""
+        before, stream = len(self.pairs), iter(pairs)
         self.groups.append(name)
-        while batch := list(islice(pairs, BATCH)):
-            texts = [text for pair in batch for text in (pair.query, pair.positive)]
-            encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            for number, pair in enumerate(batch):
-                self._append(pair, encoded[2 * number].ids, encoded[2 * number + 1].ids)
-        return len(self.group) - before
+        while batch := list(islice(stream, BATCH)):
+            queries = self.table.add([(pair.query, pair.query_lang) for pair in batch], self.config.max_query)
+            positives = self.table.add([(pair.positive, pair.positive_lang) for pair in batch], self.config.max_text)
+            for pair, query, positive in zip(batch, queries, positives, strict=True):
+                if NONE not in (query, positive) and query != positive:
+                    document = self.documents.get(pair.doc_id or "", NONE)
+                    chunk = pair.chunk_idx if document != NONE and pair.chunk_idx is not None else NONE
+                    if chunk >= (self.n_chunks[document] if document != NONE else 0):
+                        chunk = NONE
+                    self.pairs.append((query, positive, len(self.groups) - 1, document, chunk))
+        return len(self.pairs) - before
 
-    def _append(self, pair: Pair, query: list[int], positive: list[int]) -> None:
-        query, positive = query[: self.config.max_query], positive[: self.config.max_positive]
-        if not query or not positive:
-            return
-        self.ids.append(np.array(query + positive, np.uint16))
-        self.lengths += [len(query), len(positive)]
-        self.keys.append((text_key(pair.query), text_key(pair.positive)))
-        self.group.append(len(self.groups) - 1)
-
-    def write(self, folder: Path, dropped: dict[str, dict]) -> None:
-        """Write the packed folder; `packed.json` comes last, so a folder without it is incomplete."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "packed.json").unlink(missing_ok=True)
-        keys = np.array(self.keys, np.int64)
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of the packed file, without teacher vectors."""
+        pairs = np.array(self.pairs, np.int32).reshape(-1, 5)
         # A passage is held out with all its questions, whichever file they stand in.
-        held_out = (keys[:, 1].view(np.uint64) % 10_000) < round(10_000 * self.config.held_out)
-        arrays = {
-            "ids": np.concatenate(self.ids),
-            "offsets": np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64),
-            "keys": keys,
-            "group": np.array(self.group, np.int16),
-            "held_out": held_out,
+        drawn = np.random.default_rng(self.config.seed).random(len(self.table.ids)) < self.config.held_out
+        return {
+            "ids": np.concatenate(self.table.ids),
+            "lengths": np.array([len(ids) for ids in self.table.ids], np.uint16),
+            "lang": np.array(self.table.lang, np.int16),
+            "pairs": pairs[:, :2],
+            "group": pairs[:, 2].astype(np.int16),
+            "held_out": drawn[pairs[:, 1]],
+            "place": pairs[:, 3:],
+            "chunks": np.array(self.chunks, np.int32),
+            "n_chunks": np.array(self.n_chunks, np.uint16),
+            "titles": np.array(self.titles, np.int32),
         }
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array)
-        counts = np.bincount(arrays["group"], minlength=len(self.groups))
-        summary = {
-            "groups": self.groups,
-            "pairs": dict(zip(self.groups, counts.tolist(), strict=True)),
-            "dropped": dropped,
-            "max_query": self.config.max_query,
-            "max_positive": self.config.max_positive,
-            "tokenizer_sha256": hashlib.sha256((self.config.tokenizer / "tokenizer.json").read_bytes()).hexdigest(),
-        }
-        (folder / "packed.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def text_key(text: str) -> int:
@@ -153,32 +145,69 @@ def text_key(text: str) -> int:
 
 
 def pack(config: PackConfig) -> None:
-    """Read, tokenise and write all pairs of a data folder, and those made from the structure of its texts."""
-    packer = PairPacker(load_tokenizer(config.tokenizer), config)
-    dropped = {}
+    """Read, tokenise and write a data folder: its documents, its pairs, and pairs from the structure of its texts."""
+    packer, dropped = CorpusPacker(load_tokenizer(config.tokenizer), config), {}
+    for path in list_files(config.data, "chunks"):
+        documents, report = read_documents(path)
+        kept = _draw_documents(documents, config, f"chunks.{file_key(path)}")
+        _tell(f"chunks.{file_key(path)}", packer.add_documents(kept), "documents", dropped, report)
     for path in list_files(config.data, "pairs"):
         pairs, report = read_pairs(path)
-        if report.n_dropped:
-            dropped[path.name] = describe_dropped(report)
-        _tell(file_key(path), packer.add(file_key(path), iter(pairs)), report.n_dropped)
+        kept = _draw(pairs, config, file_key(path))
+        _tell(file_key(path), packer.add_pairs(file_key(path), kept), "pairs", dropped, report)
     for name, structured in structure_pairs(config.data, config.per_paragraph, config.seed):
-        _tell(name, packer.add(name, structured), 0)
-    packer.write(config.out, dropped)
+        _tell(name, packer.add_pairs(name, _draw(list(structured), config, name)), "pairs", dropped)
+    arrays = packer.arrays()
+    info = {
+        "groups": packer.groups,
+        "languages": list(packer.table.languages),
+        "pairs": dict(zip(packer.groups, np.bincount(arrays["group"]).tolist(), strict=False)),
+        "dropped": dropped,
+        "max_query": config.max_query,
+        "max_text": config.max_text,
+        "tokenizer_sha256": hashlib.sha256((config.tokenizer / "tokenizer.json").read_bytes()).hexdigest(),
+    }
+    size = write_packed(config.out, arrays, info)
+    print(
+        f"{len(arrays['lengths']):,} texts, {len(arrays['ids']):,} tokens, {len(arrays['pairs']):,} pairs, "
+        f"{len(arrays['n_chunks']):,} documents: {size / 1e6:.1f} MB",
+        file=sys.stderr,
+    )
+    if size > 1e6 * config.max_mb:
+        raise ConfigError(f"{config.out}: {size / 1e6:.1f} MB, limit {config.max_mb:g}; cap groups or raise --max-mb")
 
 
-def describe_dropped(report: ReadReport) -> dict:
-    """The rows a reader dropped, by reason, with the first line numbers."""
-    return {"rows": report.n_rows, "dropped": report.dropped, "first_lines": report.lines}
+def _draw(pairs: list[Pair], config: PackConfig, group: str) -> list[Pair]:
+    limit = config.limit(group)
+    if limit is None or len(pairs) <= limit:
+        return pairs
+    picked = sorted(random.Random(f"{config.seed}:{group}").sample(range(len(pairs)), limit))
+    return [pairs[number] for number in picked]
 
 
-def _tell(name: str, n_pairs: int, n_dropped: int) -> None:
-    print(f"{name:32} {n_pairs:>9,} pairs" + (f", {n_dropped} rows dropped" if n_dropped else ""), file=sys.stderr)
+def _draw_documents(documents: list[Document], config: PackConfig, group: str) -> list[Document]:
+    """Documents in a drawn order until their chunks reach the cap."""
+    limit = config.limit(group)
+    if limit is None:
+        return documents
+    order = random.Random(f"{config.seed}:{group}").sample(documents, len(documents))
+    totals = np.cumsum([len(document.chunks) for document in order])
+    return order[: int(np.searchsorted(totals, limit, side="right"))]
+
+
+def _tell(name: str, count: int, noun: str, dropped: dict[str, dict], report: ReadReport | None = None) -> None:
+    """Print a group's count, and note in `dropped` what its reader left out."""
+    suffix = ""
+    if report and report.n_dropped:
+        dropped[report.path.name] = {"rows": report.n_rows, "dropped": report.dropped, "first_lines": report.lines}
+        suffix = f", {report.n_dropped} rows dropped"
+    print(f"{name:32} {count:>9,} {noun}{suffix}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Pack a data folder; returns the exit status."""
     try:
-        pack(parse_config(PackConfig, argv, "Tokenise the pairs of a data folder once."))
+        pack(parse_config(PackConfig, argv, "Tokenise a data folder once, into one file."))
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

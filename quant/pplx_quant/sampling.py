@@ -1,12 +1,13 @@
 """Which pairs make up the batch of a step: a function of seed and step, so a resumed run needs no loader state."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from pplx_quant.errors import ConfigError
-from pplx_quant.pack import PackedPairs
+from pplx_quant.packed import PackedCorpus
 
 
 @dataclass(frozen=True)
@@ -17,17 +18,21 @@ class PairSampler:
     shares: np.ndarray
 
     @classmethod
-    def build(cls, packed: PackedPairs, exponent: float, boosts: Sequence[str]) -> "PairSampler":
-        """A sampler over all rows that are not held out; a group's share is size ** `exponent` times its boost.
+    def build(
+        cls, packed: PackedCorpus, exponent: float, boosts: Sequence[str], only: np.ndarray | None = None
+    ) -> "PairSampler":
+        """A sampler over all rows that are not held out (and in bool `only` `[N]`).
+
+        A group's share is size ** `exponent` times its boost.
 
         A boost is `group=factor`; `group*=factor` speaks of all groups that begin so; factor 0 leaves a group out.
         Raises ConfigError for a boost that is malformed or fits no group.
         """
-        trained = ~packed.held_out
+        trained = ~packed.held_out if only is None else ~packed.held_out & only
         rows = tuple(np.flatnonzero((packed.group == number) & trained) for number in range(len(packed.groups)))
         shares = np.array([len(group) ** exponent if len(group) else 0.0 for group in rows])
         for boost in boosts:
-            pattern, factor = parse_boost(boost)
+            pattern, factor = parse_factor(boost)
             chosen = [fits(name, pattern) for name in packed.groups]
             if not any(chosen):
                 raise ConfigError(f"boost {boost!r} fits no group; groups are {', '.join(packed.groups)}")
@@ -47,15 +52,167 @@ class PairSampler:
         return np.concatenate(drawn)
 
 
-def parse_boost(boost: str) -> tuple[str, float]:
+@dataclass(frozen=True)
+class SequenceSampler:
+    """Sequences of joined texts, for pretraining: `length` tokens, a share of them cut to a random length."""
+
+    packed: PackedCorpus
+    separator: int
+    length: int
+    short_share: float
+
+    def batch(self, step: int, size: int, seed: int) -> list[np.ndarray]:
+        """Ids uint16 of the `size` sequences of a step. Texts are drawn by their length, held-out positives never."""
+        generator = np.random.default_rng((seed, step))
+        return [self._sequence(generator) for _ in range(size)]
+
+    def _sequence(self, generator: np.random.Generator) -> np.ndarray:
+        stop = self.length
+        if generator.random() < self.short_share:
+            stop = int(generator.integers(2, self.length + 1))
+        return token_stream(self._texts(generator), self.separator, stop)
+
+    def _texts(self, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        while True:
+            place = int(generator.integers(len(self.packed.ids)))
+            number = int(np.searchsorted(self.packed.starts, place, side="right")) - 1
+            if number not in self._held_out:
+                yield self.packed.text(number)
+
+    @cached_property
+    def _held_out(self) -> frozenset[int]:
+        return frozenset(self.packed.pairs[self.packed.held_out, 1].tolist())
+
+
+def token_stream(texts: Iterator[np.ndarray], separator: int, length: int) -> np.ndarray:
+    """The first `length` ids of texts joined by the separator, uint16."""
+    parts: list[np.ndarray] = []
+    total = 0
+    while total < length:
+        parts += [next(texts), np.array([separator], np.uint16)]
+        total += len(parts[-2]) + 1
+    return np.concatenate(parts)[:length]
+
+
+@dataclass(frozen=True)
+class DrawnDocuments:
+    """Documents in chunks and the questions about them.
+
+    `chunks` holds the text numbers of each document's chunks, `queries` ids uint16 of each question, `gold` the
+    (document, chunk) that answers it, `query_keys` numbers that are equal for equal questions.
+    """
+
+    chunks: list[list[int]]
+    queries: list[np.ndarray]
+    gold: list[tuple[int, int]]
+    query_keys: list[int]
+    numbers: list[int]
+
+
+@dataclass(frozen=True)
+class DocumentOptions:
+    """How documents and questions are drawn. Shares are probabilities."""
+
+    max_document: int = 2048
+    min_document: int = 256
+    max_chunk: int = 128
+    max_query: int = 48
+    questions: int = 6
+    title_chunk_share: float = 0.7
+    title_query_share: float = 0.6
+
+
+class DocumentSampler:
+    """Windows of documents, each with questions: those of the data, and pieces of a chunk with the title in front.
+
+    A question with the title in front can only be answered by a chunk that knows which document it is in.
+    """
+
+    def __init__(self, packed: PackedCorpus, options: DocumentOptions):
+        self.packed, self.options = packed, options
+        held = set(packed.pairs[packed.held_out, 1].tolist())
+        usable = (packed.place[:, 0] >= 0) & (packed.place[:, 1] >= 0) & ~packed.held_out
+        self.asked: dict[int, list[tuple[int, int]]] = {}
+        for row in np.flatnonzero(usable):
+            document, chunk = packed.place[row].tolist()
+            self.asked.setdefault(document, []).append((chunk, int(packed.pairs[row, 0])))
+        counts = packed.arrays["n_chunks"]
+        self.documents = np.array(
+            [number for number in np.flatnonzero(counts >= 2) if held.isdisjoint(packed.document(number).tolist())]
+        )
+        if not len(self.documents):
+            raise ConfigError("no document of at least two chunks is left to train on; pack chunks.*.jsonl.gz files")
+        self.shares = counts[self.documents] ** 0.5 / (counts[self.documents] ** 0.5).sum()
+
+    def batch(self, step: int, size: int, seed: int) -> DrawnDocuments:
+        """The documents and questions of a step."""
+        generator = np.random.default_rng((seed, step))
+        drawn = DrawnDocuments([], [], [], [], [])
+        replace = size > len(self.documents)
+        for number in generator.choice(self.documents, size, replace=replace, p=self.shares).tolist():
+            self._add(drawn, number, generator)
+        return drawn
+
+    def _add(self, drawn: DrawnDocuments, number: int, generator: np.random.Generator) -> None:
+        options, document = self.options, self.packed.document(number)
+        start, stop = self._window(document, generator)
+        title = self.packed.title(number)
+        named = title >= 0 and generator.random() < options.title_chunk_share
+        first = 1 if named else 0
+        place = len(drawn.chunks)
+        drawn.chunks.append([title] * first + document[start:stop].tolist())
+        drawn.numbers.append(number)
+        known = [(chunk, query) for chunk, query in self.asked.get(number, ()) if start <= chunk < stop]
+        generator.shuffle(known)
+        wanted = int(generator.integers(1, options.questions + 1))
+        for chunk, query in known[: (wanted + 1) // 2]:
+            self._ask(drawn, self.packed.text(query), query, (place, first + chunk - start), title, generator)
+        for chunk in generator.integers(start, stop, wanted // 2).tolist():
+            piece = self._piece(int(document[chunk]), generator)
+            self._ask(drawn, piece, -len(drawn.queries) - 1, (place, first + chunk - start), title, generator)
+
+    def _ask(
+        self,
+        drawn: DrawnDocuments,
+        query: np.ndarray,
+        key: int,
+        gold: tuple[int, int],
+        title: int,
+        generator: np.random.Generator,
+    ) -> None:
+        if title >= 0 and generator.random() < self.options.title_query_share:
+            parts = [self.packed.text(title, self.options.max_query // 2), query]
+            query, key = np.concatenate(parts if generator.random() < 0.5 else parts[::-1]), -len(drawn.queries) - 1
+        drawn.queries.append(query[: self.options.max_query])
+        drawn.query_keys.append(key)
+        drawn.gold.append(gold)
+
+    def _window(self, document: np.ndarray, generator: np.random.Generator) -> tuple[int, int]:
+        """`[start, stop)` of consecutive chunks whose tokens fit a length drawn evenly in its logarithm."""
+        options = self.options
+        budget = np.exp(generator.uniform(np.log(options.min_document), np.log(options.max_document)))
+        lengths = np.minimum(self.packed.lengths[document], options.max_chunk).astype(np.int64) + 1
+        start = 0 if generator.random() < 0.5 else int(generator.integers(len(document)))
+        total = np.cumsum(lengths[start:])
+        stop = start + max(2, int(np.searchsorted(total, budget, side="right")))
+        return max(0, min(start, len(document) - 2)), min(stop, len(document))
+
+    def _piece(self, text: int, generator: np.random.Generator) -> np.ndarray:
+        ids = self.packed.text(text, self.options.max_chunk)
+        length = min(len(ids), int(generator.integers(4, 17)))
+        start = int(generator.integers(len(ids) - length + 1))
+        return ids[start : start + length]
+
+
+def parse_factor(option: str) -> tuple[str, float]:
     """Pattern and factor of `pattern=factor`; ConfigError when it is not that or negative."""
-    pattern, _, factor = boost.rpartition("=")
+    pattern, _, factor = option.rpartition("=")
     try:
         value = float(factor)
     except ValueError:
         value = -1.0
     if not pattern or not value >= 0:
-        raise ConfigError(f"boost {boost!r} is not GROUP=FACTOR with a factor of at least 0")
+        raise ConfigError(f"{option!r} is not GROUP=NUMBER with a number of at least 0")
     return pattern, value
 
 

@@ -4,16 +4,19 @@ import json
 import math
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_quant.errors import DivergedError
 
 EMBEDDING = "embed_tokens.weight"
+OPTIMIZERS = ("adamw", "muon")
+MUON_SCALE = "match_rms_adamw"  # so that a matrix moves about as far as under AdamW at the same rate
 
 
 def learning_rate_factor(step: int, n_steps: int, warmup: int, decay_share: float) -> float:
@@ -23,24 +26,34 @@ def learning_rate_factor(step: int, n_steps: int, warmup: int, decay_share: floa
     return min(1.0, rise, fall)
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rates: of the embedding table, of the matrices in blocks, and of norms."""
+
+    embedding: float
+    matrix: float
+    vector: float
+
+
 def build_optimizers(
-    model: Qwen3Encoder, embedding_rate: float, matrix_rate: float, vector_rate: float, with_blocks: bool
+    model: Qwen3Encoder, rates: Rates, optimizer: str, with_blocks: bool, head: nn.Module | None = None
 ) -> list[Optimizer]:
-    """Adam for the embedding table and the norms, Muon for the matrices of the blocks (absent without blocks)."""
+    """AdamW for all parameters; with `optimizer="muon"`, Muon for the matrices of the blocks.
+
+    Without blocks only the table and the final norm are trained. A stage's `head` trains at the table's rate.
+    """
     named = dict(model.named_parameters())
+    groups = [{"params": [named[EMBEDDING], *(head.parameters() if head else ())], "lr": rates.embedding}]
     vectors = [weight for weight in named.values() if weight.ndim == 1] if with_blocks else [model.norm.weight]
-    adam = torch.optim.AdamW(
-        [{"params": [named[EMBEDDING]], "lr": embedding_rate}, {"params": vectors, "lr": vector_rate}],
-        betas=(0.9, 0.98),
-        eps=1e-8,
-        weight_decay=0.0,
-    )
-    optimizers: list[Optimizer] = [adam]
-    if with_blocks:
-        matrices = [weight for name, weight in named.items() if weight.ndim == 2 and name != EMBEDDING]
-        optimizers.append(torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
+    groups.append({"params": vectors, "lr": rates.vector})
+    matrices = [weight for name, weight in named.items() if weight.ndim == 2 and name != EMBEDDING]
+    if with_blocks and optimizer == "adamw":
+        groups.append({"params": matrices, "lr": rates.matrix})
+    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0)]
+    if with_blocks and optimizer == "muon":
+        optimizers.append(torch.optim.Muon(matrices, lr=rates.matrix, weight_decay=0.0, adjust_lr_fn=MUON_SCALE))
+    for one in optimizers:
+        for group in one.param_groups:
             group["peak"] = group["lr"]
     return optimizers
 
@@ -52,9 +65,9 @@ def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
             group["lr"] = factor * group["peak"]
 
 
-def clip_gradients(model: Qwen3Encoder, limit: float) -> float:
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
     """Scale gradients to a total norm of at most `limit`; returns the norm before."""
-    return float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], limit))
+    return float(nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
 
 
 def require_finite_loss(loss: float, step: int, kept: Path) -> None:
@@ -87,14 +100,17 @@ def restore_optimizers(optimizers: Iterable[Optimizer], tensors: dict[str, Tenso
 class RunLog:
     """Appends JSON Lines to a file; lines past `last_step` that an earlier, killed run left are dropped."""
 
-    def __init__(self, path: Path, last_step: int):
-        self.path = path
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= last_step]
-        path.write_text("".join(kept))
+    def __init__(self, path: Path, last_step: int, silent: bool = False):
+        self.path, self.silent = path, silent
+        if not silent:
+            kept = [line for line in self._lines() if json.loads(line)["step"] <= last_step]
+            path.write_text("".join(kept))
         self.started = time.perf_counter()
 
     def write(self, step: int, **values: float) -> None:
         """Append one row: the step, seconds since this process began to log, and `values`."""
+        if self.silent:
+            return
         row = {"step": step, "seconds": round(time.perf_counter() - self.started, 1), **values}
         with self.path.open("a") as stream:
             stream.write(json.dumps(row) + "\n")

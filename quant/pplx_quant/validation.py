@@ -1,51 +1,69 @@
 """How well held-out pairs are found again: what runs are compared by, without a look at any benchmark."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pplx_edge.types import TokenRow
 from pplx_quant.errors import ConfigError
 from pplx_quant.evaluate import unit_codes
-from pplx_quant.pack import PackedPairs
+from pplx_quant.model import plan_calls, whole_rows
+from pplx_quant.packed import PackedCorpus
 
-Encode = Callable[[Sequence[np.ndarray]], Tensor]
-CALL_ROWS = 512
+Encode = Callable[[Sequence[TokenRow]], Tensor]
 
 
 def validate(
-    packed: PackedPairs, encode: Encode, groups: Sequence[str], max_query: int, max_positive: int, pool: int, seed: int
+    packed: PackedCorpus,
+    encode: Encode,
+    groups: Sequence[str],
+    limits: tuple[int, int],
+    pool: int,
+    call_tokens: int,
+    seed: int,
 ) -> dict[str, float]:
-    """nDCG@10 per group of held-out queries among their positives and up to `pool` other positives of the group."""
-    return {name: _validate_group(packed, encode, name, max_query, max_positive, pool, seed) for name in groups}
+    """nDCG@10 per group of held-out queries among their positives and up to `pool` other positives of the group.
+
+    `limits` are the most tokens of a query and of a positive.
+    """
+    codes = partial(_codes, encode=encode, call_tokens=call_tokens)
+    return {name: _validate_group(packed, codes, name, limits, pool, seed) for name in groups}
 
 
 def _validate_group(
-    packed: PackedPairs, encode: Encode, name: str, max_query: int, max_positive: int, pool: int, seed: int
+    packed: PackedCorpus,
+    codes: Callable[[list[np.ndarray]], np.ndarray],
+    name: str,
+    limits: tuple[int, int],
+    pool: int,
+    seed: int,
 ) -> float:
     if name not in packed.groups:
         raise ConfigError(f"no group {name!r} to validate on; groups are {', '.join(packed.groups)}")
     members = packed.group == packed.groups.index(name)
-    asked = np.flatnonzero(members & packed.held_out)
-    others = np.flatnonzero(members & ~packed.held_out)
     generator = np.random.default_rng(seed)
-    asked = np.sort(generator.permutation(asked)[:pool])
-    others = np.sort(generator.permutation(others)[: max(0, pool - len(asked))])
-    candidates = np.concatenate([asked, others])
-    _, first = np.unique(packed.keys[candidates, 1], return_index=True)
-    candidates = candidates[first]
-    queries = _codes(encode, packed.queries(asked, max_query))
-    docs = _codes(encode, packed.positives(candidates, max_positive))
+    asked = np.sort(generator.permutation(np.flatnonzero(members & packed.held_out))[:pool])
+    others = generator.permutation(np.flatnonzero(members & ~packed.held_out))[: max(0, pool - len(asked))]
+    candidates = np.unique(packed.pairs[np.concatenate([asked, others]), 1])  # texts
+    if not len(asked):
+        raise ConfigError(f"group {name!r} has no held-out pair to validate on; raise --held-out when packing")
+    queries = codes(packed.texts(packed.pairs[asked, 0], limits[0]))
+    docs = codes(packed.texts(candidates, limits[1]))
     scores = queries @ docs.T  # [Q, N]
-    correct = packed.keys[asked, 1][:, None] == packed.keys[candidates, 1][None, :]
-    own = (scores * correct + np.where(correct, 0, -2)).max(axis=1, keepdims=True)
+    own = np.take_along_axis(scores, np.searchsorted(candidates, packed.pairs[asked, 1])[:, None], axis=1)
     ranks = (scores > own).sum(axis=1)
     return float(np.where(ranks < 10, 1 / np.log2(ranks + 2.0), 0).mean())
 
 
-def _codes(encode: Encode, rows: list[np.ndarray]) -> np.ndarray:
+def _codes(texts: list[np.ndarray], encode: Encode, call_tokens: int) -> np.ndarray:
+    """int8 codes of texts, scaled to unit length: float32 `[N, D]`."""
+    rows = whole_rows(texts)
+    found: dict[int, np.ndarray] = {}
     with torch.inference_mode():
-        means = [encode(rows[start : start + CALL_ROWS]).float() for start in range(0, len(rows), CALL_ROWS)]
-    values = torch.cat(means).numpy()
+        for call in plan_calls(rows, call_tokens):
+            found |= zip(call, encode([rows[row] for row in call]).float().cpu().numpy(), strict=True)
+    values = np.stack([found[row] for row in range(len(rows))])
     return unit_codes(values, values.shape[1])

@@ -1,12 +1,18 @@
 """A tokenizer and a packed folder, both tiny."""
 
+import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from pplx_quant.checkpoint import write_checkpoint
 from pplx_quant.pack import PackConfig, pack
+from pplx_quant.teach import TeachConfig, teach
 from pplx_quant.tokenizer import save_tokenizer, train_tokenizer
-from training_samples import sample_pairs, write_jsonl
+from training_samples import TINY, sample_chunks, sample_pairs, write_jsonl
+
+from pplx_edge.models.qwen3_torch import Qwen3Encoder
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +24,7 @@ def data_folder(tmp_path_factory) -> Path:
     ]
     write_jsonl(folder / "text.en.jsonl.gz", paragraphs)
     write_jsonl(folder / "text2.en.jsonl.gz", paragraphs)
-    chunks = [{"chunk": "First words of it.", "chunk_idx": 0, "doc_title": "A title", "lang": "en", "doc_id": "1"}]
-    write_jsonl(folder / "chunks.sample.jsonl.gz", chunks)
+    write_jsonl(folder / "chunks.sample.jsonl.gz", sample_chunks(60))
     return folder
 
 
@@ -32,10 +37,30 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def packed_folder(data_folder, tokenizer_folder, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("packed")
-    pack(PackConfig(data=data_folder, tokenizer=tokenizer_folder, out=folder, held_out=0.2))
+def packed_file(data_folder, tokenizer_folder, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "packed.npz"
+    pack(PackConfig(data=data_folder, tokenizer=tokenizer_folder, out=path, held_out=0.2))
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_folder(tokenizer_folder, tmp_path_factory) -> Path:
+    """A checkpoint with random weights, which stock libraries open too."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "model"
+    write_checkpoint(folder, Qwen3Encoder(TINY), tokenizer_folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def taught_file(packed_file, tokenizer_folder, model_folder, tmp_path_factory) -> Path:
+    """The packed file with vectors of a stand-in for a teacher."""
+    path = tmp_path_factory.mktemp("taught") / "packed.npz"
+    shutil.copy(packed_file, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the teacher's library
+        teach(TeachConfig(packed=path, tokenizer=tokenizer_folder, teacher=model_folder, width=16))
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -1,19 +1,26 @@
 """Readers, structure pairs, packing and sampling on good and bad input."""
 
-import json
 import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pplx_quant.checkpoint import read_model
 from pplx_quant.data import read_pairs
 from pplx_quant.errors import ConfigError, DataError
+from pplx_quant.evaluate import encode_means
 from pplx_quant.overlap import overlapping_rows, windows
-from pplx_quant.pack import PackedPairs
+from pplx_quant.pack import PackConfig, pack
 from pplx_quant.pack import main as pack_main
-from pplx_quant.sampling import PairSampler
+from pplx_quant.packed import PackedCorpus, decode_teacher, encode_teacher, write_packed
+from pplx_quant.sampling import DocumentOptions, DocumentSampler, PairSampler, SequenceSampler
 from pplx_quant.structure import cloze_question, crop_pair, split_sentences
 from pplx_quant.tokenizer import load_tokenizer
 from training_samples import sample_pairs, write_jsonl
+
+from pplx_edge.errors import StorageError
 
 BAD_ROWS = [
     "{not json",
@@ -55,40 +62,80 @@ def test_truncated_and_missing_files_are_named(tmp_path):
 def test_an_empty_data_folder_is_one_line_and_exit_2(tmp_path, tokenizer_folder, capsys):
     options = ["--data", str(tmp_path), "--tokenizer", str(tokenizer_folder), "--out", str(tmp_path / "out")]
     assert pack_main(options) == 2
-    assert capsys.readouterr().err.splitlines() == [f"error: {tmp_path}: holds no pairs.*.jsonl.gz"]
+    assert capsys.readouterr().err.splitlines() == [f"error: {tmp_path}: holds no chunks.*.jsonl.gz"]
     assert not (tmp_path / "out").exists()
 
 
-def test_packed_ids_are_the_tokenizers(packed_folder, tokenizer_folder):
-    packed, tokenizer = PackedPairs.open(packed_folder), load_tokenizer(tokenizer_folder)
-    row = sample_pairs(120)[17]
-    assert packed.queries([17], 64)[0].tolist() == tokenizer.encode(row["query"]).ids
-    assert packed.positives([17], 5)[0].tolist() == tokenizer.encode(row["positive"]).ids[:5]
-    counts = json.loads((packed_folder / "packed.json").read_text())["pairs"]
-    assert counts["sample"] == 120
-    assert counts["title.sample"] == 1
-    assert counts["text.en"] > 40
+def test_packed_ids_are_the_tokenizers(packed_file, tokenizer_folder):
+    packed, tokenizer = PackedCorpus.open(packed_file), load_tokenizer(tokenizer_folder)
+    first = np.flatnonzero(packed.group == packed.groups.index("sample"))[0]
+    row, (query, positive) = sample_pairs(120)[17], packed.pairs[first + 17].tolist()
+    assert packed.text(query).tolist() == tokenizer.encode(row["query"]).ids
+    assert packed.text(positive, 5).tolist() == tokenizer.encode(row["positive"]).ids[:5]
+    assert packed.info["pairs"]["sample"] == 120
+    assert packed.info["pairs"]["title.sample"] == 10
+    assert packed.info["pairs"]["text.en"] > 40
 
 
-def test_a_passage_is_held_out_with_all_its_questions(packed_folder):
-    packed = PackedPairs.open(packed_folder)
-    held_out = set(packed.keys[packed.held_out, 1].tolist())
+def test_a_text_stands_once_and_pairs_know_their_place_in_documents(packed_file):
+    packed = PackedCorpus.open(packed_file)
+    texts = [packed.text(number).tobytes() for number in range(len(packed.lengths))]
+    assert len(set(texts)) == len(texts)
+    first = np.flatnonzero(packed.group == packed.groups.index("sample"))[0]
+    for number in (0, 17, 59):
+        document, chunk = packed.place[first + number].tolist()
+        assert packed.document(document)[chunk] == packed.pairs[first + number, 1]
+    assert packed.place[first + 60].tolist() == [-1, -1]  # its document is not among the chunks
+    assert packed.n_documents == 10
+    assert packed.title(3) >= 0
+
+
+def test_packing_again_gives_the_same_bytes(packed_file, data_folder, tokenizer_folder, tmp_path):
+    pack(PackConfig(data=data_folder, tokenizer=tokenizer_folder, out=tmp_path / "again.npz", held_out=0.2))
+    assert (tmp_path / "again.npz").read_bytes() == packed_file.read_bytes()
+
+
+def test_groups_are_capped_and_a_file_over_its_size_is_refused(data_folder, tokenizer_folder, tmp_path, capsys):
+    options = ["--data", str(data_folder), "--tokenizer", str(tokenizer_folder), "--out", str(tmp_path / "p.npz")]
+    assert pack_main([*options, "--cap", "sample=50", "text*=7", "chunks.sample=20", "--max-mb", "0.001"]) == 2
+    assert "limit 0.001; cap groups" in capsys.readouterr().err
+    packed = PackedCorpus.open(tmp_path / "p.npz")
+    assert (packed.info["pairs"]["sample"], packed.info["pairs"]["text.en"], packed.n_documents) == (50, 7, 3)
+
+
+def test_a_passage_is_held_out_with_all_its_questions(packed_file):
+    packed = PackedCorpus.open(packed_file)
+    held_out = set(packed.pairs[packed.held_out, 1].tolist())
     assert held_out
-    assert not held_out & set(packed.keys[~packed.held_out, 1].tolist())
+    assert not held_out & set(packed.pairs[~packed.held_out, 1].tolist())
 
 
-def test_damaged_packed_folder_is_refused(packed_folder, tmp_path):
-    with pytest.raises(DataError, match="not a packed folder"):
-        PackedPairs.open(tmp_path)
-    for path in packed_folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    np.save(tmp_path / "group.npy", np.zeros(3, np.int16))
-    with pytest.raises(DataError, match="disagree about the number of pairs"):
-        PackedPairs.open(tmp_path)
+def test_damaged_packed_file_is_refused(packed_file, tmp_path):
+    with pytest.raises(DataError, match="not a packed file"):
+        PackedCorpus.open(tmp_path / "none.npz")
+    (tmp_path / "cut.npz").write_bytes(packed_file.read_bytes()[:-300])
+    with pytest.raises(DataError, match="not a packed file"):
+        PackedCorpus.open(tmp_path / "cut.npz")
+    packed = PackedCorpus.open(packed_file)
+    write_packed(tmp_path / "odd.npz", {**packed.arrays, "group": np.zeros(3, np.int16)}, packed.info)
+    with pytest.raises(DataError, match="arrays do not fit together"):
+        PackedCorpus.open(tmp_path / "odd.npz")
 
 
-def test_batches_are_a_function_of_seed_and_step_and_never_held_out(packed_folder):
-    packed = PackedPairs.open(packed_folder)
+def test_a_full_disk_leaves_no_packed_file(packed_file, tmp_path, monkeypatch):
+    packed = PackedCorpus.open(packed_file)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array", full)
+    with pytest.raises(StorageError, match="not written"):
+        write_packed(tmp_path / "p.npz", packed.arrays, packed.info)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_batches_are_a_function_of_seed_and_step_and_never_held_out(packed_file):
+    packed = PackedCorpus.open(packed_file)
     sampler = PairSampler.build(packed, exponent=0.5, boosts=["text*=0", "title.sample=0"])
     batch = sampler.batch(step=3, size=64, block=16, seed=1)
     assert batch.tolist() == sampler.batch(3, 64, 16, 1).tolist()
@@ -98,9 +145,80 @@ def test_batches_are_a_function_of_seed_and_step_and_never_held_out(packed_folde
 
 
 @pytest.mark.parametrize("boost", ["sample", "sample=-1", "=2", "sample=x", "nothing=1", "*=0"])
-def test_bad_boosts_are_refused(packed_folder, boost):
+def test_bad_boosts_are_refused(packed_file, boost):
     with pytest.raises(ConfigError):
-        PairSampler.build(PackedPairs.open(packed_folder), 0.5, [boost])
+        PairSampler.build(PackedCorpus.open(packed_file), 0.5, [boost])
+
+
+def test_sequences_are_joined_texts_of_one_length(packed_file):
+    packed = PackedCorpus.open(packed_file)
+    sequences = SequenceSampler(packed, separator=0, length=40, short_share=0.3).batch(step=2, size=200, seed=1)
+    lengths = np.array([len(sequence) for sequence in sequences])
+    assert lengths.max() == 40
+    assert 0.15 < (lengths < 40).mean() < 0.45
+    texts = {packed.text(number).tobytes() for number in range(len(packed.lengths))}
+    inner = np.split(sequences[0], np.flatnonzero(sequences[0] == 0))[:-1]  # the last text may be cut
+    assert all(part[part != 0].tobytes() in texts for part in inner)
+
+
+def test_questions_about_documents_name_a_chunk_that_holds_their_answer(packed_file, tokenizer_folder):
+    packed, tokenizer = PackedCorpus.open(packed_file), load_tokenizer(tokenizer_folder)
+    options = DocumentOptions(max_document=300, min_document=40, title_query_share=0.0)
+    sampler = DocumentSampler(packed, options)
+    held_out = set(packed.pairs[packed.held_out, 1].tolist())
+    for step in range(10):
+        drawn = sampler.batch(step, size=3, seed=1)
+        assert drawn.queries
+        for query, (document, chunk), key in zip(drawn.queries, drawn.gold, drawn.query_keys, strict=True):
+            answer = drawn.chunks[document][chunk]
+            if key >= 0:
+                assert (packed.pairs == (key, answer)).all(axis=1).any()
+            else:
+                piece = tokenizer.decode(query.tolist())
+                assert piece in tokenizer.decode(packed.text(answer).tolist())
+        for number, chunks in zip(drawn.numbers, drawn.chunks, strict=True):
+            document = packed.document(number).tolist()
+            inner = chunks[1:] if chunks[0] == packed.title(number) else chunks
+            start = document.index(inner[0])
+            assert document[start : start + len(inner)] == inner
+            assert len(inner) >= 2
+            assert held_out.isdisjoint(inner)
+
+
+def test_a_title_in_front_of_a_question_is_the_documents_own(packed_file):
+    packed = PackedCorpus.open(packed_file)
+    options = DocumentOptions(title_query_share=1.0, max_query=200)
+    drawn = DocumentSampler(packed, options).batch(0, size=4, seed=3)
+    for query, (document, _) in zip(drawn.queries, drawn.gold, strict=True):
+        title = packed.text(packed.title(drawn.numbers[document])).tolist()
+        assert query[: len(title)].tolist() == title or query[-len(title) :].tolist() == title
+
+
+def test_teacher_vectors_are_the_teachers_to_four_bits(taught_file, tokenizer_folder, model_folder):
+    packed, tokenizer = PackedCorpus.open(taught_file), load_tokenizer(tokenizer_folder)
+    assert packed.is_taught
+    numbers = np.flatnonzero(packed.arrays["taught"] >= 0)
+    vectors, known = packed.teacher_vectors(np.concatenate([[np.flatnonzero(packed.arrays["taught"] < 0)[0]], numbers]))
+    assert known.tolist() == list(range(1, len(numbers) + 1))
+    texts = [tokenizer.decode(packed.text(number, 128).tolist()) for number in numbers]
+    means = encode_means(read_model(model_folder), tokenizer, texts, 128)
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    assert packed.info["teacher"]["variance_kept"] > 0.9
+    # Cosines between texts survive the turn of the axes, the cut to 16 of 32 and the rounding.
+    assert np.abs(vectors @ vectors.T - means @ means.T).max() < 0.2
+    assert np.abs(vectors @ vectors.T - means @ means.T).mean() < 0.03
+
+
+@given(arrays(np.float32, (20, 6), elements=st.floats(-3, 3, width=32)))
+def test_four_bit_codes_are_within_half_a_step_where_they_do_not_saturate(vectors):
+    codes, (mean, step) = encode_teacher(vectors)
+    raw = np.stack([codes >> 4, codes & 15], axis=2).reshape(20, 6).astype(np.float32) - 8
+    inside = np.abs(vectors - mean) <= 7 * step
+    assert np.all(np.abs(mean + raw * step - vectors)[inside] <= 0.501 * np.broadcast_to(step, (20, 6))[inside] + 1e-6)
+    assert np.all(np.abs(raw[~inside]) == 7)
+    found = decode_teacher(codes, np.stack([mean, step]))
+    lengths = np.linalg.norm(found, axis=1)
+    assert np.all((np.abs(lengths - 1) < 1e-3) | (lengths < 1e-3))
 
 
 PARAGRAPH = (

@@ -11,20 +11,22 @@ import torch
 from pplx_quant import checkpoint as checkpoints
 from pplx_quant import training
 from pplx_quant.errors import ConfigError, DivergedError
-from pplx_quant.model import bag_means, encoder_means
+from pplx_quant.loop import train
+from pplx_quant.model import bag_means, encoder_means, plan_calls, whole_rows
 from pplx_quant.options import parse_config
 from pplx_quant.stages import pair
-from pplx_quant.stages.pair import PairConfig
+from pplx_quant.stages.pair import PairConfig, PairStage
 from safetensors.torch import load_file
 
 from pplx_edge.errors import CheckpointError, StorageError
+from pplx_edge.types import TokenRow
 
 
 @pytest.fixture
-def cfg(packed_folder, tokenizer_folder, tmp_path) -> PairConfig:
+def cfg(packed_file, tokenizer_folder, tmp_path) -> PairConfig:
     sizes = {"layers": 2, "hidden_size": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "intermediate_size": 48}
     return PairConfig(
-        data=packed_folder,
+        data=packed_file,
         tokenizer=tokenizer_folder,
         out=tmp_path / "run",
         **sizes,
@@ -38,8 +40,11 @@ def cfg(packed_folder, tokenizer_folder, tmp_path) -> PairConfig:
         log_every=1,
         bf16=False,
         validate_on=("sample",),
-        validate_every=8,
     )
+
+
+def train_pairs(cfg: PairConfig) -> None:
+    train(cfg, PairStage(cfg))
 
 
 def read_log(cfg: PairConfig) -> list[dict]:
@@ -54,12 +59,12 @@ def weights(cfg: PairConfig) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("blocks", [True, False])
 def test_an_interrupted_run_equals_an_uninterrupted_one(cfg, tmp_path, monkeypatch, blocks):
     whole, cut = (replace(cfg, blocks=blocks, out=tmp_path / name) for name in ("whole", "cut"))
-    pair.main(whole)
+    train_pairs(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(pair, "pair_loss", killed_at(5, pair.pair_loss))
+        patch.setattr(PairStage, "accumulate", killed_at(5, PairStage.accumulate))
         with pytest.raises(KeyboardInterrupt):
-            pair.main(cut)
-    pair.main(cut)
+            train_pairs(cut)
+    train_pairs(cut)
     assert read_log(cut) == read_log(whole)
     for name, weight in weights(whole).items():
         assert torch.equal(weight, weights(cut)[name]), name
@@ -77,48 +82,105 @@ def killed_at(step, function):
 
 
 def test_training_finds_held_out_pairs_again(cfg):
-    longer = replace(cfg, steps=60, embedding_rate=0.03, validate_every=60)
-    pair.main(longer)
+    longer = replace(cfg, steps=60, embedding_rate=0.03, matrix_rate=0.003)
+    train_pairs(longer)
     losses = [row["loss"] for row in read_log(longer) if "loss" in row]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert read_log(longer)[-1]["ndcg_sample"] > 0.5
 
 
 def test_a_new_model_is_a_bag_of_words(cfg):
-    model = pair.start_model(cfg, pair.PackedPairs.open(cfg.data))
-    rows = [np.array([5, 9, 9, 40]), np.array([7]), np.arange(2, 60)]
-    torch.testing.assert_close(encoder_means(model, rows, 64), bag_means(model, rows))
+    model = PairStage(cfg).start_model()
+    rows = whole_rows([np.array([5, 9, 9, 40]), np.array([7]), np.arange(2, 60)])
+    torch.testing.assert_close(encoder_means(model, rows), bag_means(model, rows))
 
 
-def test_means_do_not_depend_on_the_grouping_of_rows(cfg):
-    pair.main(cfg)
-    model = checkpoints.read_model(cfg.out / "checkpoint")
+def test_words_of_a_new_model_point_where_the_teacher_points(cfg, taught_file):
+    stage = PairStage(replace(cfg, data=taught_file, teacher_weight=1.0))
+    words, vectors = stage.packed.word_vectors()
+    assert len(words) > 10
+    table = stage.start_model().embed_tokens.weight.detach().numpy()[words, : vectors.shape[1]]
+    cosines = (table * vectors).sum(axis=1) / np.linalg.norm(table, axis=1)
+    assert cosines.min() > 0.999
+
+
+def test_spans_of_rows_are_the_means_of_their_states(model_folder):
+    model = checkpoints.read_model(model_folder)
     generator = np.random.default_rng(0)
-    rows = [generator.integers(2, 300, length) for length in (3, 50, 1, 20, 20, 7)]
-    alone = torch.cat([encoder_means(model, [row], 64) for row in rows])
+    rows = [
+        TokenRow(generator.integers(2, 300, 9), ((0, 4), (5, 9), (0, 9))),
+        TokenRow(generator.integers(2, 300, 3), ((1, 1), (2, 3))),
+    ]
+    found = encoder_means(model, rows)
+    states = [model(torch.from_numpy(row.ids)[None])[0] for row in rows]
+    expected = [states[0][:4].mean(0), states[0][5:].mean(0), states[0].mean(0), torch.zeros(32), states[1][2]]
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_means_do_not_depend_on_their_neighbours(model_folder):
+    model = checkpoints.read_model(model_folder)
+    generator = np.random.default_rng(0)
+    rows = whole_rows([generator.integers(2, 300, length) for length in (3, 50, 1, 20, 20, 7)])
+    alone = torch.cat([encoder_means(model, [row]) for row in rows])
+    torch.testing.assert_close(encoder_means(model, rows), alone, atol=1e-5, rtol=1e-5)
     for max_tokens in (1, 64, 1000):
-        torch.testing.assert_close(encoder_means(model, rows, max_tokens), alone, atol=1e-5, rtol=1e-5)
+        calls = plan_calls(rows, max_tokens)
+        assert sorted(row for call in calls for row in call) == list(range(6))
+        assert all(len(call) == 1 or len(call) * max(len(rows[row]) for row in call) <= max_tokens for call in calls)
 
 
 def test_nan_loss_stops_with_the_step_and_keeps_the_checkpoint(cfg, monkeypatch):
-    pair.main(replace(cfg, steps=3))
+    train_pairs(replace(cfg, steps=3))
     kept = weights(cfg)
     (cfg.out / "options.json").unlink()
-    real = pair.pair_loss
-    monkeypatch.setattr(pair, "pair_loss", lambda *args: (real(*args)[0] * float("nan"), 1))
+    real = PairStage.loss
+    monkeypatch.setattr(PairStage, "loss", lambda *args: real(*args) * float("nan"))
     with pytest.raises(DivergedError, match="step 3: loss is nan; last good checkpoint"):
-        pair.main(cfg)
+        train_pairs(cfg)
     assert all(torch.equal(weight, kept[name]) for name, weight in weights(cfg).items())
 
 
+def test_a_run_stops_after_its_minutes_and_goes_on(cfg, tmp_path, capsys):
+    whole, sliced = (replace(cfg, out=tmp_path / name) for name in ("whole", "sliced"))
+    train_pairs(whole)
+    slices = 0
+    while slices == 0 or json.loads((sliced.out / "checkpoint" / checkpoints.STATE_VALUES).read_text())["step"] < 8:
+        train_pairs(replace(sliced, minutes=1e-6))
+        slices += 1
+    assert slices == 8
+    assert "stopped at step 1 of 8; the same command goes on" in capsys.readouterr().err
+    assert all(torch.equal(weight, weights(sliced)[name]) for name, weight in weights(whole).items())
+
+
+def test_a_run_of_another_stage_is_not_gone_on_with(cfg):
+    train_pairs(replace(cfg, steps=1))
+    state = cfg.out / "checkpoint" / checkpoints.STATE_VALUES
+    state.write_text(json.dumps({"step": 1, "stage": "diffuse"}))
+    with pytest.raises(ConfigError, match="is a checkpoint of stage diffuse"):
+        train_pairs(replace(cfg, steps=1))
+
+
+def test_blocks_are_scaled_once_at_the_start(cfg, model_folder):
+    base = checkpoints.read_model(model_folder).state_dict()
+    stage = PairStage(replace(cfg, tokenizer=None, init=model_folder, block_scale=0.25))
+    for name, weight in stage.start_model().state_dict().items():
+        scale = 0.25 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+        torch.testing.assert_close(weight, scale * base[name])
+
+
+def test_matryoshka_dims_over_the_models_are_refused(cfg):
+    with pytest.raises(ConfigError, match=r"must be in 1…32"):
+        train_pairs(replace(cfg, dims=(64,)))
+
+
 def test_other_options_in_the_same_folder_are_refused(cfg):
-    pair.main(replace(cfg, steps=1))
+    train_pairs(replace(cfg, steps=1))
     with pytest.raises(ConfigError, match=r"holds a run with other options \(temperature=0.05\)"):
-        pair.main(replace(cfg, steps=1, temperature=0.1))
+        train_pairs(replace(cfg, steps=1, temperature=0.1))
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(cfg, monkeypatch):
-    pair.main(replace(cfg, steps=1))
+    train_pairs(replace(cfg, steps=1))
     kept = weights(cfg)
     model = checkpoints.read_model(cfg.out / "checkpoint")
 
@@ -132,7 +194,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(cfg, monkeypatch):
 
 
 def test_a_checkpoint_is_found_after_a_crash_between_two_renames(cfg):
-    pair.main(replace(cfg, steps=1))
+    train_pairs(replace(cfg, steps=1))
     folder = cfg.out / "checkpoint"
     folder.rename(folder.with_name("checkpoint.old"))
     assert checkpoints.find_checkpoint(folder) == folder.with_name("checkpoint.old")
@@ -140,7 +202,7 @@ def test_a_checkpoint_is_found_after_a_crash_between_two_renames(cfg):
 
 
 def test_damaged_training_state_is_refused(cfg):
-    pair.main(replace(cfg, steps=1))
+    train_pairs(replace(cfg, steps=1))
     path = cfg.out / "checkpoint" / checkpoints.STATE_TENSORS
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="damaged"):
@@ -152,7 +214,8 @@ def test_damaged_training_state_is_refused(cfg):
     [
         (["--steps", "0"], "--steps 0 must be at least 1"),
         (["--temperature", "0"], "--temperature 0.0 must be above 0"),
-        (["--dims", "500"], r"--dims \(500,\) must be in 1…384"),
+        (["--dims", "0"], r"--dims \(0,\) must be at least 1"),
+        (["--optimizer", "sgd"], "--optimizer sgd must be one of"),
         (["--init", "x"], "one of them"),
     ],
 )
@@ -180,7 +243,7 @@ def test_learning_rate_rises_holds_and_falls():
     assert factor(99) == pytest.approx(0.05)
 
 
-def test_missing_packed_folder_is_one_line_and_exit_2(tmp_path, capsys):
+def test_missing_packed_file_is_one_line_and_exit_2(tmp_path, capsys):
     options = ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "o"), "--tokenizer", "t"]
-    assert pair.run(options) == 2
+    assert pair.main(options) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -4,6 +4,22 @@ import gzip
 import json
 from pathlib import Path
 
+from pplx_edge.spec import ModelSpec
+
+TINY = ModelSpec(
+    n_layers=2,
+    hidden_size=32,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    vocab_size=320,
+    max_tokens=128,
+    rope_theta=1e6,
+    rms_norm_eps=1e-6,
+    sep_id=0,
+)
+CHUNKS = 6
 TOPICS = ("rivers", "mountains", "engines", "novels", "operas", "planets", "sauces", "bridges")
 
 
@@ -22,6 +38,23 @@ def sample_pairs(n_pairs: int) -> list[dict]:
             "positive": f"Of all the {TOPICS[i % 8]} in the long list, this one is number {i}. It was here for years.",
             "lang": "en",
             "source": "sample",
+            "doc_id": f"doc{i // CHUNKS}",
+            "chunk_idx": i % CHUNKS,
         }
         for i in range(n_pairs)
+    ]
+
+
+def sample_chunks(n_chunks: int) -> list[dict]:
+    """The positives of `sample_pairs` as documents of `CHUNKS` chunks each."""
+    return [
+        {
+            "doc_id": row["doc_id"],
+            "chunk_idx": row["chunk_idx"],
+            "chunk": row["positive"],
+            "doc_title": f"The list of {row['doc_id']}",
+            "lang": "en",
+            "source": "sample",
+        }
+        for row in sample_pairs(n_chunks)
     ]

@@ -1,0 +1,181 @@
+"""The one file that a training run reads: token ids of texts, pairs of texts, documents in chunks, teacher vectors.
+
+A packed file is an `.npz` of plain arrays. Every distinct text stands in it once and is known by its number:
+
+| array | type, shape | meaning |
+|---|---|---|
+| `ids` | uint16 `[total]` | token ids of all texts, end to end |
+| `lengths` | uint16 `[T]` | tokens of each text |
+| `lang` | int16 `[T]` | language, an index into `info["languages"]` |
+| `pairs` | int32 `[N, 2]` | text numbers of query and positive |
+| `group` | int16 `[N]` | where a pair comes from, an index into `info["groups"]` |
+| `held_out` | bool `[N]` | kept from training, for validation |
+| `place` | int32 `[N, 2]` | document and chunk that hold the positive, -1 where none does |
+| `chunks` | int32 `[C]` | text numbers of all documents' chunks, end to end |
+| `n_chunks` | uint16 `[M]` | chunks of each document |
+| `titles` | int32 `[M]` | text number of each document's title, -1 where it has none |
+| `taught` | int32 `[T]` | row of `teacher` for each text, -1 for none (absent before `pplx_quant.teach`) |
+| `teacher` | uint8 `[V, W/2]` | teacher vectors of width W, 4 bits a component (absent likewise) |
+| `teacher_grid` | float32 `[2, W]` | mean, and step of one code, of each component (absent likewise) |
+| `word` | int32 `[L]` | token ids that are words the teacher read alone (absent likewise) |
+| `word_teacher`, `word_grid` | as `teacher`, `teacher_grid` | their vectors (absent likewise) |
+| `info` | uint8 | JSON: groups, languages, dropped rows, limits, tokenizer hash, teacher |
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pplx_edge.errors import StorageError
+from pplx_quant.errors import DataError
+
+NEEDED = ("ids", "lengths", "lang", "pairs", "group", "held_out", "place", "chunks", "n_chunks", "titles", "info")
+TAUGHT = ("taught", "teacher", "teacher_grid", "word", "word_teacher", "word_grid")
+CODE_RANGE = 7  # 4-bit teacher codes run from -7 to 7
+
+
+@dataclass(frozen=True)
+class PackedCorpus:
+    """An opened packed file; see the module's table for the arrays."""
+
+    arrays: Mapping[str, np.ndarray]
+    info: dict
+
+    @classmethod
+    def open(cls, path: Path) -> "PackedCorpus":
+        """The corpus in a packed file; DataError when it is missing, damaged or its arrays do not fit together."""
+        try:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            info = json.loads(arrays.pop("info").tobytes())
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise DataError(f"{path}: not a packed file ({error}); run python -m pplx_quant.pack") from error
+        missing = [name for name in NEEDED if name != "info" and name not in arrays]
+        if missing:
+            raise DataError(f"{path}: holds no array {missing[0]!r}; pack again")
+        packed = cls(arrays, info)
+        packed._require_consistent(path)
+        return packed
+
+    def _require_consistent(self, path: Path) -> None:
+        n_texts = len(self.lengths)
+        refers = [self.pairs, self.arrays["chunks"], self.arrays["titles"]]
+        if (
+            int(self.lengths.sum(dtype=np.int64)) != len(self.ids)
+            or any(len(array) and int(array.max()) >= n_texts for array in refers)
+            or int(self.arrays["n_chunks"].sum(dtype=np.int64)) != len(self.arrays["chunks"])
+            or not len(self.pairs) == len(self.group) == len(self.held_out)
+        ):
+            raise DataError(f"{path}: its arrays do not fit together; pack again")
+
+    ids = property(lambda self: self.arrays["ids"])
+    lengths = property(lambda self: self.arrays["lengths"])
+    lang = property(lambda self: self.arrays["lang"])
+    pairs = property(lambda self: self.arrays["pairs"])
+    group = property(lambda self: self.arrays["group"])
+    held_out = property(lambda self: self.arrays["held_out"])
+    place = property(lambda self: self.arrays["place"])
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the values of `group`."""
+        return tuple(self.info["groups"])
+
+    @property
+    def n_documents(self) -> int:
+        """Documents in chunks."""
+        return len(self.arrays["n_chunks"])
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether teacher vectors are in the file."""
+        return all(name in self.arrays for name in TAUGHT)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each text begins in `ids`, int64 `[T + 1]`."""
+        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+
+    @cached_property
+    def chunk_starts(self) -> np.ndarray:
+        """Where each document begins in `chunks`, int64 `[M + 1]`."""
+        return np.concatenate([[0], np.cumsum(self.arrays["n_chunks"], dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def text(self, number: int, max_tokens: int | None = None) -> np.ndarray:
+        """Ids of a text, uint16, cut to `max_tokens`."""
+        start, stop = int(self.starts[number]), int(self.starts[number + 1])
+        return self.ids[start : stop if max_tokens is None else min(stop, start + max_tokens)]
+
+    def texts(self, numbers: Iterable[int], max_tokens: int) -> list[np.ndarray]:
+        """Ids of several texts, each cut to `max_tokens`."""
+        return [self.text(int(number), max_tokens) for number in numbers]
+
+    def document(self, number: int) -> np.ndarray:
+        """Text numbers of a document's chunks, in order."""
+        return self.arrays["chunks"][self.chunk_starts[number] : self.chunk_starts[number + 1]]
+
+    def title(self, document: int) -> int:
+        """Text number of a document's title, or -1."""
+        return int(self.arrays["titles"][document])
+
+    def teacher_vectors(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Teacher vectors of texts, unit length, float32 `[K, W]`, and which of `numbers` they belong to, int64 `[K]`.
+
+        Texts without one are left out.
+        """
+        rows = self.arrays["taught"][numbers]
+        known = np.flatnonzero(rows >= 0)
+        return decode_teacher(self.arrays["teacher"][rows[known]], self.arrays["teacher_grid"]), known
+
+    def word_vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids int32 `[L]` of words that the teacher read alone, and their unit vectors float32 `[L, W]`."""
+        return self.arrays["word"], decode_teacher(self.arrays["word_teacher"], self.arrays["word_grid"])
+
+
+def encode_teacher(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """4-bit codes uint8 `[V, W/2]` of vectors float32 `[V, W]`, two components a byte, and their grid float32 `[2, W]`.
+
+    The grid holds each component's mean and step. The step is a third of the standard deviation: near the optimum of
+    a 15-level uniform quantiser of a normal variable (Max, "Quantizing for minimum distortion", 1960).
+    """
+    mean, step = vectors.mean(axis=0), np.maximum(vectors.std(axis=0) * np.float32(0.335), np.float32(1e-6))
+    codes = (np.clip(np.rint((vectors - mean) / step), -CODE_RANGE, CODE_RANGE) + CODE_RANGE + 1).astype(np.uint8)
+    return codes[:, 0::2] << 4 | codes[:, 1::2], np.stack([mean, step]).astype(np.float32)
+
+
+def decode_teacher(codes: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Unit vectors float32 `[V, W]` of 4-bit codes."""
+    values = np.empty((len(codes), 2 * codes.shape[1]), np.float32)
+    values[:, 0::2], values[:, 1::2] = codes >> 4, codes & 15
+    values = grid[0] + (values - (CODE_RANGE + 1)) * grid[1]
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9)
+
+
+def write_packed(path: Path, arrays: Mapping[str, np.ndarray], info: dict) -> int:
+    """Write a packed file, whole or not at all; returns its bytes. Raises StorageError."""
+    partial = path.with_name(path.name + ".partial")
+    content = {**arrays, "info": np.frombuffer(json.dumps(info).encode(), np.uint8)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_LZMA) as archive:
+            for name, array in content.items():
+                entry = zipfile.ZipInfo(f"{name}.npy")  # fixed date: the same corpus gives the same bytes
+                entry.compress_type = zipfile.ZIP_STORED if name.endswith("teacher") else zipfile.ZIP_LZMA
+                with archive.open(entry, "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"{path}: not written ({error.strerror or error})") from error
+    return path.stat().st_size
