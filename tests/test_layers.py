@@ -24,7 +24,7 @@ ROOTS = {
 LAYERS = {
     "types spec errors": "base",
     "chunking tokenization batching": "text",
-    "pooling late_chunking quantize similarity": "numbers",
+    "pooling late_chunking quantize similarity weight_codes": "numbers",
     "checkpoint artifact hub models": "machines",
     "backends": "backends",
     "preparation": "preparation",

@@ -13,11 +13,10 @@ import numpy as np
 
 from pplx_convert.graph_builder import GraphBuilder, WeightFile
 from pplx_edge.checkpoint import Checkpoint
+from pplx_edge.weight_codes import INT8_MAX, TINY_SCALE, quantize_rows
 
-INT8_MAX = 127
 ZERO_POINT = 128
 _TABLE_BLOCK_ROWS = 8192
-_TINY_SCALE = np.float32(1e-30)  # keeps the scale of an all-zero row from dividing by zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class Int8:
     def prepare(self, graph: GraphBuilder, x: str) -> Activations:
         largest = graph.node("ReduceMax", graph.node("Abs", x), graph.constant([1]), keepdims=0)  # [S]
         step = graph.node("Mul", largest, graph.constant(1 / INT8_MAX, np.float32))
-        step = graph.node("Max", step, graph.constant(_TINY_SCALE, np.float32))
+        step = graph.node("Max", step, graph.constant(TINY_SCALE, np.float32))
         zero_points = graph.once("zero_points", lambda: self._zero_points(graph, step))
         codes = graph.node("QuantizeLinear", x, step, zero_points, axis=0)
         return Activations(codes, graph.node("Unsqueeze", step, graph.constant([1])))
@@ -122,12 +121,6 @@ class Int8:
 
 
 NUMERICS: dict[str, type[Float32] | type[Int8]] = {numerics.format: numerics for numerics in (Int8, Float32)}
-
-
-def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes `[R, C]` and float32 scales `[R]` of a float matrix, one scale a row; codes times scale is near it."""
-    scales = np.maximum(np.abs(weight).max(axis=1) / np.float32(INT8_MAX), _TINY_SCALE)
-    return np.rint(weight / scales[:, None]).astype(np.int8), scales.astype(np.float32)
 
 
 def row_blocks(n_rows: int) -> list[tuple[int, int]]:

@@ -5,11 +5,14 @@ checkpoint of a running stage also holds the optimiser's tensors and the step, a
 """
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -88,20 +91,30 @@ def write_checkpoint(
 
     `state` adds what a running stage needs to go on: tensors by name and JSON values. Raises StorageError.
     """
-    staging = folder.with_name(folder.name + ".partial")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for name, value in {"config.json": hf_config(model.spec), **sentence_transformers_files(model.spec)}.items():
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).write_text(json.dumps(value, indent=2) + "\n")
-        for name in TOKENIZER_FILES:
-            shutil.copyfile(tokenizer_folder / name, staging / name)
+    with writing_checkpoint(folder, model.spec, tokenizer_folder) as staging:
         weights = {name: weight.detach().to(dtype).contiguous() for name, weight in model.state_dict().items()}
         save_file(weights, staging / WEIGHTS, metadata={"format": "pt"})
         if state is not None:
             save_file(dict(state[0]), staging / STATE_TENSORS)
             (staging / STATE_VALUES).write_text(json.dumps(state[1]) + "\n")
+
+
+@contextmanager
+def writing_checkpoint(folder: Path, spec: ModelSpec, tokenizer_folder: Path) -> Iterator[Path]:
+    """A folder with all files of a model but its weights, for a with-block to put them in.
+
+    It takes the place of `folder` when the block ends, and goes away when the block raises. Raises StorageError.
+    """
+    staging = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        for name, value in {"config.json": hf_config(spec), **sentence_transformers_files(spec)}.items():
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_text(json.dumps(value, indent=2) + "\n")
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer_folder / name, staging / name)
+        yield staging
         for path in staging.glob("*.safetensors"):
             path.chmod(0o644)  # the library writes for the owner alone
         replace_folder(staging, folder)
@@ -109,6 +122,30 @@ def write_checkpoint(
         raise StorageError(
             f"{folder}: checkpoint not written ({error.strerror or error}); the last one is kept"
         ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # gone already unless something failed
+
+
+def write_float32_weights(
+    path: Path, shapes: Mapping[str, Sequence[int]], blocks: Callable[[str], Iterable[np.ndarray]]
+) -> None:
+    """Write a safetensors file of float32 tensors from the consecutive blocks that `blocks(name)` yields of each.
+
+    Only one block need be in memory. Raises ValueError when the blocks of a tensor do not fill its shape.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin on a multiple of their size
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            n_bytes = sum(file.write(np.ascontiguousarray(block, "<f4").data) for block in blocks(name))
+            if n_bytes != 4 * math.prod(shape):
+                raise ValueError(f"{name}: {n_bytes} bytes were given for shape {list(shape)}")
 
 
 def replace_folder(staging: Path, folder: Path) -> None:
