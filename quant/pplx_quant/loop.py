@@ -18,6 +18,7 @@ from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_quant.checkpoint import find_checkpoint, read_model, read_state, write_checkpoint
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError
+from pplx_quant.fake_quant import OFF, FakeQuantization, apply
 from pplx_quant.options import as_json, parse_config
 from pplx_quant.training import (
     OPTIMIZERS,
@@ -61,6 +62,10 @@ class RunConfig:
     threads: int = field(default=0, metadata={"help": "processor threads (0: all)"})
     seed: int = 1
 
+    weights: str = field(default="none", metadata={"help": "fake quantisation of linear layers: none, int8"})
+    table: str = field(default="none", metadata={"help": "fake quantisation of the embedding table: none, int8"})
+    activations: bool = field(default=False, metadata={"help": "fake quantisation of activations, int8 per token"})
+
     exponent: float = 0.5
     boost: tuple[str, ...] = ()
     save_every: int = 100
@@ -75,6 +80,12 @@ class RunConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f"--optimizer {self.optimizer} must be one of {', '.join(OPTIMIZERS)}")
+        _ = self.quantization  # refuses a scheme that is not there
+
+    @property
+    def quantization(self) -> FakeQuantization:
+        """What is quantised while training."""
+        return FakeQuantization(weights=self.weights, table=self.table, activations=self.activations)
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """bf16 where that is wanted."""
@@ -147,6 +158,8 @@ class Run:
         run = cls(cfg, stage, world, model, optimizers, 0, found or stage.tokenizer_folder)
         if found:
             run._restore(found)
+        if cfg.quantization != OFF:
+            apply(model, cfg.quantization)
         if cfg.compile:
             for block in model.layers:
                 block.compile(dynamic=True)

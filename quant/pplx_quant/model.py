@@ -16,6 +16,7 @@ from torch import Tensor
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
+from pplx_quant.fake_quant import embedding_table
 
 INITIAL_NORM = 3.0
 SMOOTHING = 1e-3
@@ -84,7 +85,7 @@ def _form_seed(form: str, seed: int) -> int:
 
 def bag_means(model: Qwen3Encoder, rows: Sequence[TokenRow]) -> Tensor:
     """Means `[N, D]` of the model without its blocks: normalised token embeddings averaged over each span."""
-    table = model.norm(model.embed_tokens.weight)
+    table = model.norm(embedding_table(model.embed_tokens))
     ids, offsets = flatten([row.ids[start:stop] for row in rows for start, stop in row.bounds])
     return F.embedding_bag(ids.to(table.device), table, offsets.to(table.device), mode="mean")
 

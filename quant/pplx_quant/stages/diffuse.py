@@ -20,6 +20,7 @@ from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_quant.checkpoint import read_model
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError
+from pplx_quant.fake_quant import embedding_table
 from pplx_quant.loop import RunConfig, StepResult, command
 from pplx_quant.losses import diffusion_loss
 from pplx_quant.model import pad
@@ -105,18 +106,25 @@ class DiffuseStage:
         n_tokens, total = sum(map(len, texts)), torch.zeros((), device=world.device)
         for call in world.share(len(calls)):
             generator = np.random.default_rng((cfg.seed, step, call))
-            loss = self.call_loss(model, add_noise(calls[call], self.mask_id, generator), world) / n_tokens
+            loss = self.call_loss(model, calls[call], generator, world) / n_tokens
             loss.backward()
             total += loss.detach()
         return StepResult(float(world.sum(total)), n_tokens)
 
-    def call_loss(self, model: Qwen3Encoder, batch: NoisyBatch, world: World) -> Tensor:
+    def call_loss(
+        self, model: Qwen3Encoder, texts: Sequence[np.ndarray], generator: np.random.Generator, world: World
+    ) -> Tensor:
         """Sum of the loss over a call's masked tokens: a scalar."""
+        batch = add_noise(texts, self.mask_id, generator)
         with self.cfg.autocast(world.device):
             states = model(batch.ids.to(world.device), batch.mask.to(world.device))  # [B, T, D]
-            head = model.embed_tokens.weight if self.head is None else self.head.weight
-            logits = states[batch.rows, batch.places - 1] @ head.T.to(states.dtype)  # [K, V]
+            logits = self.logits(model, states[batch.rows, batch.places - 1])
         return diffusion_loss(logits, batch.targets.to(world.device), batch.noise.to(world.device))
+
+    def logits(self, model: Qwen3Encoder, states: Tensor) -> Tensor:
+        """Predictions `[K, V]` of the states `[K, D]` before each wanted token."""
+        head = embedding_table(model.embed_tokens) if self.head is None else self.head.weight
+        return states @ head.T.to(states.dtype)
 
     def validate(self, model: Qwen3Encoder) -> dict[str, float]:
         """Nothing: the loss of fresh sequences is already one of unseen noise."""
