@@ -61,6 +61,7 @@ BELOW = {
 }
 LAZILY = {"preparation": {"convert"}, "cli": {"convert", "quant", "bench", "search"}}
 SINGLE_ARROWS = {("backends", "pplx_edge.pooling")}  # a graph that returns only token states
+MODULE_ARROWS = {("pplx_quant.mining", "pplx_edge")}  # negatives are mined with the runtime's own vectors
 
 HEAVY = {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
 HEAVY_LAYERS = {"backends", "convert", "quant", "bench"}
@@ -154,6 +155,8 @@ def own_complaint(found: Import, layer: str) -> str | None:
         return f"one backend imports another: {found.target}"
     if target in BELOW[layer] or (layer, found.target) in SINGLE_ARROWS:
         return None
+    if (found.importer, found.target) in MODULE_ARROWS:
+        return None
     if target in LAZILY.get(layer, set()):
         return None if found.lazy else f"{found.target} may only be imported inside the function that needs it"
     return f"{layer} may not import {found.target} ({target})"
@@ -225,6 +228,8 @@ PLANTED = {
     ),
     "training from converting": ("converters/pplx_convert/onnx.py", "import pplx_quant.losses", "convert may not"),
     "facade from converting": ("converters/pplx_convert/onnx.py", "import pplx_edge", "convert may not import"),
+    "facade from training": ("quant/pplx_quant/losses.py", "import pplx_edge", "quant may not import pplx_edge"),
+    "embedder from mining": ("quant/pplx_quant/mining.py", "import pplx_edge.embedder", "quant may not import"),
     "bench from anywhere": ("quant/pplx_quant/losses.py", "import pplx_bench", "quant may not import"),
     "torch in the core": ("pplx_edge/checkpoint.py", "def f():\n    import torch.nn", "torch belongs in"),
     "onnx in the cli": ("pplx_edge/cli/embed.py", "import onnx", "onnx belongs in"),
@@ -251,6 +256,7 @@ ALLOWED = {
     "pplx_edge/preparation.py": "def ready():\n    from pplx_convert import convert",
     "pplx_edge/cli/convert.py": "import pplx_edge\n\ndef run():\n    import pplx_convert, pplx_bench",
     "converters/pplx_convert/onnx.py": "import onnx\nfrom pplx_edge.checkpoint import Checkpoint",
+    "quant/pplx_quant/mining.py": "import pplx_edge\nfrom pplx_edge.artifact import sha256",
     "benchmarks/pplx_bench/speed.py": "import pplx_edge, pplx_convert, torch, transformers",
 }
 

@@ -1,0 +1,363 @@
+"""Hard negatives: passages that a model ranks high for a query although they are not its answer.
+
+`mine` is a pure function of int8 vectors. `mined_negatives` makes the vectors with pplx-edge's own runtime (the one
+place where training uses it) and keeps the result on disk, for as long as model, texts and options are the same.
+
+What a model ranks near or above the known answer is often an answer too, only unlabelled. So a passage counts as a
+negative only if its cosine is at most `margin` times that of the positive: "TopK-PercPos" of NV-Retriever (arXiv
+2407.15831), which found 95 % best among six such rules.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import pplx_edge
+from pplx_edge.artifact import sha256
+from pplx_edge.batching import collate, plan_batches
+from pplx_edge.errors import StorageError
+from pplx_edge.quantize import quantize
+from pplx_edge.types import TokenRow
+from pplx_quant.checkpoint import STATE_TENSORS, STATE_VALUES, replace_folder
+from pplx_quant.errors import ConfigError, DataError
+
+NEGATIVES, SETTINGS = "negatives.npy", "negatives.json"
+EXACT_TERMS = 1024  # 127² × 1,024 < 2²⁴: a float32 sum of so many products of codes is exact, in any order
+PAIR_BLOCK = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningOptions:
+    """How many negatives a query gets, and from which passages.
+
+    The candidates are the `depth` best passages within the threshold; `sampled` draws from them by `seed`, otherwise
+    the best `n` are taken. Blocks bound the memory (some 10 bytes for each of their pairs) and change nothing else.
+    """
+
+    n: int = 7
+    margin: float = 0.95
+    depth: int = 100
+    sampled: bool = False
+    seed: int = 1
+    query_block: int = 512
+    passage_block: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("n", "query_block", "passage_block"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"mining: {name} {getattr(self, name)} must be at least 1")
+        if self.depth < self.n:
+            raise ConfigError(f"mining: depth {self.depth} must be at least n {self.n}")
+        if not 0 < self.margin <= 1:
+            raise ConfigError(f"mining: margin {self.margin} must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """int8 codes `[N, D]`, and the inverse of each one's length, float32 `[N]`; 0 for a zero vector."""
+
+    codes: np.ndarray
+    inverse: np.ndarray
+
+    @classmethod
+    def of(cls, codes: np.ndarray) -> "Vectors":
+        """From int8 codes. Raises DataError for anything else."""
+        if codes.dtype != np.int8 or codes.ndim != 2:
+            raise DataError(f"vectors to mine with must be int8 [N, D], not {codes.dtype} {list(codes.shape)}")
+        lengths = np.sqrt(np.einsum("nd,nd->n", codes, codes, dtype=np.int64)).astype(np.float32)
+        return cls(codes, np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Vectors":
+        return Vectors(self.codes[rows], self.inverse[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Positives:
+    """The passages that answer each query: those of query i are `passages[starts[i] : starts[i + 1]]`, int64."""
+
+    starts: np.ndarray
+    passages: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray | Sequence[int]]) -> "Positives":
+        """From one list of passage numbers a query."""
+        starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        return cls(starts, np.concatenate([np.zeros(0, np.int64), *(np.asarray(row, np.int64) for row in rows)]))
+
+    @property
+    def queries(self) -> np.ndarray:
+        """The query of each of `passages`, int64."""
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+    def require_fits(self, n_queries: int, n_passages: int) -> None:
+        """Raise DataError unless every query has a positive and every positive is a passage."""
+        counts = np.diff(self.starts)
+        if len(counts) != n_queries:
+            raise DataError(f"positives of {len(counts):,} queries were given for {n_queries:,} queries")
+        if (counts < 1).any():
+            raise DataError(f"query {int(np.argmin(counts))} has no positive, so its negatives have no threshold")
+        if ((self.passages < 0) | (self.passages >= n_passages)).any():
+            raise DataError(f"a positive is not one of the {n_passages:,} passages")
+
+
+# ------------------------------------------------------------------------------------------------ mining
+
+
+def mine(
+    query_codes: np.ndarray,
+    passage_codes: np.ndarray,
+    positives: Positives | Sequence[np.ndarray | Sequence[int]],
+    options: MiningOptions,
+    passage_keys: np.ndarray | None = None,
+) -> np.ndarray:
+    """Passage numbers of each query's negatives, int32 `[Q, n]`, best first; −1 where there are no more.
+
+    `query_codes` and `passage_codes` are int8 `[Q, D]`, `[P, D]`. A negative is never one of the query's positives,
+    and its cosine is at most `margin` times that of the query's lowest positive (below it by the same share where that
+    cosine is negative). Passages with equal `passage_keys` (integers `[P]`) hold the same text: none is a negative
+    where one is a positive, and of several the first stands for all. Of equal cosines the lower passage number wins.
+
+    Raises DataError for arrays that do not fit together.
+    """
+    queries, passages = Vectors.of(query_codes), Vectors.of(passage_codes)
+    if queries.codes.shape[1] != passages.codes.shape[1]:
+        raise DataError(f"queries have {queries.codes.shape[1]} dimensions, passages {passages.codes.shape[1]}")
+    positives = positives if isinstance(positives, Positives) else Positives.of(positives)
+    positives.require_fits(len(queries), len(passages))
+    first_of = _first_of_each_text(len(passages), passage_keys)
+    limits = score_limits(queries, passages, positives, options.margin)
+
+    chosen = np.full((len(queries), options.n), -1, np.int32)
+    blocks = range(0, len(queries), options.query_block)
+    for start in tqdm(blocks, desc="mining", unit="block", disable=None):
+        block = slice(start, start + options.query_block)
+        first, last = positives.starts[block.start], positives.starts[min(block.stop, len(queries))]
+        barred = positives.queries[first:last] - start, first_of[positives.passages[first:last]]
+        ranked = _ranked(queries[block], passages, limits[block], first_of, barred, options)
+        chosen[block] = _choose(ranked, start, options)
+    return chosen
+
+
+def cosines(queries: Vectors, passages: Vectors) -> np.ndarray:
+    """Cosine of every pair, float32 `[Q, P]`, the same bits whatever else is in the block."""
+    scores = np.zeros((len(queries), len(passages)), np.float32)
+    for part in _exact_parts(queries.codes.shape[1]):
+        scores += queries.codes[:, part].astype(np.float32) @ passages.codes[:, part].astype(np.float32).T
+    scores *= queries.inverse[:, None]
+    scores *= passages.inverse
+    return scores
+
+
+def pair_cosines(a: Vectors, b: Vectors) -> np.ndarray:
+    """Cosine of each row of `a` with the same row of `b`, float32 `[N]`, with the bits of `cosines`."""
+    scores = np.zeros(len(a), np.float32)
+    for part in _exact_parts(a.codes.shape[1]):
+        scores += (a.codes[:, part].astype(np.float32) * b.codes[:, part]).sum(axis=1)
+    return scores * a.inverse * b.inverse
+
+
+def _exact_parts(dim: int) -> list[slice]:
+    """Slices of the dimensions over which float32 sums are exact; their results are added in this order."""
+    return [slice(start, start + EXACT_TERMS) for start in range(0, dim, EXACT_TERMS)]
+
+
+def score_limits(queries: Vectors, passages: Vectors, positives: Positives, margin: float) -> np.ndarray:
+    """The highest cosine at which a passage still counts as a negative, float32 `[Q]`."""
+    scores = np.empty(len(positives.passages), np.float32)
+    for start in range(0, len(scores), PAIR_BLOCK):
+        pairs = slice(start, start + PAIR_BLOCK)
+        scores[pairs] = pair_cosines(queries[positives.queries[pairs]], passages[positives.passages[pairs]])
+    lowest = np.minimum.reduceat(scores, positives.starts[:-1]) if len(scores) else scores
+    return lowest - np.float32(1 - margin) * np.abs(lowest)
+
+
+def _first_of_each_text(n_passages: int, keys: np.ndarray | None) -> np.ndarray:
+    """The lowest number among the passages with the same key, int64 `[P]`."""
+    if keys is None:
+        return np.arange(n_passages)
+    if len(keys) != n_passages:
+        raise DataError(f"{len(keys):,} keys were given for {n_passages:,} passages")
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranking:
+    """The best passages so far, best first: numbers int64 and cosines float32, both `[q, depth]`."""
+
+    passages: np.ndarray
+    scores: np.ndarray
+
+
+def _ranked(
+    queries: Vectors,
+    passages: Vectors,
+    limits: np.ndarray,
+    first_of: np.ndarray,
+    barred: tuple[np.ndarray, np.ndarray],
+    options: MiningOptions,
+) -> np.ndarray:
+    """The best `depth` passages of each query within its limit, int64 `[q, depth]`, −1 where there are no more."""
+    shape = len(queries), options.depth if options.sampled else options.n
+    best = _Ranking(np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32))
+    for start in range(0, len(passages), options.passage_block):
+        stop = min(start + options.passage_block, len(passages))
+        scores = cosines(queries, passages[start:stop])  # [q, p]
+        scores[scores > limits[:, None]] = -np.inf
+        scores[:, first_of[start:stop] != np.arange(start, stop)] = -np.inf
+        here = (barred[1] >= start) & (barred[1] < stop)
+        scores[barred[0][here], barred[1][here] - start] = -np.inf
+        best = _merged(best, scores, start)
+    return best.passages
+
+
+def _merged(best: _Ranking, scores: np.ndarray, start: int) -> _Ranking:
+    """The ranking with the passages `start`… of `scores` `[q, p]` taken in; they come after those it has."""
+    n_rows, depth = best.scores.shape
+    floor = best.scores[:, -1:]  # an equal score with a higher number loses
+    hits = scores > floor
+    crowded = np.flatnonzero(hits.sum(axis=1) > depth)  # the block's own best leave fewer to sort
+    if len(crowded):  # torch, because NumPy's partition takes seconds where many scores are equal
+        own_best = torch.from_numpy(scores[crowded]).topk(depth, dim=1, sorted=False).values.numpy()
+        hits[crowded] &= scores[crowded] >= own_best.min(axis=1, keepdims=True)
+    rows, columns = np.nonzero(hits)
+    rows = np.concatenate([np.repeat(np.arange(n_rows), depth), rows])
+    numbers = np.concatenate([best.passages.ravel(), columns + start])
+    values = np.concatenate([best.scores.ravel(), scores[hits]])
+    order = np.lexsort((numbers, -values, rows))
+    first_of_row = np.searchsorted(rows[order], np.arange(n_rows))
+    kept = order[first_of_row[:, None] + np.arange(depth)]  # [q, depth]
+    return _Ranking(numbers[kept], values[kept])
+
+
+def _choose(ranked: np.ndarray, first_query: int, options: MiningOptions) -> np.ndarray:
+    """`n` of each row of candidates `[q, depth]`, in their order: the best, or drawn by the seed and the query."""
+    if not options.sampled:
+        return ranked[:, : options.n]
+    chosen = np.full((len(ranked), options.n), -1, np.int64)
+    for row, (candidates, n_found) in enumerate(zip(ranked, (ranked >= 0).sum(axis=1), strict=True)):
+        generator = np.random.default_rng((options.seed, first_query + row))
+        drawn = np.sort(generator.permutation(n_found)[: options.n])
+        chosen[row, : len(drawn)] = candidates[drawn]
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------------ vectors
+
+
+def encode_token_rows(embedder: pplx_edge.Embedder, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """int8 vectors `[N, D]` of rows of token ids, in their order; an empty row gives zeros."""
+    lengths = [len(row) for row in rows]
+    if lengths and max(lengths) > embedder.max_tokens:
+        raise DataError(f"a row has {max(lengths):,} tokens, limit {embedder.max_tokens:,}; cut it")
+    codes = np.zeros((len(rows), embedder.dim), np.int8)
+    with tqdm(total=sum(lengths), desc="encoding", unit="tok", unit_scale=True, disable=None) as bar:
+        for picked in plan_batches(lengths, embedder.session.policy):
+            batch = [TokenRow(np.asarray(rows[i], np.int64), ((0, lengths[i]),)) for i in picked]
+            codes[picked] = quantize(embedder.session.span_means(collate(batch, embedder.tokenizer.sep_id)), "int8")
+            bar.update(sum(lengths[i] for i in picked))
+    return codes
+
+
+# ------------------------------------------------------------------------------------------------ cache
+
+
+def mined_negatives(
+    folder: Path,
+    model: Path,
+    query_rows: Sequence[np.ndarray],
+    passage_rows: Sequence[np.ndarray],
+    positives: Positives | Sequence[np.ndarray | Sequence[int]],
+    options: MiningOptions,
+    passage_keys: np.ndarray | None = None,
+) -> np.ndarray:
+    """`mine` over the token ids of queries and passages, encoded by the model directory `model`; kept in `folder`.
+
+    The model runs as its `onnx-int8` artifact, which is made when there is none. Raises what `cached`, `mine` and
+    `pplx_edge.load` raise.
+    """
+    positives = positives if isinstance(positives, Positives) else Positives.of(positives)
+    keys = np.zeros(0, np.int64) if passage_keys is None else passage_keys
+    settings = {
+        "options": {name: value for name, value in asdict(options).items() if not name.endswith("_block")},
+        "runtime": pplx_edge.__version__,
+        "model": model_fingerprint(model),
+        "queries": rows_fingerprint(query_rows),
+        "passages": rows_fingerprint(passage_rows),
+        "positives": rows_fingerprint([positives.starts, positives.passages, keys]),
+    }
+
+    def make() -> np.ndarray:
+        with pplx_edge.load(model) as embedder:
+            queries, passages = (encode_token_rows(embedder, rows) for rows in (query_rows, passage_rows))
+        return mine(queries, passages, positives, options, passage_keys)
+
+    return cached(folder, settings, make)
+
+
+def cached(folder: Path, settings: Mapping[str, object], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The negatives in `folder` if they were made with equal `settings` (JSON values); otherwise made and kept there.
+
+    A folder appears whole or not at all. Raises DataError when one is damaged, ConfigError when it holds other files,
+    StorageError when it cannot be written.
+    """
+    if found := _read_cache(folder, settings):
+        return found[0]
+    negatives = np.ascontiguousarray(make(), np.int32)
+    staging = folder.with_name(folder.name + ".partial")
+    try:
+        for path in (staging / NEGATIVES, staging / SETTINGS):
+            path.unlink(missing_ok=True)  # left by a run that was killed
+        staging.mkdir(parents=True, exist_ok=True)
+        np.save(staging / NEGATIVES, negatives)
+        noted = {"settings": dict(settings), "sha256": sha256(staging / NEGATIVES)}
+        (staging / SETTINGS).write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+        replace_folder(staging, folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: negatives not written ({error.strerror or error})") from error
+    return negatives
+
+
+def _read_cache(folder: Path, settings: Mapping[str, object]) -> tuple[np.ndarray] | None:
+    if not folder.exists():
+        return None
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - {NEGATIVES, SETTINGS}:
+        raise ConfigError(f"{folder}: holds something else than mined negatives; choose another folder")
+    try:
+        noted = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        if noted["settings"] != json.loads(json.dumps(dict(settings))):
+            return None
+        if noted["sha256"] == sha256(folder / NEGATIVES):
+            return (np.load(folder / NEGATIVES, allow_pickle=False),)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: damaged ({error}); delete it to mine again") from error
+    raise DataError(f"{folder / NEGATIVES}: damaged; delete {folder} to mine again")
+
+
+def rows_fingerprint(rows: Sequence[np.ndarray]) -> str:
+    """SHA-256 of the lengths and values of integer rows, whatever their integer type."""
+    digest = hashlib.sha256(np.array([len(row) for row in rows], "<i8").tobytes())
+    for row in rows:
+        digest.update(np.ascontiguousarray(row, "<i8").data)
+    return digest.hexdigest()
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model directory's files, without what a running stage adds.
+
+    Raises DataError when it is not a directory with files.
+    """
+    files = [path for path in sorted(folder.glob("*")) if path.is_file()]
+    files = [path for path in files if path.name not in (STATE_TENSORS, STATE_VALUES)]
+    if not files:
+        raise DataError(f"{folder}: no model is there to mine with")
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
