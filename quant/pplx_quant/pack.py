@@ -53,6 +53,7 @@ class TextTable:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
+        self.dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
         self.numbers: dict[int, int] = {}
         self.ids: list[np.ndarray] = []
         self.lang: list[int] = []
@@ -70,7 +71,7 @@ class TextTable:
     def _append(self, ids: list[int], lang: str) -> int:
         if not ids:
             return NONE
-        self.ids.append(np.array(ids, np.uint16))
+        self.ids.append(np.array(ids, self.dtype))
         self.lang.append(self.languages.setdefault(lang, len(self.languages)))
         return len(self.ids) - 1
 
@@ -79,8 +80,6 @@ class CorpusPacker:
     """Collects texts, pairs and documents, and writes them as one file."""
 
     def __init__(self, tokenizer: Tokenizer, config: PackConfig):
-        if tokenizer.get_vocab_size() > 1 << 16:
-            raise ConfigError(f"{tokenizer.get_vocab_size()} tokens do not fit uint16 ids")
         self.config, self.table = config, TextTable(tokenizer)
         self.groups: list[str] = []
         self.pairs: list[tuple[int, int, int, int, int]] = []  # query, positive, group, document, chunk

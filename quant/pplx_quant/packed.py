@@ -4,7 +4,7 @@ A packed file is an `.npz` of plain arrays. Every distinct text stands in it onc
 
 | array | type, shape | meaning |
 |---|---|---|
-| `ids` | uint16 `[total]` | token ids of all texts, end to end |
+| `ids` | uint16 (uint32 for vocabularies over 65,536) `[total]` | token ids of all texts, end to end |
 | `lengths` | uint16 `[T]` | tokens of each text |
 | `lang` | int16 `[T]` | language, an index into `info["languages"]` |
 | `pairs` | int32 `[N, 2]` | text numbers of query and positive |

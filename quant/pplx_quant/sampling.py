@@ -85,12 +85,13 @@ class SequenceSampler:
 
 
 def token_stream(texts: Iterator[np.ndarray], separator: int, length: int) -> np.ndarray:
-    """The first `length` ids of texts joined by the separator, uint16."""
+    """The first `length` ids of texts joined by the separator."""
     parts: list[np.ndarray] = []
     total = 0
     while total < length:
-        parts += [next(texts), np.array([separator], np.uint16)]
-        total += len(parts[-2]) + 1
+        text = next(texts)
+        parts += [text, np.array([separator], text.dtype)]
+        total += len(text) + 1
     return np.concatenate(parts)[:length]
 
 

@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 import torch
 from pplx_quant import checkpoint as checkpoints
+from pplx_quant.ablation import AblationConfig, ablate, causal_states
 from pplx_quant.contrast import backward
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError, DataError
 from pplx_quant.loop import train
 from pplx_quant.losses import info_nce
+from pplx_quant.mine import main as mine_main
 from pplx_quant.model import encoder_means, whole_rows
+from pplx_quant.pack import PackConfig, pack
 from pplx_quant.packed import PackedCorpus
+from pplx_quant.plot import main as plot_main
 from pplx_quant.stages.context import ContextConfig, ContextStage, document_row
 from pplx_quant.stages.diffuse import DiffuseConfig, DiffuseStage, add_noise
 from pplx_quant.stages.pair import PairConfig, PairStage
@@ -230,3 +234,69 @@ def test_a_teacher_that_is_not_there_is_asked_for(pair, packed_file):
     cfg, stage = pair
     with pytest.raises(ConfigError, match="holds no teacher vectors"):
         stage(replace(cfg, data=packed_file))
+
+
+def test_fake_quantisation_is_switched_on_in_any_stage(pair, tmp_path):
+    cfg, stage = pair
+    for name, options in (("plain", {}), ("quantised", {"weights": "int8", "table": "int8", "activations": True})):
+        run = replace(cfg, out=tmp_path / name, **options)
+        train(run, stage(run))
+    assert weights(tmp_path / "plain").keys() == weights(tmp_path / "quantised").keys()
+    assert losses(tmp_path / "plain") != losses(tmp_path / "quantised")
+    np.testing.assert_allclose(losses(tmp_path / "plain"), losses(tmp_path / "quantised"), rtol=0.05)
+    with pytest.raises(ConfigError, match="'int3' is not one of"):
+        replace(cfg, weights="int3")
+
+
+def test_pairs_are_mined_among_their_groups(taught_file, model_folder, tmp_path, capsys):
+    options = ["--data", str(taught_file), "--model", str(model_folder), "--out", str(tmp_path / "mined"), "--n", "3"]
+    assert mine_main([*options, "--group", "sample", "--cap", "sample=40", "--margin", "1.0"]) == 0
+    packed, negatives = PackedCorpus.open(taught_file), np.load(tmp_path / "mined" / "negatives.npy")
+    mined = np.flatnonzero((negatives >= 0).any(axis=1))
+    assert 0 < len(mined) <= 40
+    assert set(packed.group[mined]) == {packed.groups.index("sample")}
+    assert not packed.held_out[mined].any()
+    passages = set(packed.pairs[packed.group == packed.groups.index("sample"), 1].tolist())
+    for row in mined:
+        found = negatives[row][negatives[row] >= 0].tolist()
+        assert set(found) <= passages - {int(packed.pairs[row, 1])}
+        assert len(set(found)) == len(found)
+    assert mine_main([*options, "--group", "nothing"]) == 2
+    assert "leaves no pair; groups are" in capsys.readouterr().err
+
+
+def test_the_ablation_has_a_row_for_each_cell_and_sees_no_later_token(
+    packed_file, tokenizer_folder, model_folder, tmp_path
+):
+    sizes = {"layers": 1, "hidden_size": 128, "heads": 2, "pretrain_steps": 2, "pair_steps": 2, "length": 24}
+    config = AblationConfig(
+        data=packed_file, tokenizer=tokenizer_folder, out=tmp_path, validate_on=("sample",), pair_batch=8, **sizes
+    )
+    rows = ablate(config)
+    assert [(row["pretraining"], row["pooling"]) for row in rows] == [
+        (pretraining, pooling) for pretraining in ("causal", "diffusion") for pooling in ("last", "mean")
+    ]
+    assert all(0 <= row["average"] <= 1 for row in rows)
+    assert (tmp_path / "ablation.svg").stat().st_size > 1000
+    assert len((tmp_path / "ablation.jsonl").read_text().splitlines()) == 4
+    model = checkpoints.read_model(model_folder)
+    ids, mask = torch.randint(2, 300, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
+    before = causal_states(model, ids, mask)
+    ids[:, 5:] = 7
+    torch.testing.assert_close(causal_states(model, ids, mask)[:, :5], before[:, :5])
+    assert not torch.allclose(model(ids, mask)[:, :5], before[:, :5], atol=1e-3)
+
+
+def test_loss_curves_are_drawn_and_a_run_without_log_is_named(pair, tmp_path, capsys):
+    cfg, stage = pair
+    train(cfg, stage(cfg))
+    assert plot_main([str(cfg.out), "--out", str(tmp_path / "loss.png")]) == 0
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert plot_main([str(tmp_path / "none"), "--out", str(tmp_path / "x.png")]) == 2
+    assert "not a run's log" in capsys.readouterr().err
+
+
+def test_a_large_vocabulary_is_packed_in_32_bits(data_folder, tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenizers.Tokenizer.get_vocab_size", lambda *_, **__: 151_936, raising=False)
+    pack(PackConfig(data=data_folder, tokenizer=tokenizer_folder, out=tmp_path / "p.npz"))
+    assert PackedCorpus.open(tmp_path / "p.npz").ids.dtype == np.uint32

@@ -45,7 +45,7 @@ def document_row(chunks: Sequence[np.ndarray], separator: int) -> TokenRow:
     bounds, place = [], 0
     for number, chunk in enumerate(chunks):
         if number:
-            parts.append(np.array([separator], np.uint16))
+            parts.append(np.array([separator], chunk.dtype))
             place += 1
         parts.append(chunk)
         bounds.append((place, place + len(chunk)))

@@ -100,7 +100,9 @@ class ContrastiveStage:
         """Value of `loss(means)` over all spans of `rows`; its gradient is added to the parameters."""
         cfg = self.cfg
         encode, autocast = partial(self.encode, model), partial(cfg.autocast, world.device)
-        return backward(rows, loss, encode, autocast, world, cfg.call_tokens, cfg.grad_cache)
+        # Without blocks a call costs a pass over the whole table, and its tokens next to nothing: one call a process.
+        call_tokens = cfg.call_tokens if self.with_blocks else -(-len(rows) * max(map(len, rows)) // world.size)
+        return backward(rows, loss, encode, autocast, world, call_tokens, cfg.grad_cache)
 
     def teacher_loss(self, means: Tensor, numbers: np.ndarray) -> Tensor:
         """The weighted distillation loss of means `[N, D]` of the texts `numbers` int `[N]`: a scalar."""
