@@ -22,7 +22,9 @@ from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.errors import CheckpointError, StorageError
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.spec import ModelSpec
+from pplx_quant.stock_layout import write_modules
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 STATE_TENSORS = "training_state.safetensors"
 STATE_VALUES = "training_state.json"
@@ -61,37 +63,20 @@ def hf_config(spec: ModelSpec) -> dict:
     }
 
 
-def sentence_transformers_files(spec: ModelSpec) -> dict[str, object]:
-    """The JSON files by which sentence-transformers knows the model: encoder, then mean pooling."""
-    module = "sentence_transformers.models."
-    return {
-        "modules.json": [
-            {"idx": 0, "name": "0", "path": "", "type": module + "Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": module + "Pooling"},
-        ],
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": spec.hidden_size,
-            "pooling_mode_cls_token": False,
-            "pooling_mode_mean_tokens": True,
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-            "include_prompt": True,
-        },
-    }
-
-
 def write_checkpoint(
     folder: Path,
     model: Qwen3Encoder,
     tokenizer_folder: Path,
     dtype: torch.dtype = torch.float32,
     state: tuple[Mapping[str, Tensor], Mapping[str, object]] | None = None,
+    vectors: str = "means",
 ) -> None:
     """Write a checkpoint to `folder`, replacing one that is there; a crash leaves the old one or the new one whole.
 
-    `state` adds what a running stage needs to go on: tensors by name and JSON values. Raises StorageError.
+    `state` adds what a running stage needs to go on: tensors by name and JSON values. `vectors` is what
+    sentence-transformers will give of it (`stock_layout.VECTORS`). Raises StorageError.
     """
-    with writing_checkpoint(folder, model.spec, tokenizer_folder) as staging:
+    with writing_checkpoint(folder, model.spec, tokenizer_folder, vectors) as staging:
         weights = {name: weight.detach().to(dtype).contiguous() for name, weight in model.state_dict().items()}
         save_file(weights, staging / WEIGHTS, metadata={"format": "pt"})
         if state is not None:
@@ -100,7 +85,7 @@ def write_checkpoint(
 
 
 @contextmanager
-def writing_checkpoint(folder: Path, spec: ModelSpec, tokenizer_folder: Path) -> Iterator[Path]:
+def writing_checkpoint(folder: Path, spec: ModelSpec, tokenizer_folder: Path, vectors: str = "means") -> Iterator[Path]:
     """A folder with all files of a model but its weights, for a with-block to put them in.
 
     It takes the place of `folder` when the block ends, and goes away when the block raises. Raises StorageError.
@@ -109,9 +94,8 @@ def writing_checkpoint(folder: Path, spec: ModelSpec, tokenizer_folder: Path) ->
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        for name, value in {"config.json": hf_config(spec), **sentence_transformers_files(spec)}.items():
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).write_text(json.dumps(value, indent=2) + "\n")
+        (staging / CONFIG).write_text(json.dumps(hf_config(spec), indent=2) + "\n")
+        write_modules(staging, spec, vectors)
         for name in TOKENIZER_FILES:
             shutil.copyfile(tokenizer_folder / name, staging / name)
         yield staging

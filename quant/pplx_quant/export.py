@@ -4,17 +4,18 @@ python -m pplx_quant.export --checkpoint DIR --out DIR
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from pplx_edge.errors import EdgeError
-from pplx_quant.checkpoint import TOKENIZER_FILES, WEIGHTS, read_model, write_checkpoint
+from pplx_quant.checkpoint import CONFIG, TOKENIZER_FILES, WEIGHTS, read_model, write_checkpoint
 from pplx_quant.errors import ConfigError
 from pplx_quant.options import parse_config
+from pplx_quant.stock_layout import FOLDERS_AND_FILES, VECTORS
 
-MODEL_FILES = {"config.json", "modules.json", "1_Pooling", WEIGHTS, *TOKENIZER_FILES}
+MODEL_FILES = {CONFIG, WEIGHTS, *TOKENIZER_FILES, *FOLDERS_AND_FILES}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -25,8 +26,11 @@ class ExportConfig:
     checkpoint: Path
     out: Path
     dtype: str = "float16"
+    vectors: str = field(default="codes", metadata={"help": "what sentence-transformers gives: means, codes, int8"})
 
     def __post_init__(self) -> None:
+        if self.vectors not in VECTORS:
+            raise ConfigError(f"--vectors {self.vectors} must be one of {', '.join(VECTORS)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype {self.dtype} must be one of {', '.join(DTYPES)}")
 
@@ -38,7 +42,7 @@ def export(config: ExportConfig) -> float:
     """
     require_replaceable(config.out)
     model = read_model(config.checkpoint)
-    write_checkpoint(config.out, model, config.checkpoint, DTYPES[config.dtype])
+    write_checkpoint(config.out, model, config.checkpoint, DTYPES[config.dtype], vectors=config.vectors)
     before, after = model.state_dict(), read_model(config.out).state_dict()
     return max(float((before[name] - after[name]).abs().max()) for name in before)
 

@@ -1,6 +1,7 @@
 """What is shipped opens in the stock libraries and says the same there."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from pplx_quant.export import main as export_main
 from pplx_quant.tokenizer import load_tokenizer
 from training_samples import write_jsonl
 
+import pplx_edge
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
+from pplx_edge.quantize import int8_codes
 from pplx_edge.spec import ModelSpec
 
 TEXTS = ["which rivers are number 7?", "Of all the sauces in the long list", "x", "for years"]
@@ -72,10 +75,29 @@ def test_stock_transformers_gives_our_means(shipped, means):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_stock_sentence_transformers_gives_our_means(shipped, means):
+@pytest.mark.parametrize(("vectors", "trust"), [("means", False), ("codes", False), ("codes", True), ("int8", True)])
+def test_stock_sentence_transformers_gives_our_vectors(shipped, means, tmp_path, vectors, trust):
     library = pytest.importorskip("sentence_transformers")
-    found = library.SentenceTransformer(str(shipped), device="cpu").encode(TEXTS)
-    np.testing.assert_allclose(found, means, atol=1e-5)
+    export(ExportConfig(checkpoint=shipped, out=tmp_path / "model", dtype="float32", vectors=vectors))
+    model = library.SentenceTransformer(str(tmp_path / "model"), device="cpu", trust_remote_code=trust)
+    found = model.encode(TEXTS)
+    if vectors == "means":
+        np.testing.assert_allclose(found, means, atol=1e-5)
+        return
+    assert found.dtype == (np.int8 if vectors == "int8" else np.float32)
+    steps = np.rint(found).astype(int) - int8_codes(means)
+    assert np.abs(steps).max() <= 1
+    assert (steps != 0).mean() < 0.01
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_built_in_model_opens_in_sentence_transformers_with_our_codes():
+    library = pytest.importorskip("sentence_transformers")
+    folder = Path(pplx_edge.__file__).parent / "nano"
+    texts = ["When is the invoice due?", "Der Vertrag endet im Juni.", "猫は一日中寝ている。", "x"]
+    found = np.rint(library.SentenceTransformer(str(folder), device="cpu").encode(texts)).astype(int)
+    expected = int8_codes(encode_means(read_model(folder), load_tokenizer(folder), texts, 512)).astype(int)
+    assert np.abs(found - expected).max() <= 1
 
 
 def test_empty_text_has_a_zero_vector(shipped):
