@@ -1,15 +1,45 @@
 """How weights are rounded to integers: the one place that converters and the trainer's fake quantisation go by.
 
 int8, for ONNX: one scale for each row (an output channel, or a token of the table), `round(127 * w / max|w|)`.
+
+int4: a scale and a bias for each group along a row, weight ≈ scale * code + bias, code in 0…15. It is MLX's affine
+quantisation, bit for bit (`mlx.core.quantize(w, group_size=…, bits=4)` on the CPU; on the GPU MLX rounds ties away from
+zero): codes count from the end of larger magnitude towards the other, and the step is stretched or shrunk so that zero
+is a code. Hence `-bias / scale` is an integer, in 0…15 for every group that has both signs, and ONNX Runtime's
+MatMulNBits computes the same with it as `zero_points`, so one checkpoint serves both.
 """
 
 import numpy as np
 
 INT8_MAX = 127
+INT4_MAX = 15
+INT4_GROUP_SIZES = (32, 64, 128)
 TINY_SCALE = np.float32(1e-30)  # keeps the scale of an all-zero row from dividing by zero
+TINY_STEP = np.float32(1e-7)  # MLX's own floor, for groups of equal weights
 
 
 def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int8 codes `[R, C]` and float32 scales `[R]` of a float matrix, one scale a row; codes times scale is near it."""
     scales = np.maximum(np.abs(weight).max(axis=1) / np.float32(INT8_MAX), TINY_SCALE)
     return np.rint(weight / scales[:, None]).astype(np.int8), scales.astype(np.float32)
+
+
+def quantize_groups(weight: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """uint8 codes 0…15 `[R, C]`, and float32 scales and biases `[R, C / group_size]`, of a float32 matrix `[R, C]`.
+
+    Scales may be negative. Codes at the far end are clipped where the step was shrunk. Raises ValueError unless the
+    group size divides C.
+    """
+    n_rows, n_columns = weight.shape
+    if n_columns % group_size:
+        raise ValueError(f"rows of {n_columns} weights do not divide into groups of {group_size}")
+    groups = weight.reshape(n_rows, -1, group_size)
+    low, high = groups.min(axis=2), groups.max(axis=2)
+    from_low = np.abs(low) > np.abs(high)
+    step = np.maximum((high - low) / np.float32(INT4_MAX), TINY_STEP)
+    step, edge = np.where(from_low, step, -step), np.where(from_low, low, high)
+    to_zero = np.rint(edge / step)  # minus the code of zero
+    scales = np.divide(edge, to_zero, out=step.copy(), where=to_zero != 0)
+    biases = np.where(to_zero != 0, edge, np.float32(0))
+    codes = np.rint((groups - biases[..., None]) / scales[..., None]).clip(0, INT4_MAX)
+    return codes.astype(np.uint8).reshape(n_rows, n_columns), scales, biases

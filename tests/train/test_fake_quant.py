@@ -1,6 +1,7 @@
 """Fake quantisation against the converter's own integers, its operators run by ONNX Runtime, and a converted model."""
 
 import copy
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +22,16 @@ from pplx_convert.onnx_graph import tensor
 from pplx_quant.checkpoint import read_model
 from pplx_quant.errors import ConfigError
 from pplx_quant.fake_quant import (
+    BY_NAME,
     OFF,
+    W4,
     W8A8,
     FakeQuantization,
     QuantizedLinear,
     apply,
     embedding_table,
     fake_quantized,
+    group_codes,
     remove,
     round_rows,
     row_codes,
@@ -43,7 +47,7 @@ from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.quantize import int8_codes
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
-from pplx_edge.weight_codes import quantize_rows
+from pplx_edge.weight_codes import quantize_groups, quantize_rows
 
 N_COLUMNS = 12
 ANY_FLOATS = st.one_of(
@@ -52,7 +56,7 @@ ANY_FLOATS = st.one_of(
     st.integers(-254, 254).map(lambda half: half / 2),  # ties, in a row whose largest is 127
     st.sampled_from([0.0, -0.0, 127.0, -127.0, 1e-30, 1.27e-28]),
 )
-MATRICES = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.just(N_COLUMNS)), elements=ANY_FLOATS)
+MATRICES = hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.just(N_COLUMNS)), elements=ANY_FLOATS)
 
 
 def int8_graph(weight: np.ndarray | None = None) -> ort.InferenceSession:
@@ -82,18 +86,51 @@ quantiser = cache(int8_graph)
 
 
 @given(MATRICES)
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_weight_codes_are_the_converters_bit_for_bit(weight: np.ndarray) -> None:
     expected, expected_scales = quantize_rows(weight)
     codes, scales = row_codes(torch.from_numpy(weight))
     np.testing.assert_array_equal(codes.numpy(), expected)
     np.testing.assert_array_equal(scales[:, 0].numpy(), expected_scales)
     restored = expected.astype(np.float32) * expected_scales[:, None]
-    np.testing.assert_array_equal(round_rows(torch.from_numpy(weight)).numpy(), restored)
+    np.testing.assert_array_equal(round_rows(torch.from_numpy(weight), "int8").numpy(), restored)
+
+
+GROUPS = hnp.arrays(np.float32, (2, 32), elements=ANY_FLOATS.filter(lambda x: abs(x) < 2.0**100))
+
+
+@given(GROUPS)
+@settings(max_examples=150)
+def test_group_codes_are_the_converters_bit_for_bit(weight: np.ndarray) -> None:
+    require_equal_groups(weight, 32)
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("power", [1, 5])
+def test_groups_of_any_size_are_the_converters_bit_for_bit(group_size: int, power: int) -> None:
+    weight = np.random.default_rng(group_size).standard_normal((200, 384)) ** power
+    require_equal_groups(weight.astype(np.float32), group_size)
+
+
+def require_equal_groups(weight: np.ndarray, group_size: int) -> None:
+    expected, expected_scales, expected_biases = quantize_groups(weight, group_size)
+    codes, scales, biases = group_codes(torch.from_numpy(weight), group_size)
+    np.testing.assert_array_equal(codes.flatten(-2).clamp(0, 15).numpy(), expected)
+    np.testing.assert_array_equal(scales[..., 0].numpy(), expected_scales)
+    np.testing.assert_array_equal(biases[..., 0].numpy(), expected_biases)
+    found = round_rows(torch.from_numpy(weight), "int4", group_size)
+    np.testing.assert_array_equal(found.numpy(), restored(weight, group_size))
+
+
+def restored(weight: np.ndarray, group_size: int) -> np.ndarray:
+    """4-bit weights as floats, in float32: codes times scales, plus biases."""
+    codes, scales, biases = (part.astype(np.float32) for part in quantize_groups(weight, group_size))
+    codes = codes.reshape(len(weight), -1, group_size)
+    return (codes * scales[..., None] + biases[..., None]).reshape(weight.shape)
 
 
 @given(MATRICES)
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_activation_codes_are_those_of_the_onnx_operators(x: np.ndarray) -> None:
     expected, expected_steps = quantiser().run(["codes", "step"], {"x": x})
     codes, steps = token_codes(torch.from_numpy(x))
@@ -105,7 +142,7 @@ def test_zero_rows_have_zero_codes() -> None:
     zeros = torch.zeros(3, N_COLUMNS)
     assert not row_codes(zeros)[0].any()
     assert not token_codes(zeros)[0].any()
-    assert not round_rows(zeros).any()
+    assert not round_rows(zeros, "int8").any()
 
 
 def test_ties_go_to_even() -> None:
@@ -174,6 +211,28 @@ def test_gradients_are_those_of_the_product_of_rounded_operands(config: FakeQuan
     np.testing.assert_allclose(x.grad.numpy(), grad.numpy() @ rounded_w, rtol=1e-4, atol=1e-5)
     expected = np.einsum("btn,btk->nk", grad.numpy(), rounded_x)
     np.testing.assert_allclose(linear.weight.grad.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activations", [False, True])
+def test_clipped_4_bit_weights_have_no_gradient_and_others_all_of_it(activations: bool) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((50, 128)).astype(np.float32), torch.from_numpy(rng.standard_normal((9, 128)))
+    linear = linear_with(weight, FakeQuantization(weights="int4", activations=activations))
+    x = x.float()
+    y = linear(x)
+    y.sum().backward()
+    rounded_x = x.numpy()
+    if activations:
+        codes, step = token_codes(x)
+        rounded_x = (codes * step).numpy()
+    rounded_w = restored(weight, 64)
+    np.testing.assert_allclose(y.detach().numpy(), rounded_x @ rounded_w.T, rtol=1e-4, atol=1e-4)
+    _, scales, _ = quantize_groups(weight, 64)
+    clipped = np.abs(rounded_w - weight) > 0.5001 * np.repeat(np.abs(scales), 64, axis=1)
+    assert 0 < clipped.mean() < 0.02
+    assert linear.weight.grad is not None
+    expected = np.where(clipped, 0, rounded_x.sum(axis=0))
+    np.testing.assert_allclose(linear.weight.grad.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_tables_gradient_passes_as_it_is() -> None:
@@ -321,8 +380,37 @@ def test_recomputed_blocks_have_the_same_gradients(encoder: Qwen3Encoder) -> Non
 
 
 def test_unknown_schemes_are_refused() -> None:
-    with pytest.raises(ConfigError, match="weights: 'int3' is not one of none, int8"):
+    with pytest.raises(ConfigError, match="weights: 'int3' is not one of none, int8, int4"):
         FakeQuantization(weights="int3")
+    with pytest.raises(ConfigError, match="a group size of 48 is not one of 32, 64, 128"):
+        FakeQuantization(weights="int4", group_size=48)
+
+
+def test_rows_that_do_not_divide_into_groups_are_refused_and_nothing_changes(encoder: Qwen3Encoder) -> None:
+    apply(encoder, W8A8)
+    before = encoder(IDS).detach()
+    with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.down_proj: rows of 96 weights do not divide .* of 64"):
+        apply(encoder, W4)
+    assert torch.equal(encoder(IDS), before)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_named_quantisation_does_what_it_says(encoder: Qwen3Encoder, name: str) -> None:
+    config = replace(BY_NAME[name], group_size=32)
+    states = []
+    for row in (encoder, copy.deepcopy(encoder)):
+        with fake_quantized(row, config):
+            states.append(row(IDS).detach())
+    assert torch.equal(*states)
+    assert torch.equal(states[0], encoder(IDS)) == (name == "none")
+    apply(encoder, config)
+    with torch.no_grad():
+        for weight in encoder.parameters():  # weights that are on the grid already are what they are rounded to
+            if weight.ndim == 2 and config.weights != "none":
+                weight.copy_(round_rows(weight, config.weights, config.group_size))
+    if not config.activations:
+        remove(encoder)
+        torch.testing.assert_close(states[0], encoder(IDS), rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------- the whole model
@@ -348,7 +436,8 @@ def test_codes_are_those_of_the_converted_model(tiny_dirs: dict[str, Path], tmp_
     assert error < error_before / 20  # about 1/80
 
 
-def test_training_lowers_the_quantised_loss(encoder: Qwen3Encoder) -> None:
+@pytest.mark.parametrize("config", [W8A8, replace(W4, group_size=32)], ids=["w8a8", "w4"])
+def test_training_lowers_the_quantised_loss(encoder: Qwen3Encoder, config: FakeQuantization) -> None:
     rng = np.random.default_rng(0)
     rows = [rng.integers(1, 60, 6) for _ in range(32)]  # row i and row i + 16 share their first tokens
     for row, twin in zip(rows[:16], rows[16:], strict=True):
@@ -358,7 +447,7 @@ def test_training_lowers_the_quantised_loss(encoder: Qwen3Encoder) -> None:
         means = encoder_means(encoder, rows, 4096)
         return info_nce(means[:16], means[16:], 0.05)
 
-    apply(encoder, W8A8)
+    apply(encoder, config)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=2e-3)
     losses = []
     for _ in range(40):
