@@ -94,8 +94,10 @@ class SentenceTransformerEncoder:
         try:
             import torch
             from sentence_transformers import SentenceTransformer
+            from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise MissingExtra(f"the peer {directory.name} ({error.name} is not installed)", EXTRA) from error
+        disable_progress_bar()  # of reading the weights
         if threads is not None:
             torch.set_num_threads(threads)
         try:
