@@ -1,6 +1,6 @@
 """The tables of a run: tasks by systems, averages of groups, their ratio to a baseline, and what each saving costs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pplx_bench.quality.groups import Groups
@@ -158,17 +158,17 @@ def _reading(rows: Sequence[Row]) -> str:
 
 def _tables(corner: str, columns: Sequence[Column], lines: Sequence[Sequence[str]]) -> str:
     """One table, or several below each other when the columns are too many for a line."""
-    heads = [list(head) for head in zip(*(column.head for column in columns), strict=True)]
-    heads = [head for head in heads if any(head)]
-    heads = [[corner if i == 0 else "", *head] for i, head in enumerate(heads)]
+    heads = [[corner, *head] for head in zip(*(column.head for column in columns), strict=True)]
     label_width, widths = _widths([*heads, *lines])
     parts, start = [], 0
     while start < len(widths):
         stop = start + 1
         while stop < len(widths) and label_width + sum(widths[start : stop + 1]) <= _LINE_WIDTH:
             stop += 1
-        pick: Callable[[Sequence[str]], list[str]] = lambda line, a=start, b=stop: [line[0], *line[1 + a : 1 + b]]  # noqa: E731
-        parts.append(table([pick(head) for head in heads], [pick(line) for line in lines]))
+        part = [[line[0], *line[1 + start : 1 + stop]] for line in [*heads, *lines]]
+        head = [line for line in part[: len(heads)] if any(line[1:])]
+        head = [line if i == 0 else ["", *line[1:]] for i, line in enumerate(head)]
+        parts.append(table(head, part[len(heads) :]))
         start = stop
     return "\n\n".join(parts)
 

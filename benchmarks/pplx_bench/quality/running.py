@@ -116,7 +116,7 @@ def _scored(row: Row, task: RetrievalTask, prepared: Prepared, variant: Variant)
 def progress_line(row: Row) -> str:
     """One line for a result, as it comes."""
     rate = f", {row.tokens_per_second:,.0f} tokens/s" if row.tokens_per_second else ""
-    cut = f", {row.counts['texts_cut']:,} texts cut to {row.max_tokens:,} tokens" if row.counts["texts_cut"] else ""
+    cut = f", {row.counts['texts_cut']:,} texts cut" if row.counts["texts_cut"] else ""
     where = "" if row.context == "off" else f" context {row.context}"
     return (
         f"{row.system} {row.precision}{'' if row.native else f' {row.dim}d'}{where}, {row.task}: "
