@@ -10,16 +10,25 @@ from pplx_edge.errors import MissingExtra
 BENCHMARKS = {
     "speed": "measure tokens a second beside other runtimes, on weights of the true 0.6b shape",
     "memory": "measure peak memory of converting, opening and encoding",
+    "quality": "measure retrieval (nDCG@10 and others) on folders in BEIR layout, beside BM25 and MiniLM",
+    "mteb": "run tasks and benchmarks of mteb, and ConTEB's, which are fetched from the hub",
     "plot": "draw what speed wrote with --json",
 }
-EXAMPLES = {"speed": "", "memory": " --shape 0.6b", "plot": " speed.jsonl --out speed.svg"}
+EXAMPLES = {
+    "speed": "",
+    "memory": " --shape 0.6b",
+    "quality": " data/bench --tasks squad-dev --peers minilm,bm25 --precisions float32,int8",
+    "mteb": " --model pplx-embed-v1-0.6b --tasks MIRACLRetrieval --languages deu",
+    "plot": " speed.jsonl --out speed.svg",
+}
+EXTRAS = {"quality": "quality", "mteb": "mteb"}  # of the others: bench
 
 
 def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "bench",
-        "measure speed or memory on this machine",
+        "measure speed, memory or retrieval quality on this machine",
         "pplx-edge bench speed --rows 1x16,32x128",
         description="The options of a benchmark are in its own help: pplx-edge bench speed --help",
     )
@@ -32,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         benchmark = import_module(f"pplx_bench.{args.benchmark}")
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"bench {args.benchmark} ({error.name} is not installed)", "bench") from error
+        extra = EXTRAS.get(args.benchmark, "bench")
+        raise MissingExtra(f"bench {args.benchmark} ({error.name} is not installed)", extra) from error
     name = f"pplx-edge bench {args.benchmark}"
     summary = BENCHMARKS[args.benchmark]
     parser = Parser(

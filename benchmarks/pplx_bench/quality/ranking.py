@@ -1,0 +1,62 @@
+"""Exact search in blocks: the places of the best passages of each query, by (score, place), in bounded memory.
+
+A key of one integer holds a score, to six decimals, and a place, so that a partial sort can neither choose among ties
+nor depend on the block: products differ in their last bits with the shape of the block that they are computed in.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pplx_edge.errors import InputError
+from pplx_edge.similarity import similarity
+
+QUERY_BLOCK, PASSAGE_BLOCK = 256, 16384  # 16 MB of scores at once
+Scores = Callable[[slice, slice], np.ndarray]  # of these queries and these passages: float32 [q, n]
+_DECIMALS = 6
+_PLACE_BITS = 28
+_MAX_SCORE = 2.0 ** (62 - _PLACE_BITS) / 10**_DECIMALS
+
+
+def rank(queries: np.ndarray, passages: np.ndarray, k: int) -> np.ndarray:
+    """Places of the `k` passages most similar to each query, best first: int64 `[Q, min(k, N)]`.
+
+    Similarity is `pplx_edge.similarity`: cosine of int8 codes and floats, Hamming of packed bits. Equal scores are in
+    the order of the passages.
+    """
+    return rank_scores(lambda q, n: similarity(queries[q], passages[n]), len(queries), len(passages), k)
+
+
+def rank_scores(scores: Scores, n_queries: int, n_passages: int, k: int) -> np.ndarray:
+    """Places of the `k` highest scores of each query, best first: int64 `[Q, min(k, N)]`."""
+    found = np.empty((n_queries, min(k, n_passages)), np.int64)
+    for q in _blocks(n_queries, QUERY_BLOCK):
+        best = np.empty((q.stop - q.start, 0), np.int64)
+        for n in _blocks(n_passages, PASSAGE_BLOCK):
+            best = _highest(np.concatenate([best, _keys(scores(q, n), n.start)], axis=1), k)
+        found[q] = _places(best)
+    return found
+
+
+def _keys(scores: np.ndarray, start: int) -> np.ndarray:
+    """One integer a score, higher is better; of equal scores the earlier place is higher."""
+    highest = np.abs(scores).max(initial=0.0)
+    if not highest < _MAX_SCORE:  # NaN too
+        raise InputError(f"a score of {highest} cannot be ranked; the limit is {_MAX_SCORE:,.0f}: scale the scores")
+    rounded = np.rint(scores.astype(np.float64) * 10**_DECIMALS).astype(np.int64)
+    return (rounded << _PLACE_BITS) - np.arange(start, start + scores.shape[1])
+
+
+def _highest(keys: np.ndarray, k: int) -> np.ndarray:
+    """The `k` highest keys of each row, highest first."""
+    if keys.shape[1] > k:
+        keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
+    return -np.sort(-keys, axis=1)
+
+
+def _places(keys: np.ndarray) -> np.ndarray:
+    return -keys & ((1 << _PLACE_BITS) - 1)
+
+
+def _blocks(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
