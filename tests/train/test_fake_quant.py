@@ -38,7 +38,7 @@ from pplx_quant.fake_quant import (
     token_codes,
 )
 from pplx_quant.losses import info_nce
-from pplx_quant.model import encoder_means
+from pplx_quant.model import encoder_means, whole_rows
 from torch import nn
 
 from pplx_edge.backends.onnx_session import open_session
@@ -424,9 +424,9 @@ def test_codes_are_those_of_the_converted_model(tiny_dirs: dict[str, Path], tmp_
     converted = open_session(artifact.directory).span_means(collate([TokenRow(r, ((0, len(r)),)) for r in ids], 0))
     encoder = read_model(tiny_dirs[model]).eval()
     with torch.inference_mode():
-        plain = encoder_means(encoder, ids, 4096).numpy()
+        plain = encoder_means(encoder, whole_rows(ids)).numpy()
         with fake_quantized(encoder, W8A8):
-            quantised = encoder_means(encoder, ids, 4096).numpy()
+            quantised = encoder_means(encoder, whole_rows(ids)).numpy()
     steps = np.abs(int8_codes(quantised).astype(int) - int8_codes(converted))
     steps_before = np.abs(int8_codes(plain).astype(int) - int8_codes(converted))
     assert (steps == 0).mean() > 0.95  # 0.976 and 0.975 when this was written, the others one step away
@@ -444,7 +444,7 @@ def test_training_lowers_the_quantised_loss(encoder: Qwen3Encoder, config: FakeQ
         twin[:2] = row[:2]
 
     def loss() -> torch.Tensor:
-        means = encoder_means(encoder, rows, 4096)
+        means = encoder_means(encoder, whole_rows(rows))
         return info_nce(means[:16], means[16:], 0.05)
 
     apply(encoder, config)
