@@ -174,13 +174,24 @@ def diffusion_loss(logits: Tensor, targets: Tensor, noise: Tensor) -> Tensor:
     return (F.cross_entropy(logits.float(), targets, reduction="none") / noise).sum()
 
 
-def matryoshka(loss: Callable[..., Tensor], means: Sequence[Tensor], dims: Sequence[int]) -> Tensor:
-    """Mean of `loss(*codes)` over int8 straight-through codes of the first `dim` components, for each dim.
+def binary_straight_through(means: Tensor) -> Tensor:
+    """The binary codes ±1 of means `[..., D]`, zero counting as positive; the gradient is that of `tanh(mean)`."""
+    soft = torch.tanh(means)
+    return soft + (torch.where(means >= 0, 1.0, -1.0).to(soft.dtype) - soft).detach()
 
-    `means` are pre-tanh means `[…, D]`. Raises ValueError for a dim that is not in 1…D.
+
+def matryoshka(
+    loss: Callable[..., Tensor], means: Sequence[Tensor], dims: Sequence[int], binary_weight: float = 0.0
+) -> Tensor:
+    """Mean of `loss(*codes)` over int8 straight-through codes of the first `dim` components, for each dim: a scalar.
+
+    `means` are pre-tanh means `[…, D]`. With `binary_weight` that many times the loss of all binary codes is added;
+    the paper reads binary codes off a model trained with int8 alone, which costs a narrow vector more than a wide one.
+    Raises ValueError for a dim that is not in 1…D.
     """
     width = means[0].shape[1]
     if not dims or any(not 1 <= dim <= width for dim in dims):
         raise ValueError(f"matryoshka dims {tuple(dims)} must be in 1…{width}")
     codes = [int8_straight_through(part) for part in means]
-    return torch.stack([loss(*(part[:, :dim] for part in codes)) for dim in dims]).mean()
+    total = torch.stack([loss(*(part[:, :dim] for part in codes)) for dim in dims]).mean()
+    return total + binary_weight * loss(*map(binary_straight_through, means)) if binary_weight else total

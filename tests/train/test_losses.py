@@ -9,6 +9,7 @@ from pplx_quant.fake_quant import int8_straight_through
 from pplx_quant.losses import (
     ContextBatch,
     batch_loss,
+    binary_straight_through,
     contextual_loss,
     cosine_schedule,
     diffusion_loss,
@@ -93,6 +94,22 @@ def test_matryoshka_is_the_mean_over_cut_int8_codes(dims):
     codes = [int8_codes(array).astype(np.float64) for array in (queries, docs)]
     expected = np.mean([info_nce_oracle(codes[0][:, :dim], codes[1][:, :dim], 0.05, 0.1) for dim in dims])
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_matryoshka_adds_the_loss_of_binary_codes():
+    queries, docs = (torch.tensor(part) for part in sample(3))
+    loss = partial(info_nce, temperature=0.05)
+    without, added = (matryoshka(loss, (queries, docs), (6,), weight).item() for weight in (0.0, 0.5))
+    signs = [np.where(part.numpy() >= 0, 1.0, -1.0) for part in (queries, docs)]
+    assert added - without == pytest.approx(0.5 * info_nce_oracle(*signs, 0.05, 0.1), rel=1e-5)
+
+
+def test_binary_straight_through_counts_zero_as_positive_and_passes_the_gradient_of_tanh():
+    means = torch.tensor([-2.0, -0.1, 0.0, 3.0], requires_grad=True)
+    codes = binary_straight_through(means)
+    codes.sum().backward()
+    assert codes.tolist() == pytest.approx([-1, -1, 1, 1])
+    torch.testing.assert_close(means.grad, 1 - torch.tanh(means.detach()) ** 2)
 
 
 @pytest.mark.parametrize("dims", [(), (0,), (7,)])

@@ -119,7 +119,7 @@ class ContextStage(ContrastiveStage):
         is_document[torch.cumsum(torch.bincount(batch.document) + 1, 0) - 1] = True
         queries, rest = means[:n_queries], means[n_queries:]
         part = partial(contextual_loss, batch=batch, beta=beta, temperature=cfg.temperature, margin=cfg.margin)
-        loss = matryoshka(part, (queries, rest[~is_document], rest[is_document]), cfg.dims)
+        loss = matryoshka(part, (queries, rest[~is_document], rest[is_document]), cfg.dims, cfg.binary_weight)
         if cfg.teacher_weight:
             loss = loss + self.teacher_loss(means, self.taught_numbers(drawn))
         return loss

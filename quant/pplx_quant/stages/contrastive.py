@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.types import TokenRow
 from pplx_quant.checkpoint import read_model
+from pplx_quant.context_prior import give_context
 from pplx_quant.contrast import backward
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError
@@ -34,6 +35,7 @@ class ContrastiveConfig(RunConfig):
     temperature: float = 0.05
     margin: float = 0.1
     dims: tuple[int, ...] = (384, 256, 128)
+    binary_weight: float = field(default=0.0, metadata={"help": "weight of the same loss on binary codes"})
     teacher_weight: float = field(
         default=0.0, metadata={"help": "weight of 1 - cos to teacher vectors in the packed file"}
     )
@@ -41,6 +43,9 @@ class ContrastiveConfig(RunConfig):
         default=False, metadata={"help": "GradCache: memory of one call, for batches of thousands"}
     )
     block_scale: float = field(default=1.0, metadata={"help": "scale what the blocks of --init add, once, at step 0"})
+    context_prior: float = field(
+        default=0.0, metadata={"help": "put attention to the document into the blocks, this strong, once, at step 0"}
+    )
     validate_on: tuple[str, ...] = ()
     pool: int = 4000
 
@@ -51,6 +56,9 @@ class ContrastiveConfig(RunConfig):
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
         if not self.temperature > 0:
             raise ConfigError(f"--temperature {self.temperature} must be above 0")
+        for name in ("binary_weight", "context_prior", "teacher_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
         if min(self.dims) < 1:
             raise ConfigError(f"--dims {self.dims} must be at least 1")
 
@@ -88,6 +96,8 @@ class ContrastiveStage:
             for name, weight in model.named_parameters():
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
                     weight.mul_(self.cfg.block_scale)
+        if self.cfg.context_prior:
+            give_context(model, self.cfg.context_prior)
         return model
 
     def encode(self, model: Qwen3Encoder, rows: Sequence[TokenRow]) -> Tensor:

@@ -104,7 +104,7 @@ class PairStage(ContrastiveStage):
         pair_loss = partial(
             info_nce, temperature=cfg.temperature, margin=cfg.margin, query_keys=keys[:, 0], doc_keys=keys[:, 1]
         )
-        loss = matryoshka(pair_loss, means.split(len(texts)), cfg.dims)
+        loss = matryoshka(pair_loss, means.split(len(texts)), cfg.dims, cfg.binary_weight)
         if cfg.teacher_weight:
             loss = loss + self.teacher_loss(means, texts.T.ravel())
         return loss

@@ -80,7 +80,8 @@ class TripletStage(ContrastiveStage):
                 queries, docs, cfg.temperature, cfg.margin, keys[:, 0], keys[:, 1], hard, extra, query_negatives=False
             )
 
-        loss = matryoshka(hard_loss, (means[:n_pairs], means[n_pairs : 2 * n_pairs], means[2 * n_pairs :]), cfg.dims)
+        parts = (means[:n_pairs], means[n_pairs : 2 * n_pairs], means[2 * n_pairs :])
+        loss = matryoshka(hard_loss, parts, cfg.dims, cfg.binary_weight)
         if cfg.teacher_weight:
             loss = loss + self.teacher_loss(means, np.concatenate([texts.T.ravel(), negatives]))
         return loss

@@ -9,7 +9,11 @@ mix="text.*=0.4 qed=6 tydiqa=6 text.en=8 text2.en=6 openstax=3 medquad=2 scitldr
      tldr-parallel=0.5 omw-parallel=0.5 omw-definitions=0.4 oewn=1.5 ntrex-parallel=1.5 gesetze=0.7 edgeai-course=0.5
      edgeai-course-parallel=0.7 seal-tools=2 apibench=1.5"
 held_out="qed tydiqa openstax jaquad iapp-wiki-qa text.en text2.hi ntrex-parallel seal-tools"
-stage() { name=$1; shift; python -m "pplx_quant.stages.$name" --data "$packed" "$@"; }
+stage() {
+    name=$1; shift
+    echo "$(date +%T) $name" >&2
+    python -m "pplx_quant.stages.$name" --data "$packed" "$@"
+}
 
 [ -f "$packed" ] || {
     python -m pplx_quant.pack --data "$data" --tokenizer pplx_edge/nano --out "$packed" --per-paragraph 2 \
@@ -25,9 +29,29 @@ stage() { name=$1; shift; python -m "pplx_quant.stages.$name" --data "$packed" "
 }
 
 # shellcheck disable=SC2086  # the lists are meant to be split
-stage pair --tokenizer pplx_edge/nano --out "$runs/table" --no-blocks --layers 4 --steps 500 --batch 2048 --block 512 \
-    --max-query 48 --max-positive 128 --embedding-rate 0.05 --vector-rate 0.02 --warmup 10 --decay-share 0.8 \
-    --dims 384 256 192 128 --teacher-weight 5 --save-every 100 --validate-on $held_out --boost $mix
-stage diffuse --init "$runs/table/checkpoint" --out "$runs/diffuse" --no-tied-head --compile --steps 80 --batch 48 \
-    --length 256 --call-tokens 4096 --embedding-rate 0.0005 --matrix-rate 0.001 --vector-rate 0.001 --warmup 10 \
-    --decay-share 0.4 --save-every 40 --log-every 5
+{
+    stage pair --tokenizer pplx_edge/nano --out "$runs/table" --no-blocks --layers 4 --steps 500 --batch 2048 \
+        --block 512 --max-query 48 --max-positive 128 --embedding-rate 0.05 --vector-rate 0.02 --warmup 10 \
+        --decay-share 0.8 --dims 384 256 192 128 --binary-weight 0.3 --teacher-weight 5 --save-every 100 \
+        --validate-on $held_out --boost $mix
+    stage diffuse --init "$runs/table/checkpoint" --out "$runs/diffuse" --no-tied-head --compile --steps 60 \
+        --batch 48 --length 256 --call-tokens 4096 --embedding-rate 0.0005 --matrix-rate 0.001 --vector-rate 0.001 \
+        --warmup 10 --decay-share 0.4 --save-every 30 --log-every 5
+
+    common="--dims 384 256 192 128 --binary-weight 0.3 --teacher-weight 5 --max-query 48 --max-positive 128
+            --call-tokens 4096 --embedding-rate 0.002 --matrix-rate 0.0005 --vector-rate 0.002 --warmup 10
+            --decay-share 0.5 --save-every 20 --log-every 5"
+    quantised="--weights int8 --table int8 --activations"
+    stage pair --init "$runs/diffuse/checkpoint" --out "$runs/pair" --block-scale 0.03 --context-prior 0.7 --compile \
+        --steps 80 --batch 256 --block 64 $common --validate-on qed tydiqa jaquad --pool 300 --boost $mix
+    stage context --init "$runs/pair/checkpoint" --out "$runs/context" --steps 100 --batch 24 --plain 96 --block 48 \
+        --max-document 1536 $common $quantised --boost $mix
+    python -m pplx_quant.mine --data "$packed" --model "$runs/pair/checkpoint" --out "$runs/mined" --cap *=1500 \
+        --group qed tydiqa jaquad iapp-wiki-qa arcd cmrc2018 openstax medquad scitldr python-docs tldr seal-tools \
+        apibench oewn gesetze thealgorithms fastapi-docs text.en
+    stage triplet --init "$runs/pair/checkpoint" --out "$runs/triplet" --negatives "$runs/mined/negatives.npy" \
+        --steps 40 --batch 192 --block 64 $common $quantised --boost qed=3 tydiqa=3 text.en=2
+}
+[ -d "$runs/merged" ] || python -m pplx_quant.merge --first "$runs/context/checkpoint" \
+    --second "$runs/triplet/checkpoint" --out "$runs/merged" --weight 0.3
+python -m pplx_quant.export --checkpoint "$runs/merged" --out "$model"
