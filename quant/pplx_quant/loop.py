@@ -62,8 +62,8 @@ class RunConfig:
     threads: int = field(default=0, metadata={"help": "processor threads (0: all)"})
     seed: int = 1
 
-    weights: str = field(default="none", metadata={"help": "fake quantisation of linear layers: none, int8"})
-    table: str = field(default="none", metadata={"help": "fake quantisation of the embedding table: none, int8"})
+    weights: str = field(default="none", metadata={"help": "fake quantisation of linear layers: none, int8, int4"})
+    table: str = field(default="none", metadata={"help": "fake quantisation of the embedding table: none, int8, int4"})
     activations: bool = field(default=False, metadata={"help": "fake quantisation of activations, int8 per token"})
 
     exponent: float = 0.5
