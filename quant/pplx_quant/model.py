@@ -18,6 +18,7 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
 from pplx_quant.fake_quant import embedding_table
 
+CALL_TOKENS = 8192
 INITIAL_NORM = 3.0
 SMOOTHING = 1e-3
 TAUGHT_LENGTH = 2.0  # of a word's teacher vector, beside its random rest
@@ -142,3 +143,17 @@ def flatten(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """All ids in one int64 vector, and the offset at which each row starts."""
     offsets = np.cumsum([0, *(len(row) for row in rows[:-1])])
     return torch.from_numpy(np.concatenate(rows).astype(np.int64)), torch.from_numpy(offsets)
+
+
+def encode_means(model: Qwen3Encoder, tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> np.ndarray:
+    """Means float32 `[N, D]` of texts, each cut to `max_tokens`; an empty text gives zeros."""
+    encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    rows = [np.array(item.ids[:max_tokens], np.int64) for item in encoded]
+    filled = [number for number, row in enumerate(rows) if len(row)]
+    means = np.zeros((len(texts), model.spec.dim), np.float32)
+    if filled:
+        with torch.inference_mode():
+            found = whole_rows([rows[number] for number in filled])
+            for call in plan_calls(found, CALL_TOKENS):
+                means[[filled[row] for row in call]] = encoder_means(model, [found[row] for row in call]).numpy()
+    return means

@@ -7,7 +7,9 @@ rows that share at least half of their windows with one benchmark, and a total.
 """
 
 import argparse
+import gzip
 import hashlib
+import json
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -16,7 +18,7 @@ from pathlib import Path
 
 from pplx_edge.errors import EdgeError
 from pplx_quant.data import ReadReport, list_files, read_rows
-from pplx_quant.evaluate import RetrievalTask
+from pplx_quant.errors import DataError
 
 WORDS = 13
 CHARACTERS = 30
@@ -38,8 +40,18 @@ def windows(text: str) -> set[int]:
 
 def benchmark_windows(tasks: Iterable[Path]) -> set[int]:
     """Windows of all passages of BEIR folders that are long enough to have a full one."""
-    passages = chain.from_iterable(RetrievalTask.read(path).docs for path in tasks)
+    passages = chain.from_iterable(passages_of(folder) for folder in tasks)
     return set(chain.from_iterable(windows(text) for text in passages if is_long(text)))
+
+
+def passages_of(task: Path) -> Iterator[str]:
+    """Texts in `corpus.jsonl.gz` of a BEIR folder; DataError when it cannot be read."""
+    path = task / "corpus.jsonl.gz"
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as stream:
+            yield from (json.loads(line)["text"] for line in stream)
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the corpus of a task in BEIR layout ({error})") from error
 
 
 def is_long(text: str) -> bool:

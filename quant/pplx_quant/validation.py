@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pplx_edge.quantize import int8_codes
 from pplx_edge.types import TokenRow
 from pplx_quant.errors import ConfigError
-from pplx_quant.evaluate import unit_codes
 from pplx_quant.model import plan_calls, whole_rows
 from pplx_quant.packed import PackedCorpus
 
@@ -67,3 +67,9 @@ def _codes(texts: list[np.ndarray], encode: Encode, call_tokens: int) -> np.ndar
             found |= zip(call, encode([rows[row] for row in call]).float().cpu().numpy(), strict=True)
     values = np.stack([found[row] for row in range(len(rows))])
     return unit_codes(values, values.shape[1])
+
+
+def unit_codes(means: np.ndarray, dim: int) -> np.ndarray:
+    """int8 codes of the first `dim` components, scaled to unit length: float32 `[N, dim]`."""
+    codes = int8_codes(means[:, :dim]).astype(np.float32)
+    return codes / np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-9)

@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 from pplx_quant.checkpoint import read_model
 from pplx_quant.data import read_pairs
 from pplx_quant.errors import ConfigError, DataError
-from pplx_quant.evaluate import encode_means
+from pplx_quant.model import encode_means
+from pplx_quant.overlap import main as overlap_main
 from pplx_quant.overlap import overlapping_rows, windows
 from pplx_quant.pack import PackConfig, pack
 from pplx_quant.pack import main as pack_main
@@ -244,3 +245,24 @@ def test_overlap_is_found_by_windows_whatever_the_case_and_punctuation():
     copy = PARAGRAPH.upper().replace(",", " -")
     rows = [(1, "Something else altogether, about ships. " * 5), (2, copy), (3, PARAGRAPH[:150]), (4, "short")]
     assert list(overlapping_rows(rows, benchmark)) == [2, 3]
+
+
+def test_overlap_command_finds_a_benchmark_passage_in_training_data(tmp_path, capsys):
+    passage = "Of all the rivers in the long list of rivers this one is number seven, and it has been for years."
+    other = "A kettle on the stove was about to boil when the second visitor of the day came up the narrow stairs."
+    task, data = tmp_path / "task", tmp_path / "data"
+    task.mkdir(), data.mkdir()
+    write_jsonl(task / "corpus.jsonl.gz", [{"_id": "a", "text": passage}])
+    for name, texts in {
+        "pairs.s": [other],
+        "text.en": [other, passage.upper()],
+        "text2.en": [other],
+        "chunks.s": [other],
+    }.items():
+        field = {"pairs.s": "positive", "chunks.s": "chunk"}.get(name, "text")
+        rows = [{"query": f"q{i}", field: text, "source": "s", "lang": "en"} for i, text in enumerate(texts)]
+        write_jsonl(data / f"{name}.jsonl.gz", rows)
+    assert overlap_main(["--data", str(data), str(task)]) == 1
+    assert "text.en.jsonl.gz\t1 of 2\tfirst lines [2]" in capsys.readouterr().out
+    assert overlap_main(["--data", str(data), str(data)]) == 2
+    assert "not the corpus of a task" in capsys.readouterr().err

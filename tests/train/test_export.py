@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 from pplx_quant.checkpoint import hf_config, read_model, write_checkpoint
-from pplx_quant.evaluate import RetrievalTask, encode_means, ndcg_at_10, score_task, unit_codes
 from pplx_quant.export import ExportConfig, export
 from pplx_quant.export import main as export_main
+from pplx_quant.model import encode_means
 from pplx_quant.tokenizer import load_tokenizer
-from training_samples import write_jsonl
 
 import pplx_edge
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
@@ -104,21 +103,3 @@ def test_empty_text_has_a_zero_vector(shipped):
     found = encode_means(read_model(shipped), load_tokenizer(shipped), ["", TEXTS[0], ""], max_tokens=128)
     assert not found[[0, 2]].any()
     assert found[1].any()
-
-
-def test_ndcg_of_known_rankings():
-    assert ndcg_at_10([1, 0, 0], [1]) == 1
-    assert ndcg_at_10([0, 0, 1], [1]) == pytest.approx(0.5)
-    assert ndcg_at_10([0] * 10 + [1], [1]) == 0
-    assert ndcg_at_10([1, 2], [2, 1]) == pytest.approx((1 + 2 / np.log2(3)) / (2 + 1 / np.log2(3)))
-
-
-def test_a_beir_folder_is_scored(tmp_path):
-    write_jsonl(tmp_path / "corpus.jsonl.gz", [{"_id": str(i), "text": f"text {i}"} for i in range(3)])
-    write_jsonl(tmp_path / "queries.jsonl.gz", [{"_id": "a", "text": "q"}, {"_id": "unjudged", "text": "r"}])
-    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\na\t2\t1\n")
-    task = RetrievalTask.read(tmp_path)
-    assert task.query_ids == ["a"]
-    docs = unit_codes(np.eye(3, dtype=np.float32), dim=3)
-    assert score_task(task, docs[[2]], docs) == 1
-    assert score_task(task, docs[[0]], docs) == pytest.approx(0.5)
