@@ -4,10 +4,11 @@ Tokenises, cuts into batches, runs a session and quantises; order is kept and N 
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -17,10 +18,13 @@ from pplx_edge.batching import collate, plan_batches
 from pplx_edge.errors import InputError, TextTooLong
 from pplx_edge.preparation import ready_directory
 from pplx_edge.similarity import similarity
+from pplx_edge.sources import Source
+from pplx_edge.streaming import StreamEncoder, StreamOptions, in_thread
 from pplx_edge.tokenization import Tokenizer
-from pplx_edge.types import Precision, Session, TokenRow
+from pplx_edge.types import ChunkVector, Precision, Session, TokenRow
 
 _PROGRESS_DELAY_SECONDS = 2.0
+_PROBE = "One text, by whose vector a model is known again."
 
 
 def load(
@@ -51,7 +55,8 @@ class Embedder:
     """Texts to vectors. Safe to call from several threads."""
 
     def __init__(self, session: Session, tokenizer: Tokenizer):
-        self.session, self.tokenizer = session, tokenizer
+        self.session: Session = session
+        self.tokenizer = tokenizer
 
     @property
     def dim(self) -> int:
@@ -106,19 +111,86 @@ class Embedder:
         codes = self._encode_rows(rows, _Request("document", precision, dim, truncate, show_progress))
         return np.split(codes, np.cumsum([len(row.bounds) for row in rows])[:-1]) if rows else []
 
+    def encode_stream(
+        self,
+        source: Source,
+        precision: Precision = "int8",
+        *,
+        dim: int | None = None,
+        options: StreamOptions | None = None,
+        resume: str | None = None,
+    ) -> Generator[ChunkVector, None, None]:
+        """The chunks of a document of any length with their vectors, in order, each as soon as it is final.
+
+        `source` is the text itself, the Path of a file, an opened file, or an iterator of texts or of (text, page),
+        which may never end. A document that fits the window is read in one pass and has the codes of `encode_chunks`;
+        a longer one is read in windows that overlap (see `pplx_edge.late_chunking`). Memory is set by window and model
+        alone. Nothing is read ahead of the consumer but one window, and closing the iterator closes what was opened.
+
+        `resume` is the `position` of a vector that was yielded by the same model with the same options: the source is
+        read again from its beginning, what was yielded is not computed again, and what follows has the same codes.
+
+        Raises InputError for bad options, a source that is not text (after the vectors before that place), or a
+        position of something else; NumericalError naming the chunk whose vector is not finite. What a source raises
+        goes through.
+        """
+        return self._stream_encoder(precision, dim, options).encode(source, resume)
+
+    def encode_stream_async(
+        self,
+        source: Source,
+        precision: Precision = "int8",
+        *,
+        dim: int | None = None,
+        options: StreamOptions | None = None,
+        resume: str | None = None,
+    ) -> AsyncIterator[ChunkVector]:
+        """`encode_stream` for servers: the work is done in a thread, and only when a vector is awaited."""
+        return in_thread(self.encode_stream(source, precision, dim=dim, options=options, resume=resume))
+
+    def encode_streams(
+        self,
+        sources: Iterable[Source],
+        precision: Precision = "int8",
+        *,
+        dim: int | None = None,
+        options: StreamOptions | None = None,
+    ) -> Iterator[tuple[int, ChunkVector]]:
+        """`encode_stream` of many documents, in order, with their numbers; short ones share passes of the model.
+
+        Some 16,000 tokens are read together, over which the first vectors wait.
+        """
+        return self._stream_encoder(precision, dim, options).encode_many(sources)
+
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """See `pplx_edge.similarity`: cosine or Hamming, by the vectors' own type."""
         return similarity(a, b)
 
     def close(self) -> None:
         """Lets go of the model's memory. Using the embedder afterwards raises InputError."""
-        self.session = _Closed()
+        self.session = cast(Session, _Closed())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _stream_encoder(self, precision: Precision, dim: int | None, options: StreamOptions | None) -> StreamEncoder:
+        precision = quantize.require_precision(precision)
+        return StreamEncoder(
+            self.session,
+            self.tokenizer,
+            precision,
+            quantize.require_dim(dim, self.dim, precision),
+            options or StreamOptions(),
+            self._fingerprint,
+        )
+
+    @cached_property
+    def _fingerprint(self) -> bytes:
+        """Tells this model from others: what it is, and what it makes of a text."""
+        return repr(self.session.spec).encode() + self.encode([_PROBE], show_progress=False).tobytes()
 
     def _encode_rows(self, rows: list[TokenRow], request: "_Request") -> np.ndarray:
         """Codes of all spans of all rows, in order."""

@@ -22,6 +22,26 @@ class Chunk:
     stop: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkVector:
+    """A chunk of a streamed document with its vector.
+
+    `start` and `stop` are characters of the document, `line` counts from 1, `page` is the source's own, `heading` the
+    path of Markdown headings. `codes` is `[D]` of the precision that was asked for, `tokens` what its mean was taken
+    over. `position` is what `encode_stream(…, resume=position)` goes on after.
+    """
+
+    index: int
+    start: int
+    stop: int
+    codes: np.ndarray
+    line: int
+    page: int | None
+    heading: tuple[str, ...]
+    tokens: int
+    position: str
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """One wanted vector: the tokens `[start, stop)` of a row. An empty span means a zero vector."""
