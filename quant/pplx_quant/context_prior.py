@@ -16,13 +16,15 @@ from pplx_quant.errors import ConfigError
 
 BEGINNING_TOKENS = 125.0  # attention to the beginning falls to 1/e over so many
 CONSTANT_GAIN = 8.0
+LEAST_CONSTANT = 1.0  # of the last component of a token that is some 20 long
 
 
 def give_context(model: Qwen3Encoder, strength: float) -> None:
     """Replace the attention of `model`, in place; `strength` is the share of each head's view that is added.
 
     Queries and keys are read from the last component alone, which the final norm does not let through (see
-    `pplx_quant.model`), and are therefore the same for every token but for their rotation. Rotary pair p turns by its
+    `pplx_quant.model`), and are therefore the same for every token but for their rotation; where training has let it
+    go below `LEAST_CONSTANT`, it is raised to that, as a negative one would turn attention around. Rotary pair p turns by its
     frequency f per token. With the slowest pair a query scores all keys alike. With a pair that turns by less than
     90° over the model's length, and a query turned by 90° against the keys, scores are g·sin(f·(i − j)): they fall
     evenly with j wherever the query i stands. The norm of queries sets g so that e^score falls by e every
@@ -35,6 +37,7 @@ def give_context(model: Qwen3Encoder, strength: float) -> None:
     if spec.heads_per_kv < 2 or spec.head_dim < 4:
         raise ConfigError("a context prior needs two query heads for each key head, at least 4 wide")
     with torch.no_grad():
+        model.embed_tokens.weight[:, -1].clamp_(min=LEAST_CONSTANT)
         for layer, block in enumerate(model.layers):
             _give_context(block.self_attn, layer, strength, spec.max_tokens)
 

@@ -223,6 +223,9 @@ def train(cfg: RunConfig, stage: Stage) -> Path:
         require_same_options(cfg)
     world.wait()
     run = Run.start(cfg, stage, world)
+    if run.step >= cfg.steps:
+        print(f"{cfg.out}: finished before, {run.step} steps", file=sys.stderr)
+        return cfg.out / "checkpoint"
     log = RunLog(cfg.out / "log.jsonl", run.step, silent=not world.is_first)
     started, deadline = time.perf_counter(), 60 * cfg.minutes or float("inf")
 

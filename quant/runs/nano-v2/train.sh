@@ -40,17 +40,17 @@ stage() {
 
     common="--dims 384 256 192 128 --binary-weight 0.3 --teacher-weight 5 --max-query 48 --max-positive 128
             --call-tokens 4096 --embedding-rate 0.002 --matrix-rate 0.0005 --vector-rate 0.002 --warmup 10
-            --decay-share 0.5 --save-every 20 --log-every 5"
+            --decay-share 0.5 --save-every 12 --log-every 4"
     quantised="--weights int8 --table int8 --activations"
     stage pair --init "$runs/diffuse/checkpoint" --out "$runs/pair" --block-scale 0.03 --context-prior 0.7 --compile \
-        --steps 50 --batch 256 --block 64 $common --validate-on qed tydiqa jaquad --pool 300 --boost $mix
-    stage context --init "$runs/pair/checkpoint" --out "$runs/context" --steps 45 --batch 24 --plain 96 --block 48 \
+        --steps 24 --batch 256 --block 64 $common --validate-on qed tydiqa jaquad --pool 300 --boost $mix
+    stage context --init "$runs/pair/checkpoint" --out "$runs/context" --steps 40 --batch 16 --plain 64 --block 32 \
         --max-document 1536 $common $quantised --boost $mix
-    python -m pplx_quant.mine --data "$packed" --model "$runs/pair/checkpoint" --out "$runs/mined" --cap *=1500 \
+    python -m pplx_quant.mine --data "$packed" --model "$runs/pair/checkpoint" --out "$runs/mined" --cap *=600 \
         --group qed tydiqa jaquad iapp-wiki-qa arcd cmrc2018 openstax medquad scitldr python-docs tldr seal-tools \
         apibench oewn gesetze thealgorithms fastapi-docs text.en
     stage triplet --init "$runs/pair/checkpoint" --out "$runs/triplet" --negatives "$runs/mined/negatives.npy" \
-        --steps 20 --batch 192 --block 64 $common $quantised --boost qed=3 tydiqa=3 text.en=2
+        --steps 12 --batch 192 --block 64 $common $quantised --boost qed=3 tydiqa=3 text.en=2
 }
 [ -d "$runs/merged" ] || python -m pplx_quant.merge --first "$runs/context/checkpoint" \
     --second "$runs/triplet/checkpoint" --out "$runs/merged" --weight 0.3
