@@ -245,7 +245,7 @@ class _Bench:
             ways = readings(windows, self.args.margin, STICKY, full=True)
             found += measure_task(encoder, read_task(folder), ways, {}, about, self.results)
         if BOOKS in names:
-            ways = readings([*windows, self.embedder.max_tokens], self.args.margin, full=False)
+            ways = readings([*windows, self.embedder.max_tokens], self.args.margin, STICKY, full=False)
             options = {"chunk_tokens": self.args.chunk_tokens}
             about |= {"books_hash": self.books_hash, "books": self.args.books}
             found += measure_books(encoder, self.books, self.args.questions, ways, options, about, self.results)

@@ -1,4 +1,4 @@
-"""In a child of its own: one stream over so much text, with its peak memory, its pace, and when its first vector came."""
+"""In a child of its own: one stream over so much text, its peak of memory, its pace, and when its first vector came."""
 
 import time
 from collections.abc import Mapping

@@ -16,7 +16,7 @@ from pplx_bench.quality.metrics import DEPTH, figures
 from pplx_bench.quality.ranking import rank
 from pplx_bench.streams.books import Book
 from pplx_bench.streams.given import streamed_chunks, streamed_documents
-from pplx_bench.streams.questions import AskedBook, asked, right_chunks
+from pplx_bench.streams.questions import asked, right_chunks
 from pplx_bench.streams.results import Result, Results
 from pplx_bench.workdir import say
 from pplx_edge.errors import InputError

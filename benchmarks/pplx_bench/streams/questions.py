@@ -1,9 +1,9 @@
 """Questions about whole books, derived from the books alone and the same in every run.
 
-A book is cut into as many equal stretches as it gets questions. In each, the first paragraph with enough sentences loses
-one: the middle-most that is a sentence of its own length and occurs nowhere else. That sentence, which is no longer in
-the text that is encoded, is the question, alone or after the book's title and a colon. The right chunks are those that
-hold the text on either side of the gap: one, or two when a border of chunks fell just there.
+A book is cut into as many equal stretches as it gets questions. In each, the first paragraph with enough sentences
+loses one: the middle-most of fitting length that occurs nowhere else. That sentence, which is no longer in the text
+that is encoded, is the question, alone or after the book's title and a colon. The right chunks are those that hold the
+text on either side of the gap: one, or two when a border of chunks fell just there.
 
 So a question asks for the place that a sentence was taken from, by what it says and by which book it is from. It cannot
 show how well questions are answered that readers put in words of their own.
@@ -12,6 +12,7 @@ show how well questions are answered that readers put in words of their own.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pplx_bench.streams.books import Book
 
@@ -64,7 +65,7 @@ def right_chunks(question: Question, bounds: Sequence[tuple[int, int]]) -> list[
 def sentences(paragraph: str) -> list[tuple[int, int]]:
     """`[start, stop)` of each sentence of a paragraph, the blanks after it included: they tile it."""
     cuts = [0, *(match.end() for match in _SENTENCE_GAP.finditer(paragraph)), len(paragraph)]
-    return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    return [(a, b) for a, b in pairwise(cuts) if b > a]
 
 
 def _chosen(text: str, n: int) -> Iterator[tuple[int, int]]:

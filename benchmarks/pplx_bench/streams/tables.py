@@ -24,10 +24,10 @@ def size_tables(results: Lines) -> str:
         parts.append(table(head, [_size_line(result) for result in own], _LABEL_WIDTH))
         parts.append("\n".join(_size_notes(own)))
     legend = (
-        f"first s: until the first vector; peak GB: peak resident set after opening, GB is 10⁹ bytes; 1st GB: the peak when "
-        f"the first\nvector came; grows: peak over that; pace ±: the tenth of the tokens whose pace is farthest from the "
-        f"median, –: fewer than\n{FEW_BURSTS} windows; limits: {FLAT_MEMORY - 1:.0%} and {FLAT_PACE:.0%}; ~ other processes "
-        "used the processor meanwhile"
+        "first s: until the first vector; peak GB: peak resident set after opening (GB is 10⁹ bytes); 1st GB: the same "
+        f"when the\nfirst vector came; grows: peak over that (limit {FLAT_MEMORY - 1:.0%}); pace ±: of the tenth of the "
+        f"tokens farthest\nfrom the median pace (limit {FLAT_PACE:.0%}; –: fewer than {FEW_BURSTS} windows); ~ other "
+        "processes used the processor meanwhile"
     )
     return "\n".join([part for part in parts if part] + [legend])
 
@@ -74,7 +74,8 @@ def quality_tables(results: Lines) -> str:
             for r in books
         ]
         head = ["books, nDCG@10 × 100", f"{BARE}", f"{TITLED}", "tokens/s"]
-        note = f"{books[0]['queries']} questions, {books[0]['chunks']:,} chunks; how they are derived: benchmarks/README.md"
+        counts = f"{books[0]['queries']} questions, {books[0]['chunks']:,} chunks"
+        note = f"{counts}; a question is a sentence taken from the text it asks for: benchmarks/README.md"
         parts.append(f"{table(head, lines, _LABEL_WIDTH)}\n{note}")
     return "\n\n".join(parts)
 

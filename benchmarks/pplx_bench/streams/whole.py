@@ -1,8 +1,8 @@
 """Late chunking as its authors published it (arXiv 2409.04701), in torch, on the same weights: what streaming replaces.
 
-`whole`: the document in one pass, then the mean of each chunk's token states. `macro`: a document over the window is
-read in windows that overlap; states of the overlap are those of the earlier window, the states of all windows are joined,
-and then pooled ("long late chunking", section 3 and algorithm 2). Either holds one state a token of the whole document.
+Whole: the document in one pass, then the mean of each chunk's token states. Macro: a document over the window is read
+in windows that overlap; states of the overlap are those of the earlier window; the states of all windows are joined and
+then pooled (the paper's "long late chunking"). Either holds one state a token of the whole document.
 """
 
 import time
