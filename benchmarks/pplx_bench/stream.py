@@ -24,8 +24,8 @@ from pplx_bench.streams.fidelity import measure_fidelity
 from pplx_bench.streams.many import measure_many, small_documents
 from pplx_bench.streams.quality import MAX_TEXT_TOKENS, measure_books, measure_task, readings
 from pplx_bench.streams.results import Result, Results
-from pplx_bench.streams.sizes import METHODS, SizeRun, is_flat, measure_sizes
-from pplx_bench.workdir import default_work, say
+from pplx_bench.streams.sizes import METHODS, STREAM_CODE, SizeRun, is_flat, measure_sizes
+from pplx_bench.workdir import default_work, fingerprint, say
 from pplx_edge import backends, hub
 from pplx_edge.artifact import sha256
 from pplx_edge.chunking import DEFAULT_CHUNK_TOKENS
@@ -121,6 +121,7 @@ def _add_parts(parser: ArgumentParser) -> None:
     group.add_argument(
         "--methods", type=one_of(METHODS), default=list(METHODS), metavar="M,M", help=f"default {', '.join(METHODS)}"
     )
+    group.add_argument("--macro-window", type=positive, default=8192, metavar="N", help="of torch (%(default)s)")
     group.add_argument("--overlap", type=int, default=256, metavar="N", help="of torch's macro windows (%(default)s)")
     group.add_argument("--limit", type=float, default=1800.0, metavar="S", help="skip what would take longer, seconds")
     group = parser.add_argument_group("fidelity")
@@ -143,6 +144,8 @@ class _Bench:
     def __init__(self, args: Namespace):
         if args.layers is not None and args.shape is None:
             raise InputError("--layers cuts a shape; name one with --shape")
+        if not 0 <= args.overlap < args.macro_window:
+            raise InputError(f"--overlap {args.overlap} is out of range: 0 to {args.macro_window - 1}")
         if args.margin is not None and args.margin < 0:
             raise InputError(f"--margin {args.margin} is out of range: at least 0")
         self.args = args
@@ -199,7 +202,8 @@ class _Bench:
 
     def made_of(self, **more: Any) -> dict[str, Any]:
         """What the key of a result begins with."""
-        return {"label": self.label, "model_hash": self.model_hash, "chunk_tokens": self.args.chunk_tokens} | more
+        about = {"label": self.label, "model_hash": self.model_hash, "code": fingerprint(*STREAM_CODE)}
+        return about | {"chunk_tokens": self.args.chunk_tokens} | more
 
     def measure_size(self) -> list[Result]:
         """See `sizes`."""
@@ -215,6 +219,7 @@ class _Bench:
                 methods=self.args.methods,
                 options=self.options,
                 chunk_tokens=self.args.chunk_tokens,
+                macro_window=self.args.macro_window,
                 overlap=self.args.overlap,
                 threads=self.threads,
                 limit=self.args.limit,

@@ -142,7 +142,7 @@ def test_size_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path):
     (row,) = lines_of(found)
     assert status == (1 if sizes.is_flat(row) is False else 0), err  # so short a stream is not even
     assert "grows" in out
-    assert row["tokens"] == pytest.approx(4000, rel=0.05)
+    assert row["tokens"] == pytest.approx(4000, rel=0.1)  # blanks between chunks are in none
     assert row["tokens_computed"] > row["tokens"]
     assert row["longest_pass"] <= 128
     assert 0 < row["first_seconds"] < row["seconds"]
@@ -240,7 +240,7 @@ def test_the_recommended_setting_is_the_fastest_of_the_faithful():
     assert not has_room(256, 64, 127)
 
 
-@pytest.mark.parametrize("n_questions", [1, 5, 12])
+@pytest.mark.parametrize("n_questions", [1, 3, 5])
 def test_questions_are_the_sentences_that_are_missing(n_questions: int):
     one = BOOKS[0]
     found = asked(one, n_questions)
@@ -361,6 +361,7 @@ def test_sizes_are_written_with_units():
     [
         (["--layers", "2"], "--shape"),
         (["--margin", "-1"], "--margin"),
+        (["--overlap", "8192"], "--overlap"),
         (["--what", "fidelity", "--books", "none"], "no document 'none'"),
         (["--what", "many", "--tasks", "pieces"], "documents of their own"),
         (["--plot", "nowhere"], "create it first"),

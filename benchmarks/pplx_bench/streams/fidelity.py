@@ -37,7 +37,7 @@ def measure_fidelity(
 
     def references() -> list[tuple[list[ChunkVector], dict[str, Any]]]:
         for i, text in enumerate(documents[len(whole) :], start=len(whole)):
-            vectors, cost = _streamed(embedder, session, text, {**options, "window": embedder.max_tokens})
+            vectors, cost = _streamed(embedder, session, text, {**options, "window": embedder.max_tokens, "margin": 0})
             if cost["passes"] != 1:
                 raise InputError(f"document {i} took {cost['passes']} passes; it must fit the model's maximum")
             whole.append((vectors, cost))

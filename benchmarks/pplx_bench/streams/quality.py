@@ -92,18 +92,21 @@ def measure_books(
     results: Results,
 ) -> list[Result]:
     """A result for each way of reading whole books; in its figures those of both ways of asking."""
-    library = Library(encoder, books, n_questions, options)
+    library = Library(encoder, books, n_questions, [{**options, **way.options} for way in ways if way.options])
     about = {**made_of, "task": BOOKS, "questions": n_questions}
     return list(_each(ways, about, library.figures, results))
 
 
 class Library:
-    """Whole books less the sentences that are asked for, in the chunks of the stream."""
+    """Whole books less the sentences that are asked for, in the chunks of the first of these streams' options."""
 
-    def __init__(self, encoder: EdgeEncoder, books: Sequence[Book], n_questions: int, options: Mapping[str, Any]):
-        self.encoder, self.options = encoder, dict(options)
+    def __init__(
+        self, encoder: EdgeEncoder, books: Sequence[Book], n_questions: int, streams: Sequence[Mapping[str, Any]]
+    ):
+        self.encoder, self.streams = encoder, streams
         self.books = [asked(book, n_questions) for book in books]
         self._bounds: list[list[tuple[int, int]]] = []
+        self._first: Encoded | None = None
         self._queries: dict[str, Encoded] = {}
 
     def figures(self, way: Reading) -> dict[str, Any]:
@@ -136,15 +139,21 @@ class Library:
         return self._queries[asking]
 
     def _passages(self, way: Reading) -> Encoded:
+        first = self._first_stream()
         if way.options:
-            return self._streamed({**self.options, **way.options})
-        if not self._bounds:
-            self._streamed(self.options)  # for its chunks
+            options = next(each for each in self.streams if way.options.items() <= each.items())
+            return first if options is self.streams[0] else self._streamed(options)
         texts = []
         for book, bounds in zip(self.books, self._bounds, strict=True):
             head = f"{book.title} " if way.name == TITLE else ""
             texts += [head + book.text[start:stop] for start, stop in bounds]
         return self.encoder.texts(texts)
+
+    def _first_stream(self) -> Encoded:
+        """The first stream, which says what the chunks are."""
+        if self._first is None:
+            self._first = self._streamed(self.streams[0])
+        return self._first
 
     def _streamed(self, options: Mapping[str, Any]) -> Encoded:
         found, bounds = streamed_chunks(self.encoder.embedder, [book.text for book in self.books], options)

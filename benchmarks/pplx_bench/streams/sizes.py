@@ -10,7 +10,7 @@ from pplx_bench import machine
 from pplx_bench.child import ChildFailed, Message, run_task
 from pplx_bench.streams.books import characters_for, read_books
 from pplx_bench.streams.results import FAILED, Result, Results
-from pplx_bench.workdir import say
+from pplx_bench.workdir import fingerprint, say
 from pplx_edge.spec import ModelSpec
 from pplx_edge.tokenization import Tokenizer
 
@@ -18,6 +18,9 @@ STREAM, WHOLE, MACRO = "stream", "torch whole", "torch macro"
 METHODS = (STREAM, WHOLE, MACRO)
 FEW_BURSTS = 40  # fewer windows than this say nothing about how even the pace of ten parts is
 FLAT_MEMORY, FLAT_PACE = 1.05, 0.10
+# Results of other code are not reused.
+STREAM_CODE = ("pplx_edge.streaming", "pplx_edge.late_chunking", "pplx_edge.chunking", "pplx_edge.structure")
+WHOLE_CODE = ("pplx_bench.streams.whole", "pplx_edge.chunking")
 _TIMEOUT_SPARE = 600.0
 _STATES_SHARE = 0.4  # of the machine's memory that states of the whole document may take
 
@@ -36,6 +39,7 @@ class SizeRun:
     methods: Sequence[str]
     options: Mapping[str, Any]
     chunk_tokens: int
+    macro_window: int
     overlap: int
     threads: int
     limit: float
@@ -95,10 +99,11 @@ def _made_of(run: SizeRun, method: str, n_tokens: int) -> dict[str, Any]:
         "books_hash": run.books_hash,
         "threads": run.threads,
         "chunk_tokens": run.chunk_tokens,
+        "code": fingerprint(*(STREAM_CODE if method == STREAM else WHOLE_CODE)),
     }
     if method == STREAM:
         return about | {"options": dict(run.options)}
-    return about | ({"overlap": run.overlap} if method == MACRO else {})
+    return about | ({"window": run.macro_window, "overlap": run.overlap} if method == MACRO else {})
 
 
 def _made(run: SizeRun, spec: ModelSpec, method: str, n_tokens: int, n_characters: int, pace: float) -> Message:
@@ -114,7 +119,7 @@ def _made(run: SizeRun, spec: ModelSpec, method: str, n_tokens: int, n_character
         "threads": run.threads,
         "options": dict(run.options),
         "chunk_tokens": run.chunk_tokens,
-        "window": max(n_tokens + 1, spec.max_tokens) if method == WHOLE else spec.max_tokens,
+        "window": spec.max_tokens + 1 if method == WHOLE else min(run.macro_window, spec.max_tokens),
         "overlap": 0 if method == WHOLE else run.overlap,
     }
     log = run.logs / f"stream-{method.replace(' ', '-')}-{n_tokens}.log"

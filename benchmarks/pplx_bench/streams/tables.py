@@ -24,9 +24,9 @@ def size_tables(results: Lines) -> str:
         parts.append(table(head, [_size_line(result) for result in own], _LABEL_WIDTH))
         parts.append("\n".join(_size_notes(own)))
     legend = (
-        "first s: until the first vector; peak GB: peak resident set after opening (GB is 10⁹ bytes); 1st GB: the same\n"
-        f"when the first vector came; grows: peak over that (limit {FLAT_MEMORY - 1:.0%}); pace ±: of the tenth of the\n"
-        f"tokens farthest from the median pace (limit {FLAT_PACE:.0%}; –: fewer than {FEW_BURSTS} windows);\n"
+        "first s: until the first vector; peak GB: peak resident set after opening (GB is 10⁹ bytes); 1st GB: the\n"
+        f"same when the first vector came; grows: peak over that (limit {FLAT_MEMORY - 1:.0%}); pace ±: of the tenth\n"
+        f"of the tokens farthest from the median pace (limit {FLAT_PACE:.0%}; –: fewer than {FEW_BURSTS} windows);\n"
         "~ other processes used the processor meanwhile"
     )
     return "\n".join([part for part in parts if part] + [legend])
