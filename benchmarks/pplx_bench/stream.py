@@ -38,7 +38,6 @@ from pplx_edge.preparation import ready_directory
 WHATS = ("size", "fidelity", "quality", "many")
 TASKS = ("squad-context", "factbook-context")
 BOOKS = "books"
-STICKY = (False, True)  # the values of the option that are compared
 _HASH_DIGITS = 16
 _UNITS = {"k": 1_000, "m": 1_000_000}
 
@@ -132,6 +131,7 @@ def _add_parts(parser: ArgumentParser) -> None:
     group.add_argument("--documents", type=positive, metavar="N", help="sections of books (8); many: documents (3000)")
     group = parser.add_argument_group("quality")
     group.add_argument("--tasks", type=comma_list, metavar="T,T", help=f"default {', '.join(TASKS)}, {BOOKS}")
+    group.add_argument("--sticky", type=positive, default=64, metavar="N", help="tokens (default: %(default)s)")
     group.add_argument("--questions", type=positive, default=80, metavar="N", help="a book (default: %(default)s)")
     group.add_argument("--books", type=comma_list, metavar="ID,ID", help="only these documents of longdocs")
     group = parser.add_argument_group("many")
@@ -247,10 +247,10 @@ class _Bench:
         about = self.made_of(options={"chunk_tokens": self.args.chunk_tokens})
         found = []
         for folder in task_folders([self.args.data], tasks) if tasks else []:
-            ways = readings(windows, self.args.margin, STICKY, full=True)
+            ways = readings(windows, self.args.margin, self.args.sticky, full=True)
             found += measure_task(encoder, read_task(folder), ways, {}, about, self.results)
         if BOOKS in names:
-            ways = readings([*windows, self.embedder.max_tokens], self.args.margin, STICKY, full=False)
+            ways = readings([*windows, self.embedder.max_tokens], self.args.margin, self.args.sticky, full=False)
             options = {"chunk_tokens": self.args.chunk_tokens}
             about |= {"books_hash": self.books_hash, "books": self.args.books}
             found += measure_books(encoder, self.books, self.args.questions, ways, options, about, self.results)

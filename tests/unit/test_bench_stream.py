@@ -103,13 +103,13 @@ def test_fidelity_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path
 def test_quality_as_a_command_goes_on_where_it_was(run: Run, model: Path, data: Path, tmp_path: Path):
     found = tmp_path / "found.jsonl"
     options = ("bench", "stream", data, "--what", "quality", "--model", model, "--chunk-tokens", "48", "--json", found)
-    more = ("--tasks", "pieces,books", "--windows", "128", "--questions", "6", "--plot", tmp_path)
+    more = ("--tasks", "pieces,books", "--windows", "128", "--sticky", "16", "--questions", "6", "--plot", tmp_path)
     status, out, err = run(*options, *more)
     assert status == 0, err
     rows = lines_of(found)
-    ways = ["alone", "title", "full", "stream 128/32", "stream sticky 128/32"]
+    ways = ["alone", "title", "full", "stream 128/16", "stream sticky 128/16"]
     assert [row["way"] for row in rows if row["task"] == "pieces"] == ways
-    ways = ["alone", "title", *(f"{way} {w}/{w // 4}" for way in ("stream", "stream sticky") for w in (128, 512))]
+    ways = ["alone", "title", *(f"{way} {w}/{w // 8}" for way in ("stream", "stream sticky") for w in (128, 512))]
     books = [row for row in rows if row["task"] == "books"]
     assert [row["way"] for row in books] == ways
     assert {row["queries"] for row in books} == {12}

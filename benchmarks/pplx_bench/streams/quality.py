@@ -44,15 +44,15 @@ class Reading:
         return f"{self.name} {self.options['window']}/{self.options['margin']}"
 
 
-def readings(windows: Sequence[int], margin: int | None, stickies: tuple[Any, Any], *, full: bool) -> list[Reading]:
-    """Every way that is compared. A stream's margin is a quarter of its window where none is given.
+def readings(windows: Sequence[int], margin: int | None, sticky: int, *, full: bool) -> list[Reading]:
+    """Every way that is compared: a stream in each window without and with so many sticky tokens.
 
-    `stickies` are the values of the option without and with.
+    Its margin is an eighth of the window where none is given.
     """
     found = [Reading(name, {}) for name in (ALONE, TITLE, *((FULL,) if full else ()))]
-    for name, sticky in zip((STREAM, STICKY), stickies, strict=True):
+    for name, n_sticky in ((STREAM, 0), (STICKY, sticky)):
         for window in windows:
-            options = {"window": window, "margin": window // 4 if margin is None else margin, "sticky": sticky}
+            options = {"window": window, "margin": window // 8 if margin is None else margin, "sticky": n_sticky}
             found.append(Reading(name, options))
     return found
 
