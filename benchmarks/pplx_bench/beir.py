@@ -122,8 +122,8 @@ def read_task(folder: Path, split: str = DEFAULT_SPLIT) -> RetrievalTask:
     """The task in a folder. Raises InputError, naming file and line, for anything that is missing or inconsistent."""
     corpus_file, queries_file = _data_file(folder, "corpus"), _data_file(folder, "queries")
     qrels_file, is_split = _qrels_file(folder, split)
-    corpus = _unique(corpus_file, (_passage(where, row) for where, row in _rows(corpus_file)), "passage")
-    queries = _unique(queries_file, (_query(where, row) for where, row in _rows(queries_file)), "query")
+    corpus = _unique(corpus_file, (_passage(where, row) for where, row in json_rows(corpus_file)), "passage")
+    queries = _unique(queries_file, (_query(where, row) for where, row in json_rows(queries_file)), "query")
     _require_documents(corpus_file, corpus.values())
     judgements = _judgements(qrels_file, corpus, queries)
     answerable = {query for query, grades in judgements.items() if any(grade > 0 for grade in grades.values())}
@@ -190,7 +190,7 @@ def _kind(folder: Path) -> str:
     return kinds.get(folder.name, "")
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """`file:line` and object of each line that is not blank."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:

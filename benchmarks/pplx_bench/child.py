@@ -29,6 +29,8 @@ TASKS = {
     "profile": ("pplx_bench.profiling", "profile_rows"),
     "convert": ("pplx_bench.memory", "convert_checkpoint"),
     "encode": ("pplx_bench.memory", "encode_once"),
+    "stream": ("pplx_bench.streams.measuring", "stream_once"),
+    "whole": ("pplx_bench.streams.whole", "late_chunk_once"),
 }
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 

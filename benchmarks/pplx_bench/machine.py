@@ -71,6 +71,14 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def rss() -> int:
+    """Resident set of this process now, in bytes (Linux; elsewhere its peak so far)."""
+    for line in _proc_lines("/proc/self/status"):
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return peak_rss()
+
+
 def peak_rss() -> int:
     """Largest resident set of this process so far, in bytes; since `reset_peak_rss` where the system can reset it.
 

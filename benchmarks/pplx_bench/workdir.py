@@ -97,8 +97,9 @@ def directory_bytes(directory: Path) -> int:
 
 
 def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Appends JSON objects to a JSON Lines file."""
+    """Appends JSON objects to a JSON Lines file, after what is whole in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _drop_partial_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
@@ -110,3 +111,14 @@ def say(text: str) -> None:
 
 def _text(made_of: Mapping[str, Any]) -> str:
     return json.dumps(made_of, indent=2, sort_keys=True) + "\n"
+
+
+def _drop_partial_line(path: Path) -> None:
+    """Cuts what follows the last newline of a file: what a killed run left of its last line."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            file.truncate(whole)

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "speed": "measure tokens a second beside other runtimes, on weights of the true 0.6b shape",
     "memory": "measure peak memory of converting, opening and encoding",
     "quality": "measure retrieval (nDCG@10 and others) on folders in BEIR layout, beside BM25 and MiniLM",
+    "stream": "measure streaming late chunking: memory, fidelity, retrieval and many small documents",
     "mteb": "run tasks and benchmarks of mteb, and ConTEB's, which are fetched from the hub",
     "plot": "draw what speed wrote with --json",
 }
@@ -18,10 +19,11 @@ EXAMPLES = {
     "speed": "",
     "memory": " --shape 0.6b",
     "quality": " data/bench --tasks squad-dev --peers minilm,bm25 --precisions float32,int8",
+    "stream": " data/bench --what fidelity,quality --json stream.jsonl --plot .",
     "mteb": " --model pplx-embed-v1-0.6b --tasks MIRACLRetrieval --languages deu",
     "plot": " speed.jsonl --out speed.svg",
 }
-EXTRAS = {"quality": "quality", "mteb": "mteb"}  # of the others: bench
+EXTRAS = {"quality": "quality", "stream": "quality", "mteb": "mteb"}  # of the others: bench
 
 
 def add_parser(commands: Any) -> None:

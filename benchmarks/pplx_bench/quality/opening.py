@@ -82,7 +82,7 @@ def _edge_system(name: str, opening: Opening) -> DenseSystem:
         return EdgeEncoder(embedder, reading.max_tokens, reading.window or spec.max_tokens)
 
     variants = _variants(opening, spec.dim)
-    label = _label(model) + (f"@{format}" if "@" in name and format else "")
+    label = label_of(model) + (f"@{format}" if "@" in name and format else "")
     return DenseSystem((label, model, format), _digest(directory), variants, CONTEXTS, reading, opened)
 
 
@@ -107,7 +107,7 @@ def _peer(name: str, opening: Opening) -> System:
             f"{name}: no such peer: {MINILM}, {BM25} and directories with a modules.json (sentence-transformers) are"
         )
     opened = partial(SentenceTransformerEncoder, directory, opening.reading.max_tokens, opening.threads)
-    label = name if name == MINILM else _label(name)
+    label = name if name == MINILM else label_of(name)
     return DenseSystem((label, name, None), _digest(directory), (Variant("float32"),), ALONE, opening.reading, opened)
 
 
@@ -123,7 +123,7 @@ def _require_package(package: str, peer: str) -> Path:
     return Path(found.origin)
 
 
-def _label(name: str) -> str:
+def label_of(name: str) -> str:
     """A built-in or hub name as it is, a directory by its own name."""
     path = Path(name).expanduser()
     return path.resolve().name if path.is_dir() else name

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pplx_bench.workdir import append_lines
 from pplx_edge.errors import InputError
 
 BENCHMARK = "quality"
@@ -81,9 +82,7 @@ def read_rows(path: Path | None) -> list[Row]:
 
 def append_row(path: Path, row: Row) -> None:
     """Adds a result to a file, after what is whole in it."""
-    _drop_partial_line(path)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row.line(), ensure_ascii=False) + "\n")
+    append_lines(path, [row.line()])
 
 
 def renamed(row: Row, system: str, model: str, task: str) -> Row:
@@ -103,14 +102,3 @@ def _row(where: str, line: str) -> Row | None:
         return Row(**{name: body[name] for name in names}, header=header)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: not a result of bench quality ({error!r}); choose another file") from error
-
-
-def _drop_partial_line(path: Path) -> None:
-    """Cuts what follows the last newline of a file."""
-    if not path.is_file():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            file.truncate(whole)
