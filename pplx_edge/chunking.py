@@ -17,11 +17,9 @@ import numpy as np
 import regex
 
 from pplx_edge.errors import InputError
-from pplx_edge.structure import BLANK, FORMATS, HEADING, SENTENCE, TextFormat, breaks, joins
+from pplx_edge.structure import BLANK, HEADING, SENTENCE, breaks, joins
 from pplx_edge.tokenization import Tokenizer
-from pplx_edge.types import Chunk
-
-DEFAULT_CHUNK_TOKENS = 128
+from pplx_edge.types import DEFAULT_CHUNK_TOKENS, TEXT_FORMATS, Chunk, TextFormat
 
 _LEAST_SHARE = 4  # a break in the first quarter of a full chunk is passed over, unless what follows is unbroken
 _SECTION_CHARS_A_TOKEN = 64
@@ -48,8 +46,8 @@ class ChunkOptions:
             raise InputError(f"max_tokens {self.max_tokens} is out of range: a chunk has at least 1 token")
         if not 0 <= self.overlap < self.max_tokens:
             raise InputError(f"overlap {self.overlap} must be at least 0 and below the {self.max_tokens} of a chunk")
-        if self.format not in FORMATS:
-            raise InputError(f"text format {self.format!r} is not one of {', '.join(FORMATS)}")
+        if self.format not in TEXT_FORMATS:
+            raise InputError(f"text format {self.format!r} is not one of {', '.join(TEXT_FORMATS)}")
 
 
 @dataclass(frozen=True, slots=True)

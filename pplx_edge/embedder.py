@@ -19,9 +19,9 @@ from pplx_edge.errors import InputError, TextTooLong
 from pplx_edge.preparation import ready_directory
 from pplx_edge.similarity import similarity
 from pplx_edge.sources import Source
-from pplx_edge.streaming import StreamEncoder, StreamOptions, in_thread
+from pplx_edge.streaming import StreamEncoder, in_thread
 from pplx_edge.tokenization import Tokenizer
-from pplx_edge.types import ChunkVector, Precision, Session, TokenRow
+from pplx_edge.types import ChunkVector, Precision, Session, StreamOptions, TokenRow
 
 _PROGRESS_DELAY_SECONDS = 2.0
 _PROBE = "One text, by whose vector a model is known again."
@@ -184,12 +184,12 @@ class Embedder:
             precision,
             quantize.require_dim(dim, self.dim, precision),
             options or StreamOptions(),
-            self._fingerprint,
+            self.fingerprint,
         )
 
     @cached_property
-    def _fingerprint(self) -> bytes:
-        """Tells this model from others: what it is, and what it makes of a text."""
+    def fingerprint(self) -> bytes:
+        """Tells the model from others, whatever it is called: what it is, and what it makes of a text."""
         return repr(self.session.spec).encode() + self.encode([_PROBE], show_progress=False).tobytes()
 
     def _encode_rows(self, rows: list[TokenRow], request: "_Request") -> np.ndarray:

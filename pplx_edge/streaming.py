@@ -7,20 +7,18 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from pplx_edge import quantize
 from pplx_edge.batching import collate, plan_batches
-from pplx_edge.chunking import DEFAULT_CHUNK_TOKENS, ChunkOptions, TextChunk, stream_chunks
+from pplx_edge.chunking import ChunkOptions, TextChunk, stream_chunks
 from pplx_edge.errors import InputError
 from pplx_edge.late_chunking import DEFAULT_WINDOW, ChunkTokens, Window, WindowOptions, plan_windows, window_for_memory
 from pplx_edge.sources import Source, pieces
 from pplx_edge.spec import ModelSpec
-from pplx_edge.structure import FORMATS, TextFormat
 from pplx_edge.tokenization import Tokenizer
-from pplx_edge.types import ChunkVector, Precision, Session
+from pplx_edge.types import ChunkVector, Precision, Session, StreamOptions, TextFormat
 
 DEFAULT_MARGIN = 256
 _MARGIN_SHARE = 8  # of the window, at most, where no margin is asked for
@@ -32,54 +30,24 @@ _CODE_SUFFIXES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamOptions:
-    """How a stream is cut and read. Sizes are tokens.
+def window_options(options: StreamOptions, spec: ModelSpec) -> WindowOptions:
+    """The sizes of windows for a model. Raises InputError for those that it cannot read or that leave no room."""
+    window = options.window
+    if options.memory_mb is not None:
+        window = window_for_memory(spec, options.memory_mb)
+    elif window is None:
+        window = min(DEFAULT_WINDOW, spec.max_tokens)
+    if window > spec.max_tokens:
+        raise InputError(f"a window of {window:,} tokens, the model reads {spec.max_tokens:,} at most")
+    margin = min(DEFAULT_MARGIN, window // _MARGIN_SHARE) if options.margin is None else options.margin
+    separator = spec.sep_id if options.separator else None
+    return WindowOptions(window=window, margin=margin, sticky=options.sticky, separator=separator)
 
-    `window` is what is read at once (None: 4,096, or what the model can), or `memory_mb` says what its activations may
-    take. `margin` is the context that chunks have on each side at least, where the document goes on (None: 256, at most
-    an eighth of the window). `sticky` tokens at the front of every later window say where in the document it is: the
-    path of headings there, and the document's first tokens. `separator` joins chunks with the model's separator token,
-    as `encode_chunks` does; False is for models that were not trained with it. `chunk_tokens` and `overlap` are those
-    of a chunk. `format` is how structure is marked: "markdown", "text" or "code"; "auto" goes by a path's suffix, and
-    is Markdown otherwise.
 
-    Raises InputError for what is out of range or contradicts itself.
-    """
-
-    window: int | None = None
-    memory_mb: float | None = None
-    margin: int | None = None
-    sticky: int = 0
-    separator: bool = True
-    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
-    overlap: int = 0
-    format: TextFormat | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.window is not None and self.memory_mb is not None:
-            raise InputError("give a window or a memory budget, one of them")
-        if self.format not in ("auto", *FORMATS):
-            raise InputError(f"text format {self.format!r} is not one of auto, {', '.join(FORMATS)}")
-        ChunkOptions(max_tokens=self.chunk_tokens, overlap=self.overlap)
-
-    def windows(self, spec: ModelSpec) -> WindowOptions:
-        """The sizes for a model."""
-        window = self.window
-        if self.memory_mb is not None:
-            window = window_for_memory(spec, self.memory_mb)
-        elif window is None:
-            window = min(DEFAULT_WINDOW, spec.max_tokens)
-        if window > spec.max_tokens:
-            raise InputError(f"a window of {window:,} tokens, the model reads {spec.max_tokens:,} at most")
-        margin = min(DEFAULT_MARGIN, window // _MARGIN_SHARE) if self.margin is None else self.margin
-        separator = spec.sep_id if self.separator else None
-        return WindowOptions(window=window, margin=margin, sticky=self.sticky, separator=separator)
-
-    def chunks(self, source: Source) -> ChunkOptions:
-        """How a source is cut."""
-        format = _format_of(source) if self.format == "auto" else self.format
-        return ChunkOptions(max_tokens=self.chunk_tokens, overlap=self.overlap, format=format)
+def chunk_options(options: StreamOptions, source: Source) -> ChunkOptions:
+    """How a source is cut."""
+    format = _format_of(source) if options.format == "auto" else options.format
+    return ChunkOptions(max_tokens=options.chunk_tokens, overlap=options.overlap, format=format)
 
 
 def _format_of(source: Source) -> TextFormat:
@@ -157,8 +125,8 @@ class _Document:
 
     def __init__(self, encoder: StreamEncoder, source: Source, resume: str | None):
         self.encoder, self.source = encoder, source
-        self.window_options = encoder.options.windows(encoder.session.spec)
-        self.chunk_options = encoder.options.chunks(source)
+        self.window_options = window_options(encoder.options, encoder.session.spec)
+        self.chunk_options = chunk_options(encoder.options, source)
         self.settings = encoder.settings(self.window_options, self.chunk_options)
         self.resume = None if resume is None else _Position.parse(resume)
         if self.resume and self.resume.settings != self.settings:

@@ -2,13 +2,11 @@
 
 import re
 from bisect import bisect
-from typing import Literal
 
 import numpy as np
 import regex
 
-TextFormat = Literal["markdown", "text", "code"]
-FORMATS: tuple[TextFormat, ...] = ("markdown", "text", "code")
+from pplx_edge.types import TextFormat
 
 # How strong a break is before a character; 0 is the inside of a grapheme cluster, where nothing is ever cut.
 GRAPHEME, SPACE, CONTINUATION, SENTENCE, LINE, PARAGRAPH, BLOCK, HEADING = range(1, 9)

@@ -8,10 +8,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from pplx_edge.errors import InputError
 from pplx_edge.spec import ModelSpec
 
 Precision = Literal["int8", "binary", "ubinary", "float32"]
+TextFormat = Literal["markdown", "text", "code"]
 PRECISIONS: tuple[Precision, ...] = ("int8", "binary", "ubinary", "float32")
+TEXT_FORMATS: tuple[TextFormat, ...] = ("markdown", "text", "code")
+DEFAULT_CHUNK_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,39 @@ class Chunk:
 
     start: int
     stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """How a stream is cut and read. Sizes are tokens.
+
+    `window` is what is read at once (None: 4,096, or what the model can), or `memory_mb` says what its activations may
+    take. `margin` is the context that chunks have on each side at least, where the document goes on (None: 256, at most
+    an eighth of the window). `sticky` tokens at the front of every later window say where in the document it is: the
+    path of headings there, and the document's first tokens. `separator` joins chunks with the model's separator token,
+    as `encode_chunks` does; False is for models that were not trained with it. `chunk_tokens` and `overlap` are those
+    of a chunk. `format` is how structure is marked: "markdown", "text" or "code"; "auto" goes by a path's suffix, and
+    is Markdown otherwise.
+
+    Raises InputError for what is out of range or contradicts itself.
+    """
+
+    window: int | None = None
+    memory_mb: float | None = None
+    margin: int | None = None
+    sticky: int = 0
+    separator: bool = True
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+    overlap: int = 0
+    format: TextFormat | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.memory_mb is not None:
+            raise InputError("give a window or a memory budget, one of them")
+        if self.format not in ("auto", *TEXT_FORMATS):
+            raise InputError(f"text format {self.format!r} is not one of auto, {', '.join(TEXT_FORMATS)}")
+        if self.chunk_tokens < 1:
+            raise InputError(f"chunk_tokens {self.chunk_tokens} is out of range: a chunk has at least 1 token")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,9 +23,9 @@ def give_context(model: Qwen3Encoder, strength: float) -> None:
     """Replace the attention of `model`, in place; `strength` is the share of each head's view that is added.
 
     Queries and keys are read from the last component alone, which the final norm does not let through (see
-    `pplx_quant.model`), and are therefore the same for every token but for their rotation; where training has let it
-    go below `LEAST_CONSTANT`, it is raised to that, as a negative one would turn attention around. Rotary pair p turns by its
-    frequency f per token. With the slowest pair a query scores all keys alike. With a pair that turns by less than
+    `pplx_quant.model`), and are therefore the same for every token but for their rotation. Where training has let it go
+    below `LEAST_CONSTANT`, it is raised to that, as a negative one would turn attention around. Rotary pair p turns by
+    its frequency f per token. With the slowest pair a query scores all keys alike. With a pair that turns by less than
     90° over the model's length, and a query turned by 90° against the keys, scores are g·sin(f·(i − j)): they fall
     evenly with j wherever the query i stands. The norm of queries sets g so that e^score falls by e every
     `BEGINNING_TOKENS`. Layer l hands on components `l·K·d … (l+1)·K·d − 1` for K key heads of width d, until all have

@@ -8,7 +8,10 @@ import numpy as np
 
 from pplx_bench.quality.encoders import Encoded
 from pplx_bench.streams.counting import counted
+from pplx_edge.batching import collate
 from pplx_edge.embedder import Embedder
+from pplx_edge.late_chunking import ChunkTokens, WindowOptions, plan_windows
+from pplx_edge.streaming import window_options
 from pplx_edge.types import StreamOptions
 
 
@@ -28,13 +31,20 @@ def streamed_chunks(
 
 def streamed_documents(embedder: Embedder, documents: Sequence[Sequence[str]], options: Mapping[str, Any]) -> Encoded:
     """Means of chunks that are given, as a stream of exactly these chunks makes them."""
-    from pplx_edge.batching import collate
-
     embedder, session = counted(embedder)
-    means, started = [], time.perf_counter()
-    for chunks in documents:
-        ids = [row.ids for row in embedder.tokenizer.text_rows(chunks)]
-        for row in embedder._stub_windows(ids, StreamOptions(**options)):
-            means.append(embedder.session.span_means(collate([row], embedder.tokenizer.sep_id)))
+    sizes, started = window_options(StreamOptions(**options), session.spec), time.perf_counter()
+    means = [_streamed_document(embedder, chunks, sizes) for chunks in documents]
     seconds = time.perf_counter() - started
     return Encoded(np.concatenate(means), session.n_tokens, 0, session.n_passes, seconds)
+
+
+def _streamed_document(embedder: Embedder, chunks: Sequence[str], sizes: WindowOptions) -> np.ndarray:
+    """Means `[n, D]` of the chunks of a document. There are no headings, so its beginning is what is sticky."""
+    ids = [row.ids for row in embedder.tokenizer.text_rows(chunks)]
+    beginning = np.concatenate(ids)[: sizes.sticky]
+    sums = np.zeros((len(ids), embedder.session.spec.dim), np.float32)
+    for window in plan_windows((ChunkTokens(part, lambda: beginning) for part in ids), sizes):
+        means = embedder.session.span_means(collate([window.row], embedder.tokenizer.sep_id))
+        for (chunk, _), (start, stop), mean in zip(window.chunks, window.row.bounds, means, strict=True):
+            sums[chunk] += mean * np.float32((stop - start) / max(1, len(ids[chunk])))
+    return sums
