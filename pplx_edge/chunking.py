@@ -1,65 +1,36 @@
 """Text to chunks: structure first, then sentences, then the token limit, and never inside a character as people see it.
 
 A chunk is cut at the strongest break within its limit: a Markdown heading, a blank line, a line, a sentence, a space.
-A chunk's length is the number of the text's tokens that it touches.
 
-Text is read in sections, each of which begins where a chunk does. Chunks near a section's end, which could come out
-otherwise with more text, are left to the next section. Where sections begin depends on the text alone, so chunks do
-not depend on the pieces that a stream comes in, and a stream is chunked like the same text in one piece.
+The text may be a stream. It is looked at in blocks of fixed size, each of which begins where a chunk begins; so what a
+chunk is depends on the text alone, never on how the stream is cut into pieces, and no more than a block is held. A
+block is tokenised once, and a chunk's length is the number of the block's tokens that it touches.
 """
 
+import hashlib
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
-import regex
 
 from pplx_edge.errors import InputError
-from pplx_edge.structure import BLANK, HEADING, SENTENCE, breaks, joins
+from pplx_edge.sources import Piece, pieces
+from pplx_edge.structure import GRAPHEME, HEADING, SENTENCE, SPACE, Heading, LineState, Structure
 from pplx_edge.tokenization import Tokenizer
-from pplx_edge.types import DEFAULT_CHUNK_TOKENS, TEXT_FORMATS, Chunk, TextFormat
+from pplx_edge.types import DEFAULT_CHUNK_TOKENS, Chunk, StreamOptions, TextChunk
 
+# A chunk has at most this many characters a token, so that the look-ahead has an end; text has about four.
+_CHARS_PER_TOKEN = 16
+_LEAST_CHARS = 1024
+_LEAST_BLOCK_CHARS = 8192
+_CHUNKS_PER_BLOCK = 4
+_GUARD_CHARS = 64  # behind the last place that may be cut, so that a heading or a cluster there is seen whole
+_GAP_CHARS = 16
 _LEAST_SHARE = 4  # a break in the first quarter of a full chunk is passed over, unless what follows is unbroken
-_SECTION_CHARS_A_TOKEN = 64
-_LEAST_SECTION = 4096
-_MOST_GROWTH = 16  # of a section without a chunk that ends; then one is cut where it ends, even inside a character
-_SLACK = 256  # characters after a chunk that may say something about its end
-_MARK = re.compile(r"^(?:```|~~~|(#{1,6})[ \t]+(\S.*))", re.MULTILINE)
-_CLUSTER = regex.compile(r"\X")
+_DIGEST_BYTES = 8
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkOptions:
-    """How text is cut: at most `max_tokens` a chunk, of which the last `overlap` before it are repeated at its start.
-
-    Raises InputError for options out of range.
-    """
-
-    max_tokens: int = DEFAULT_CHUNK_TOKENS
-    overlap: int = 0
-    format: TextFormat = "markdown"
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens {self.max_tokens} is out of range: a chunk has at least 1 token")
-        if not 0 <= self.overlap < self.max_tokens:
-            raise InputError(f"overlap {self.overlap} must be at least 0 and below the {self.max_tokens} of a chunk")
-        if self.format not in TEXT_FORMATS:
-            raise InputError(f"text format {self.format!r} is not one of {', '.join(TEXT_FORMATS)}")
-
-
-@dataclass(frozen=True, slots=True)
-class TextChunk:
-    """A slice `[start, stop)` of a document with its text, line (from 1), page, and path of Markdown headings."""
-
-    start: int
-    stop: int
-    text: str
-    line: int
-    page: int | None
-    heading: tuple[str, ...]
+_BLANK = re.compile(r"\s*")
 
 
 def chunk_text(text: str, tokenizer: Tokenizer, max_tokens: int = DEFAULT_CHUNK_TOKENS) -> list[Chunk]:
@@ -70,95 +41,139 @@ def chunk_text(text: str, tokenizer: Tokenizer, max_tokens: int = DEFAULT_CHUNK_
 
     Raises InputError for a limit below 1 or a text that is not valid Unicode.
     """
-    chunks = stream_chunks([(text, None)], tokenizer, ChunkOptions(max_tokens=max_tokens))
-    return [Chunk(chunk.start, chunk.stop) for chunk in chunks]
+    if max_tokens < 1:
+        raise InputError(f"max_tokens {max_tokens} is out of range: a chunk has at least 1 token")
+    stream = chunk_stream(pieces(text), tokenizer, StreamOptions(chunk_tokens=max_tokens))
+    return [Chunk(chunk.start, chunk.stop) for chunk in stream]
 
 
-def stream_chunks(
-    pieces: Iterable[tuple[str, int | None]], tokenizer: Tokenizer, options: ChunkOptions
-) -> Iterator[TextChunk]:
-    """Chunks of a text that comes in pieces `(text, page)`, each as soon as it is certain.
+def chunk_stream(stream: Iterator[Piece], tokenizer: Tokenizer, options: StreamOptions) -> Iterator[TextChunk]:
+    """The chunks of a stream of text in order, each as soon as the text that decides on it was read.
 
-    Without overlap, chunks and the blanks between them are the text. An overlap is not carried over thousands of
-    blanks. Memory is that of one section, some `64 · max_tokens` characters; a run of text with no place to cut is cut
-    after sixteen times that.
+    Blanks between chunks belong to none; all else is in exactly one, but for the `overlap` that a chunk repeats. A
+    chunk has at most 16 characters a token (1,024 for small ones): what is longer without a break is cut there. A
+    grapheme cluster is cut only when it is longer than a block (`block_chars`). Reads ahead by at most one block.
     """
-    chunker = _StreamChunker(pieces, tokenizer, options)
-    return chunker.with_overlap() if options.overlap else chunker.chunks()
+    return _Chunker(stream, tokenizer, options).chunks()
 
 
-class _StreamChunker:
-    def __init__(self, pieces: Iterable[tuple[str, int | None]], tokenizer: Tokenizer, options: ChunkOptions):
-        self.window, self.tokenizer, self.options = _TextWindow(pieces), tokenizer, options
-        self.outline = _Outline(options.format == "markdown")
-        self.section_size = max(_LEAST_SECTION, _SECTION_CHARS_A_TOKEN * options.max_tokens)
+def block_chars(chunk_tokens: int) -> int:
+    """How many characters the chunker looks at together, for chunks of a size."""
+    return max(_LEAST_BLOCK_CHARS, _CHUNKS_PER_BLOCK * _most_chars(chunk_tokens))
+
+
+def _most_chars(chunk_tokens: int) -> int:
+    return max(_LEAST_CHARS, _CHARS_PER_TOKEN * chunk_tokens)
+
+
+class _Chunker:
+    """Positions are those of the block, `text`; `window` adds the block's own place in the document.
+
+    `first` is where the next chunk begins, `core` where in it begins what no chunk held before: behind `stop`, the end
+    of the chunk before. All three are equal or grow, and without overlap `first` is `core`.
+    """
+
+    def __init__(self, stream: Iterator[Piece], tokenizer: Tokenizer, options: StreamOptions):
+        self.window, self.tokenizer, self.options = _TextWindow(stream), tokenizer, options
+        self.max_tokens = options.chunk_tokens - options.overlap
+        self.max_chars, self.block_chars = _most_chars(options.chunk_tokens), block_chars(options.chunk_tokens)
+        self.stop = self.first = self.core = 0
+        self.gap = ""
+        self.path: list[Heading] = []
 
     def chunks(self) -> Iterator[TextChunk]:
-        window = self.window
-        while window.skip_blank():
-            section, found, used = self.next_section()
-            line, counted = window.line, 0
-            self.outline.read(section, window.at_line_start)
-            for start, stop in found:
-                line, counted = line + section.count("\n", counted, start), start
-                heading = self.outline.enter(section, start, stop)
-                offset = window.offset + start
-                yield TextChunk(offset, window.offset + stop, section[start:stop], line, window.page(offset), heading)
-            self.outline.leave(used)
-            window.drop(used)
+        self.begin_block(LineState())
+        while self.find_next():
+            stop = self.before_blank(self.core, self.next_cut(self.core))
+            yield self.chunk(stop)
+            self.first, self.gap = self.overlap_start(stop), ""
+            self.stop = self.core = stop
 
-    def next_section(self) -> tuple[str, list[tuple[int, int]], int]:
-        """Text that begins with a chunk, the slices of chunks that are certain, and how much of it they use up."""
-        size, most = self.section_size, _MOST_GROWTH * self.section_size
-        while True:
-            last = self.window.fill(size)
-            section = self.window.text[:size]
-            chunker = _SectionChunker(section, self.tokenizer, self.options, self.outline.in_code)
-            found, used = chunker.certain(last=last, forced=size >= most)
-            if found:
-                return section, found, used
-            size = min(most, 4 * size)
-
-    def with_overlap(self) -> Iterator[TextChunk]:
-        """Chunks that begin with the last tokens of the chunk before, at most all of it."""
-        before: TextChunk | None = None
-        for chunk in self.chunks():
-            yield self.overlapped(before, chunk) if before else chunk
-            before = chunk
-
-    def overlapped(self, before: TextChunk, chunk: TextChunk) -> TextChunk:
-        offsets = self.tokenizer.encode_with_offsets(before.text).offsets
-        wanted = offsets[-self.options.overlap][0] if len(offsets) >= self.options.overlap else 0
-        clusters = (match.start() for match in _CLUSTER.finditer(before.text))
-        cut = next((place for place in clusters if place >= wanted and not before.text[place].isspace()), None)
-        gap = self.window.between(before.stop, chunk.start)
-        if cut is None or gap is None:
-            return chunk
-        line = before.line + before.text.count("\n", 0, cut)
-        text = before.text[cut:] + gap + chunk.text
-        return TextChunk(before.start + cut, chunk.stop, text, line, chunk.page, chunk.heading)
-
-
-class _SectionChunker:
-    def __init__(self, text: str, tokenizer: Tokenizer, options: ChunkOptions, in_code: bool):
-        self.text, self.max_tokens = text, options.max_tokens
-        offsets = np.array(tokenizer.encode_with_offsets(text).offsets, np.int64).reshape(-1, 2)
+    def begin_block(self, before: LineState) -> None:
+        """Looks at the text from the window's beginning on."""
+        self.window.fill(self.block_chars + 1)
+        self.text = self.window.text[: self.block_chars]
+        self.is_last = len(self.window.text) <= self.block_chars
+        offsets = np.empty((0, 2), np.int64)
+        if not self.text.isspace():
+            encoding = self.tokenizer.encode_with_offsets(self.text)
+            offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         # Normalisation may hand out offsets that step back by a character; a search needs them sorted.
         self.token_starts, self.token_stops = np.maximum.accumulate(offsets, axis=0).T
-        self.breaks = breaks(text, options.format, in_code)
+        self.structure = Structure(self.text, before, self.options.format)
+        self.breaks, self.n_passed = self.structure.breaks, 0
 
-    def certain(self, *, last: bool, forced: bool) -> tuple[list[tuple[int, int]], int]:
-        """Slices of chunks and where the text after them begins: all in a `last` section, at least one if `forced`."""
-        found: list[tuple[int, int]] = []
-        start = 0
-        while start < len(self.text):
-            sure = last or self.reach(start, self.max_tokens) + _SLACK <= len(self.text)
-            if not sure and (found or not forced):
+    def find_next(self) -> bool:
+        """Moves to the next chunk, in a block that holds all that decides on it. False when there is none."""
+        while True:
+            self.skip_gap()
+            if self.is_last:
+                return self.core < len(self.text)
+            if self.core + self.max_chars + _GUARD_CHARS <= len(self.text):
+                return True
+            if self.core == len(self.text):  # the last blank stays: a combining mark may follow and make it a character
+                self.core, self.gap = self.core - 1, self.gap[:-1]
+                self.first = min(self.first, self.core)
+            self.move_block(self.first)
+
+    def skip_gap(self) -> None:
+        """Moves `core` behind blanks; they are not repeated when they are many."""
+        stop, self.core = self.core, self.skip_blank(self.core)
+        self.gap = (self.gap + self.text[stop : self.core])[-_GAP_CHARS:]
+        if self.first == stop or self.core - self.stop > _GUARD_CHARS:
+            self.first = self.core
+
+    def move_block(self, start: int) -> None:
+        """Begins a block at a position of this one, and forgets what is before it."""
+        self.pass_headings(start)
+        before = self.structure.state_at(start)
+        self.window.drop(start)
+        self.stop, self.first, self.core = self.stop - start, self.first - start, self.core - start
+        self.begin_block(before)
+
+    def chunk(self, stop: int) -> TextChunk:
+        line, page = self.window.place(self.first)
+        return TextChunk(
+            start=self.window.start + self.first,
+            stop=self.window.start + stop,
+            text=self.text[self.first : stop],
+            gap=self.gap if self.first == self.core else "",
+            line=line,
+            page=page,
+            heading=self.heading(),
+            digest=self.window.digest(stop),
+        )
+
+    def heading(self) -> tuple[str, ...]:
+        """The headings that the text at `core` stands under, those that it begins with included."""
+        self.pass_headings(self.core)
+        path, position = self.path, self.core
+        for heading in self.structure.headings[self.n_passed :]:
+            if heading.start != position:
                 break
-            cut = self.next_cut(start)
-            found.append((start, self.before_blank(start, cut)))
-            start = self.skip_blank(cut)
-        return found, start
+            path = _under(path, heading)
+            line_end = self.text.find("\n", position)
+            position = self.skip_blank(line_end) if line_end >= 0 else len(self.text)
+        return tuple(heading.title for heading in path)
+
+    def pass_headings(self, position: int) -> None:
+        """Takes in the headings before a position."""
+        headings = self.structure.headings
+        while self.n_passed < len(headings) and headings[self.n_passed].start < position:
+            self.path = _under(self.path, headings[self.n_passed])
+            self.n_passed += 1
+
+    def overlap_start(self, stop: int) -> int:
+        """Where the chunk after `[first, stop)` begins that repeats its end: a sentence if there is one."""
+        if not self.options.overlap:
+            return stop
+        n_before = int(np.searchsorted(self.token_starts, stop)) - self.options.overlap
+        low = max(self.first + 1, stop - self.max_chars, int(self.token_starts[max(n_before, 0)]))
+        inside = self.breaks[low:stop]
+        for level in (SENTENCE, SPACE, GRAPHEME):
+            if (inside >= level).any():
+                return low + int((inside >= level).argmax())
+        return stop
 
     def next_cut(self, start: int) -> int:
         """Where the chunk that begins at `start` ends, its trailing blanks included."""
@@ -173,7 +188,8 @@ class _SectionChunker:
     def reach(self, start: int, n_tokens: int) -> int:
         """The furthest position up to which no more than `n_tokens` tokens are touched from `start` on."""
         first_past = int(np.searchsorted(self.token_stops, start, side="right")) + n_tokens
-        return int(self.token_starts[first_past]) if first_past < len(self.token_starts) else len(self.text)
+        reached = int(self.token_starts[first_past]) if first_past < len(self.token_starts) else len(self.text)
+        return min(reached, start + self.max_chars)
 
     def strongest(self, low: int, high: int) -> tuple[int, int]:
         """The strongest break in `[low, high]` and where: the last of its kind, but the first of headings."""
@@ -189,8 +205,8 @@ class _SectionChunker:
 
     def skip_blank(self, position: int) -> int:
         """The first position from here on that is not blank, or a blank that carries a combining mark."""
-        position = _end(BLANK, self.text, position)
-        while position < len(self.text) and not self.breaks[position]:
+        start, position = position, _after_blank(self.text, position)
+        while start < position < len(self.text) and not self.breaks[position]:
             position -= 1
         return position
 
@@ -203,96 +219,57 @@ class _SectionChunker:
 
 
 class _TextWindow:
-    """The part of a stream that is not chunked yet, and where it stands in the document."""
+    """The text that is looked at: `text` from the character `start` of the document on. What is dropped is forgotten,
+    but for the number of its lines, its last page and its hash."""
 
-    def __init__(self, pieces: Iterable[tuple[str, int | None]]):
-        self.pieces = iter(pieces)
-        self.text, self.behind, self.offset, self.line, self.at_line_start = "", "", 0, 1, True
-        self.pages: deque[tuple[int, int | None]] = deque([(0, None)])
+    def __init__(self, stream: Iterator[Piece]):
+        self.stream, self.text, self.start = stream, "", 0
+        self.hash, self.n_hashed = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
+        self.line, self.n_lines_of = 1, 0
+        self.pages: deque[tuple[int, int | None]] = deque()
 
-    def fill(self, size: int) -> bool:
-        """Read on until there are more than `size` characters; returns whether the stream ends within them."""
-        parts, n_chars = [self.text], len(self.text)
-        while n_chars <= size:
-            piece = next(self.pieces, None)
-            if piece is None:
-                break
-            if piece[1] != self.pages[-1][1]:
-                self.pages.append((self.offset + n_chars, piece[1]))
-            parts.append(piece[0])
-            n_chars += len(piece[0])
+    def fill(self, n_chars: int) -> None:
+        """Reads until there are so many characters, or the stream ends."""
+        parts, found = [self.text], len(self.text)
+        while found < n_chars and (piece := next(self.stream, None)) is not None:
+            if piece.text and (not self.pages or self.pages[-1][1] != piece.page):
+                self.pages.append((self.start + found, piece.page))
+            parts.append(piece.text)
+            found += len(piece.text)
         self.text = "".join(parts)
-        return n_chars <= size
-
-    def skip_blank(self) -> bool:
-        """Go on to the next character that is not blank; False at the end."""
-        while True:
-            ended = self.fill(_LEAST_SECTION)
-            start = _end(BLANK, self.text, 0)
-            if start < len(self.text):
-                self.drop(start - 1 if joins(self.text, start) else start)
-                return True
-            # The last blank stays: what comes next may be a mark that belongs to it.
-            self.drop(start if ended else start - 1)
-            if ended:
-                return False
 
     def drop(self, n_chars: int) -> None:
-        """Leave the first characters behind."""
         if n_chars:
-            self.line += self.text.count("\n", 0, n_chars)
-            self.at_line_start = self.text[n_chars - 1] == "\n"
-            self.behind = (self.behind + self.text[:n_chars])[-_LEAST_SECTION:]
-            self.text, self.offset = self.text[n_chars:], self.offset + n_chars
+            self.place(n_chars)
+            self._hash_to(n_chars)
+        self.text, self.start = self.text[n_chars:], self.start + n_chars
 
-    def between(self, start: int, stop: int) -> str | None:
-        """The text `[start, stop)`, which begins in what was left behind; None when that is too long ago."""
-        first = self.offset - len(self.behind)
-        return (self.behind + self.text)[start - first : stop - first] if start >= first else None
-
-    def page(self, offset: int) -> int | None:
-        """The page of a position that is not before the last one asked for."""
-        while len(self.pages) > 1 and self.pages[1][0] <= offset:
+    def place(self, position: int) -> tuple[int, int | None]:
+        """Line, from 1, and page at a position; positions may only grow."""
+        absolute = self.start + position
+        self.line += self.text.count("\n", self.n_lines_of - self.start, position)
+        self.n_lines_of = absolute
+        while len(self.pages) > 1 and self.pages[1][0] <= absolute:
             self.pages.popleft()
-        return self.pages[0][1]
+        return self.line, self.pages[0][1] if self.pages else None
+
+    def digest(self, position: int) -> str:
+        """A hash of the document up to a position; positions may only grow."""
+        self._hash_to(position)
+        return self.hash.copy().hexdigest()
+
+    def _hash_to(self, position: int) -> None:
+        absolute = self.start + position
+        if absolute > self.n_hashed:
+            self.hash.update(self.text[self.n_hashed - self.start : position].encode())
+            self.n_hashed = absolute
 
 
-class _Outline:
-    """The path of Markdown headings at a place, and whether it is in a block of code."""
-
-    def __init__(self, marked: bool):
-        self.marked, self.in_code = marked, False
-        self.path: list[tuple[int, str]] = []
-        self.marks: deque[re.Match[str]] = deque()
-
-    def read(self, section: str, at_line_start: bool) -> None:
-        """Find the marks of a section."""
-        found = _MARK.finditer(section) if self.marked else ()
-        self.marks = deque(mark for mark in found if mark.start() or at_line_start)
-
-    def enter(self, section: str, start: int, stop: int) -> tuple[str, ...]:
-        """The path at a chunk: of what is before it, and of the headings that it begins with."""
-        self.leave(start)
-        while self.marks and self.marks[0].start() < stop and self.marks[0][1] and not self.in_code:
-            if section[start : self.marks[0].start()].strip():
-                break
-            start = self.marks[0].end()
-            self.apply(self.marks.popleft())
-        return tuple(title for _, title in self.path)
-
-    def leave(self, position: int) -> None:
-        """Take note of all marks before a position."""
-        while self.marks and self.marks[0].start() < position:
-            self.apply(self.marks.popleft())
-
-    def apply(self, mark: re.Match[str]) -> None:
-        if not mark[1]:
-            self.in_code = not self.in_code
-        elif not self.in_code:
-            level = len(mark[1])
-            self.path = [*((depth, title) for depth, title in self.path if depth < level), (level, mark[2].strip())]
+def _under(path: list[Heading], heading: Heading) -> list[Heading]:
+    """The path of headings from a heading on."""
+    return [*(above for above in path if above.level < heading.level), heading]
 
 
-def _end(pattern: re.Pattern[str], text: str, position: int) -> int:
-    match = pattern.match(text, position)
+def _after_blank(text: str, position: int) -> int:
+    match = _BLANK.match(text, position)
     return match.end() if match else position

@@ -4,16 +4,16 @@ Tokenises, cuts into batches, runs a session and quantises; order is kept and N 
 """
 
 import warnings
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 from tqdm import tqdm
 
 from pplx_edge import backends, hub, quantize
+from pplx_edge.artifact import Artifact, is_artifact
 from pplx_edge.batching import collate, plan_batches
 from pplx_edge.errors import InputError, TextTooLong
 from pplx_edge.preparation import ready_directory
@@ -24,7 +24,7 @@ from pplx_edge.tokenization import Tokenizer
 from pplx_edge.types import ChunkVector, Precision, Session, StreamOptions, TokenRow
 
 _PROGRESS_DELAY_SECONDS = 2.0
-_PROBE = "One text, by whose vector a model is known again."
+_STREAM_DEFAULTS = StreamOptions()
 
 
 def load(
@@ -48,15 +48,18 @@ def load(
     directory = hub.resolve(name_or_path, revision=revision, offline=offline)
     directory = ready_directory(directory, backend, format, source_name=hub.source_name(name_or_path))
     session = backends.open_session(backend, directory, threads=threads)
-    return Embedder(session, Tokenizer.open(directory, session.spec))
+    weights = Artifact.open(directory).fingerprint if is_artifact(directory) else ""
+    return Embedder(session, Tokenizer.open(directory, session.spec), weights)
 
 
 class Embedder:
-    """Texts to vectors. Safe to call from several threads."""
+    """Texts to vectors. Safe to call from several threads.
 
-    def __init__(self, session: Session, tokenizer: Tokenizer):
-        self.session: Session = session
-        self.tokenizer = tokenizer
+    `weights` tells models of one shape apart, so that a stream is not resumed with another one.
+    """
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, weights: str = ""):
+        self.session, self.tokenizer, self.weights = session, tokenizer, weights
 
     @property
     def dim(self) -> int:
@@ -117,24 +120,23 @@ class Embedder:
         precision: Precision = "int8",
         *,
         dim: int | None = None,
-        options: StreamOptions | None = None,
+        options: StreamOptions = _STREAM_DEFAULTS,
         resume: str | None = None,
-    ) -> Generator[ChunkVector, None, None]:
-        """The chunks of a document of any length with their vectors, in order, each as soon as it is final.
+    ) -> Iterator[ChunkVector]:
+        """The chunks of a text of any length, in order, each with its vector in the context of what is around it.
 
-        `source` is the text itself, the Path of a file, an opened file, or an iterator of texts or of (text, page),
-        which may never end. A document that fits the window is read in one pass and has the codes of `encode_chunks`;
-        a longer one is read in windows that overlap (see `pplx_edge.late_chunking`). Memory is set by window and model
-        alone. Nothing is read ahead of the consumer but one window, and closing the iterator closes what was opened.
+        `source` is a string, a Path, a file object, or an iterator of strings or of (text, page). A text that fits one
+        window is read in one pass: where chunks are joined by the separator, its codes are those of `encode_chunks`. A
+        longer one is read in windows with margins. Vectors come as soon as they are final; nothing is read ahead of
+        them but one window and one block of the chunker, and memory does not grow with the text. Closing the iterator
+        lets go of everything.
 
-        `resume` is the `position` of a vector that was yielded by the same model with the same options: the source is
-        read again from its beginning, what was yielded is not computed again, and what follows has the same codes.
+        `resume` is the `position` of the last chunk that is there already: the source is read again from its beginning,
+        and the same codes come as without the interruption. What the source raises comes after all final vectors.
 
-        Raises InputError for bad options, a source that is not text (after the vectors before that place), or a
-        position of something else; NumericalError naming the chunk whose vector is not finite. What a source raises
-        goes through.
+        Raises InputError for options or a position that do not fit this model or this text.
         """
-        return self._stream_encoder(precision, dim, options).encode(source, resume)
+        return self._streams(precision, dim, options).vectors(source, resume)
 
     def encode_stream_async(
         self,
@@ -142,11 +144,11 @@ class Embedder:
         precision: Precision = "int8",
         *,
         dim: int | None = None,
-        options: StreamOptions | None = None,
+        options: StreamOptions = _STREAM_DEFAULTS,
         resume: str | None = None,
     ) -> AsyncIterator[ChunkVector]:
-        """`encode_stream` for servers: the work is done in a thread, and only when a vector is awaited."""
-        return in_thread(self.encode_stream(source, precision, dim=dim, options=options, resume=resume))
+        """`encode_stream` for servers: a thread reads and encodes, one window each time that vectors are asked for."""
+        return in_thread(self._streams(precision, dim, options).windows(source, resume))
 
     def encode_streams(
         self,
@@ -154,13 +156,13 @@ class Embedder:
         precision: Precision = "int8",
         *,
         dim: int | None = None,
-        options: StreamOptions | None = None,
+        options: StreamOptions = _STREAM_DEFAULTS,
     ) -> Iterator[tuple[int, ChunkVector]]:
-        """`encode_stream` of many documents, in order, with their numbers; short ones share passes of the model.
+        """The chunks of many documents, as `(index of the document, chunk)`, in order.
 
-        Some 16,000 tokens are read together, over which the first vectors wait.
+        Short documents share a pass, as texts do in `encode`. `sources` is taken from one by one.
         """
-        return self._stream_encoder(precision, dim, options).encode_many(sources)
+        return self._streams(precision, dim, options).documents(sources)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """See `pplx_edge.similarity`: cosine or Hamming, by the vectors' own type."""
@@ -168,7 +170,7 @@ class Embedder:
 
     def close(self) -> None:
         """Lets go of the model's memory. Using the embedder afterwards raises InputError."""
-        self.session = cast(Session, _Closed())
+        self.session = _Closed()
 
     def __enter__(self) -> Self:
         return self
@@ -176,21 +178,8 @@ class Embedder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _stream_encoder(self, precision: Precision, dim: int | None, options: StreamOptions | None) -> StreamEncoder:
-        precision = quantize.require_precision(precision)
-        return StreamEncoder(
-            self.session,
-            self.tokenizer,
-            precision,
-            quantize.require_dim(dim, self.dim, precision),
-            options or StreamOptions(),
-            self.fingerprint,
-        )
-
-    @cached_property
-    def fingerprint(self) -> bytes:
-        """Tells the model from others, whatever it is called: what it is, and what it makes of a text."""
-        return repr(self.session.spec).encode() + self.encode([_PROBE], show_progress=False).tobytes()
+    def _streams(self, precision: Precision, dim: int | None, options: StreamOptions) -> StreamEncoder:
+        return StreamEncoder(self.session, self.tokenizer, self.weights, precision, dim, options)
 
     def _encode_rows(self, rows: list[TokenRow], request: "_Request") -> np.ndarray:
         """Codes of all spans of all rows, in order."""

@@ -1,186 +1,243 @@
-"""Late chunking of documents of any length: which tokens are read together, and which vectors come from where.
+"""Windows over documents of any length, so that each chunk is read with context on both sides.
 
-The ids of a document are those of its chunks, with a separator between two if there is one. A document that fits the
-window is read at once. A longer one is read in windows:
+The chunks of a document, joined by separators or not, are one sequence of tokens. What fits the window is one row. A
+longer sequence is read in rows of
 
-    document   ┃ a · b · c · d · e · f · g · h · i · j · k · l …
-    window 0   ┃ a · b · c · d ‖ right margin
-    window 1   ┃ sticky · left margin ‖ e · f · g ‖ right margin
-    window 2   ┃ sticky ·             left margin ‖ h · i · j ‖ right margin
+    [ sticky | left margin | core | right margin ]
 
-Between the bars is a window's core. Cores follow each other without a gap, and a chunk takes its vector from the
-window whose core it is in: no other one holds more of what is around it on the side where it holds less. A chunk
-longer than a core is spread over several; its vector is the mean over all its tokens.
+whose cores follow each other without gap or overlap. A chunk belongs to the core that it lies in, where it has at least
+the margin around it, or all there is. Only a chunk that is longer than a core is cut, and its means are summed.
 
-Where windows begin and end follows from the chunks alone, so it is the same whenever a document is read again.
+Where a window begins and ends follows from the sequence alone, so a plan can be made again from the beginning.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from pplx_edge.errors import InputError
 from pplx_edge.spec import ModelSpec
-from pplx_edge.types import TokenRow
+from pplx_edge.types import StreamOptions, TextChunk, TokenRow
 
+# The defaults of StreamOptions that depend on the model or on each other.
 DEFAULT_WINDOW = 4096
-LEAST_WINDOW = 64
-_BYTES_PER_FLOAT = 4
+DEFAULT_MARGIN = 512
+_MARGIN_SHARE = 8  # of a window that is too small for the default margin
+_LEAST_CORE_SHARE = 4
+_LEAST_WINDOW = 64
+_MEGABYTE = 1_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowOptions:
-    """Tokens of a window, of the margin on each side of its core, and of what rides along at its front.
-
-    `separator` is the id between two chunks, None for none. Raises InputError for sizes that leave no room for a core
-    of a quarter of the window.
-    """
+@dataclass(frozen=True, slots=True)
+class WindowSizes:
+    """The tokens of a row, of its margins, and of what is repeated ahead of each row, at most."""
 
     window: int
     margin: int
-    sticky: int = 0
-    separator: int | None = None
+    sticky: int
 
-    def __post_init__(self) -> None:
-        if self.window < LEAST_WINDOW:
-            raise InputError(f"a window of {self.window} tokens is too short, the least is {LEAST_WINDOW}")
-        if self.margin < 0 or self.sticky < 0:
-            raise InputError(f"margin {self.margin} and sticky {self.sticky} must not be negative")
-        room = self.window - 2 * self.margin - self.sticky
-        if 4 * room < self.window:
+    @classmethod
+    def of(cls, options: StreamOptions, spec: ModelSpec) -> "WindowSizes":
+        """The sizes that the options mean for a model. Raises InputError when they leave no room for chunks."""
+        window = min(DEFAULT_WINDOW, spec.max_tokens) if options.window is None else options.window
+        if options.memory_mb is not None:
+            window = window_within(options.memory_mb, spec)
+        if window > spec.max_tokens:
+            raise InputError(f"window {window:,}: this model reads {spec.max_tokens:,} tokens at most")
+        margin = min(DEFAULT_MARGIN, window // _MARGIN_SHARE) if options.margin is None else options.margin
+        core = window - 2 * margin - options.sticky
+        if core * _LEAST_CORE_SHARE < window:
             raise InputError(
-                f"a window of {self.window:,} tokens with two margins of {self.margin:,} and {self.sticky:,} sticky "
-                f"tokens leaves {room:,} for what is new in it, the least is {-(-self.window // 4):,}; "
-                "take smaller margins or a larger window"
+                f"two margins of {margin:,} and {options.sticky:,} sticky tokens leave {max(core, 0):,} of a window of "
+                f"{window:,} for chunks, at least a quarter is needed; choose a larger window or smaller margins"
             )
+        return cls(window, margin, options.sticky)
+
+
+def bytes_per_token(spec: ModelSpec) -> int:
+    """What a token of a row costs in memory while a model reads it: float32 activations of one layer.
+
+    The residual stream with its normed and quantised copies, q, k, v with their rotated copies and the attention's
+    output, and gate, up and their product; and the states that come out.
+    """
+    hidden, heads, inner = spec.hidden_size, 2 * spec.q_size + 2 * spec.kv_size, spec.intermediate_size
+    return 4 * (4 * hidden + heads + 3 * inner)
+
+
+def window_within(memory_mb: int, spec: ModelSpec) -> int:
+    """The largest window whose activations take no more than so many megabytes beside the opened model.
+
+    Raises InputError naming the least budget when there is none of 64 tokens.
+    """
+    window = memory_mb * _MEGABYTE // bytes_per_token(spec)
+    least = min(_LEAST_WINDOW, spec.max_tokens)
+    if window < least:
+        needed = -(-least * bytes_per_token(spec) // _MEGABYTE)
+        raise InputError(f"memory_mb {memory_mb}: a window of {least} tokens needs at least {needed} beside the model")
+    return min(window, spec.max_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkTokens:
-    """What windows are made of: a chunk's ids `[T]`, and what is sticky where it begins, ids `[S]`."""
+    """A chunk as the model reads it: ids int64 `[T]`, and the ids of the headings that it stands under."""
 
+    chunk: TextChunk
     ids: np.ndarray
-    sticky: Callable[[], np.ndarray]
+    heading_ids: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What a window's core holds of a chunk: `[start, stop)` tokens of the row. `closes` says that no more will come.
+
+    `index` counts the document's chunks, `n_tokens` the tokens of the whole chunk.
+    """
+
+    chunk: TextChunk
+    index: int
+    n_tokens: int
+    start: int
+    stop: int
+    closes: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """A row to be read, and for each of its spans the number of the chunk and whether the chunk ends with it."""
+    """One row, and the parts of chunks that are taken from it, one a span of the row."""
 
     row: TokenRow
-    chunks: tuple[tuple[int, bool], ...]
+    parts: tuple[Part, ...]
 
 
-def plan_windows(chunks: Iterator[ChunkTokens], options: WindowOptions) -> Iterator[Window]:
-    """The windows of a document, each as soon as its right margin is there.
+class RunningMean:
+    """The mean of a chunk over its parts. Float32 sums; a chunk in one part keeps its mean to the bit."""
 
-    No more is read from `chunks` than the window being made and one chunk after it.
+    def __init__(self) -> None:
+        self.total: np.ndarray | None = None
+
+    def add(self, part: Part, mean: np.ndarray) -> np.ndarray | None:
+        """The chunk's mean when this part closes it, else None."""
+        if self.total is None and part.closes:
+            return mean
+        weighted = mean * np.float32(part.stop - part.start)
+        self.total = weighted if self.total is None else self.total + weighted
+        if not part.closes:
+            return None
+        total, self.total = self.total, None
+        return total / np.float32(part.n_tokens)
+
+
+def plan_windows(chunks: Iterable[ChunkTokens], sizes: WindowSizes, sep_id: int | None) -> Iterator[Window]:
+    """The windows of a document, each as soon as the chunks that decide on it were taken.
+
+    `sep_id` None joins chunks without a separator. Holds one window, and takes one chunk more to see that it is full.
     """
-    return _Planner(chunks, options).windows()
+    return _Planner(iter(chunks), sizes, sep_id).windows()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Placed:
+    """A chunk at its place `[start, stop)` in the sequence of tokens."""
+
+    tokens: ChunkTokens
+    index: int
+    start: int
+    stop: int
 
 
 class _Planner:
-    """Holds the tokens from the left margin of the next core on. Places are counted from the document's start."""
-
-    def __init__(self, chunks: Iterator[ChunkTokens], options: WindowOptions):
-        self.chunks, self.options = chunks, options
-        self.ids = np.empty(0, np.int64)
-        self.first = 0  # place of ids[0]
-        self.spans: deque[tuple[int, int, int, ChunkTokens]] = deque()  # number, start, stop of chunks still open
-        self.n_chunks, self.ended = 0, False
+    def __init__(self, chunks: Iterator[ChunkTokens], sizes: WindowSizes, sep_id: int | None):
+        self.chunks, self.sizes = chunks, sizes
+        self.separator = np.array([] if sep_id is None else [sep_id], np.int64)
+        self.placed: deque[_Placed] = deque()  # from the left margin on
+        self.n_passed = 0  # of these, how many were closed
+        self.n_read, self.end, self.is_whole = 0, 0, False
+        self.title = np.empty(0, np.int64)
 
     def windows(self) -> Iterator[Window]:
-        options, start = self.options, 0
-        if self.read_to(options.window):
-            if self.n_chunks:
-                yield self.window(0, self.stop, np.empty(0, np.int64))
-            return
-        while True:
-            sticky = self.sticky_ids(start)
-            left = min(options.margin, start)
-            space = options.window - len(sticky) - left
-            if self.read_to(start + space):
-                yield self.window(start, self.stop, sticky)
+        core = 0
+        while self.read_past(core):
+            left = self.left_of(core)
+            sticky = self.sticky_ids(left) if core else self.title[:0]
+            limit = left + self.sizes.window - len(sticky)
+            if not self.read_past(limit):
+                yield self.window(sticky, left, core, self.end, self.end)
                 return
-            stop = self.core_stop(start, start + space - options.margin)
-            yield self.window(start, stop, sticky)
-            start = stop
-            self.forget(start)
+            stop = self.core_stop(limit - self.sizes.margin)
+            yield self.window(sticky, left, core, stop, self.right_of(stop))
+            core = max(stop, self.placed[self.n_passed].start)
+            self.forget_before(core - self.sizes.margin - len(self.separator))
 
-    @property
-    def stop(self) -> int:
-        """Place after the last token that was read."""
-        return self.first + len(self.ids)
-
-    def read_to(self, place: int) -> bool:
-        """Read chunks until there is more than `place`; returns whether the document ends within it."""
-        parts, stop = [self.ids], self.stop
-        while not self.ended and stop <= place:
-            chunk = next(self.chunks, None)
-            if chunk is None:
-                self.ended = True
+    def read_past(self, position: int) -> bool:
+        """Takes chunks until the sequence is longer than that; False when it ends before."""
+        while self.end <= position and not self.is_whole:
+            tokens = next(self.chunks, None)
+            if tokens is None:
+                self.is_whole = True
                 break
-            if self.n_chunks and self.options.separator is not None:
-                parts.append(np.array([self.options.separator], np.int64))
-                stop += 1
-            parts.append(chunk.ids)
-            self.spans.append((self.n_chunks, stop, stop + len(chunk.ids), chunk))
-            self.n_chunks, stop = self.n_chunks + 1, stop + len(chunk.ids)
-        self.ids = np.concatenate(parts)
-        return self.ended and stop <= place
+            start = self.end + len(self.separator) if self.n_read else 0
+            self.end = start + len(tokens.ids)
+            self.placed.append(_Placed(tokens, self.n_read, start, self.end))
+            if not self.n_read:
+                self.title = tokens.ids[: self.sizes.sticky]
+            self.n_read += 1
+        return self.end > position or (self.is_whole and position == 0 and self.n_read > 0)
 
-    def core_stop(self, start: int, limit: int) -> int:
-        """Where a core that begins at `start` ends: after its last whole chunk up to `limit`, or within a long one."""
-        whole = [stop for _, _, stop, _ in self.spans if start < stop <= limit]
-        return max(whole, default=limit)
+    def left_of(self, core: int) -> int:
+        """Where the left margin begins, not with a separator."""
+        left = max(0, core - self.sizes.margin)
+        return left + len(self.separator) if left and self.is_separator(left) else left
 
-    def sticky_ids(self, start: int) -> np.ndarray:
-        """What rides along with a core: nothing while the document's own beginning is in the window."""
-        if not self.options.sticky or start <= self.options.margin:
-            return np.empty(0, np.int64)
-        chunk = next(chunk for _, _, stop, chunk in self.spans if stop > start)
-        separator = [] if self.options.separator is None else [self.options.separator]
-        ids = chunk.sticky()[: self.options.sticky - len(separator)]
-        return np.concatenate([ids, np.array(separator, np.int64)]) if len(ids) else ids
+    def right_of(self, stop: int) -> int:
+        """Where the right margin ends, not with a separator."""
+        right = stop + self.sizes.margin
+        return right - 1 if right > stop and self.is_separator(right - 1) else right
 
-    def window(self, start: int, stop: int, sticky: np.ndarray) -> Window:
-        """The window with the core `[start, stop)`."""
-        options = self.options
-        low = max(start - options.margin, self.first)
-        high = min(stop + options.margin, self.stop, low + options.window - len(sticky))
-        shift = len(sticky) - low
-        ids = np.concatenate([sticky, self.ids[low - self.first : high - self.first]])
-        bounds, chunks = [], []
-        while self.spans and (self.spans[0][1] < stop or self.spans[0][2] <= stop):
-            number, first, last, _ = self.spans[0]
-            bounds.append((max(first, start) + shift, min(last, stop) + shift))
-            chunks.append((number, last <= stop))
-            if last > stop:
+    def is_separator(self, position: int) -> bool:
+        return bool(len(self.separator)) and any(placed.stop == position for placed in self.placed)
+
+    def sticky_ids(self, left: int) -> np.ndarray:
+        """The title, unless the row begins with it, and the headings of the first chunk of the core."""
+        size, sep = self.sizes.sticky, self.separator
+        heading = self.placed[self.n_passed].tokens.heading_ids[: size // 2]
+        heading = np.concatenate([heading, sep])[:size] if len(heading) else heading
+        room = size - len(heading) - len(sep)
+        title = np.concatenate([self.title[:room], sep]) if left and room > 0 else sep[:0]
+        return np.concatenate([title, heading])
+
+    def core_stop(self, top: int) -> int:
+        """Where the core ends that may not reach beyond `top`: behind a chunk, or in the one that fills it alone."""
+        stop = top
+        for placed in list(self.placed)[self.n_passed :]:
+            if placed.stop > top:
                 break
-            self.spans.popleft()
-        return Window(TokenRow(ids, tuple(bounds)), tuple(chunks))
+            stop = placed.stop
+        return stop
 
-    def forget(self, start: int) -> None:
-        """Drop what is before the left margin of a core that begins at `start`."""
-        low = max(self.first, start - self.options.margin)
-        self.ids, self.first = self.ids[low - self.first :], low
+    def window(self, sticky: np.ndarray, left: int, core: int, stop: int, right: int) -> Window:
+        """The row of tokens `[left, right)` behind the sticky ones, with the parts that lie in `[core, stop)`."""
+        shift = len(sticky) - left
+        parts = []
+        for placed in list(self.placed)[self.n_passed :]:
+            closes = placed.stop <= stop
+            if not closes and placed.start >= stop:
+                break
+            start, end = max(core, placed.start), min(stop, placed.stop)
+            n_tokens = placed.stop - placed.start
+            parts.append(Part(placed.tokens.chunk, placed.index, n_tokens, start + shift, end + shift, closes))
+            self.n_passed += closes
+        ids = np.concatenate([sticky, self.slice(left, right)])
+        return Window(TokenRow(ids, tuple((part.start, part.stop) for part in parts)), tuple(parts))
 
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        """The tokens `[start, stop)` of the sequence."""
+        base = self.placed[0].start
+        pieces = [piece for placed in self.placed for piece in (placed.tokens.ids, self.separator)]
+        return np.concatenate(pieces)[start - base : stop - base]
 
-def window_for_memory(spec: ModelSpec, megabytes: float) -> int:
-    """Tokens of the largest window whose activations fit into so many MB (of 10⁶ bytes), beside the model itself.
-
-    A token is counted as 3 intermediate and 6 hidden vectors of float32: the MLP's three, the residual stream, its
-    norm, queries, keys and values, and the states that are returned. Attention is linear in memory.
-
-    Raises InputError when not even the least window fits.
-    """
-    per_token = _BYTES_PER_FLOAT * (3 * spec.intermediate_size + 6 * max(spec.hidden_size, spec.q_size))
-    window = int(megabytes * 1e6 // per_token)
-    if window < 4 * LEAST_WINDOW:
-        least = 4 * LEAST_WINDOW * per_token / 1e6
-        raise InputError(
-            f"a memory budget of {megabytes:g} MB is too small for this model, the least is {least:.0f} MB"
-        )
-    return min(window, spec.max_tokens)
+    def forget_before(self, position: int) -> None:
+        while self.n_passed and self.placed[0].stop < position:
+            self.placed.popleft()
+            self.n_passed -= 1

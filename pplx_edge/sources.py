@@ -1,95 +1,123 @@
-"""Where a streamed document comes from: a text, a file, or an iterator, as pieces of bounded size.
+"""Where streams of text come from: a string, a path, a file object, or an iterator of strings or of (text, page).
 
-The document is what the pieces say one after the other; nothing is added between them and nothing is taken away but
-the byte order mark of a file.
+All become short pieces of text in order. None is held: what a piece was cut from is forgotten with it.
 """
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from pplx_edge.errors import InputError
 
 Source = str | Path | IO[str] | IO[bytes] | Iterable[str] | Iterable[tuple[str, int]]
 
-PIECE_CHARS = 1 << 14
+_PIECE_CHARS = 4096
+_BOM = "\ufeff"
 
 
-def pieces(source: Source) -> Iterator[tuple[str, int | None]]:
-    """Pieces `(text, page)` of a source, in order; `page` is None where the source does not say.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some text, and the page it is from when the source knows pages."""
 
-    A str is the document itself; files are named by a Path. Files are read as UTF-8. A file that was opened here is
-    closed at the end, or when the iterator is; one that was passed in stays open.
+    text: str
+    page: int | None = None
 
-    Raises InputError for another kind of source, for bytes that are not UTF-8 and for lone surrogates, which it names
-    by their place; everything before that place has been yielded. What a source raises itself goes through.
+
+def pieces(source: Source) -> Generator[Piece, None, None]:
+    """The text of a source in pieces of at most 4,096 characters, read no faster than they are taken.
+
+    A `str` is the text itself, a `Path` a UTF-8 file. Bytes are decoded strictly and lose a byte order mark; nothing
+    else is changed, line ends neither. Whatever the source raises comes after all pieces before it.
+
+    Raises InputError for anything else, for bytes that are not UTF-8 and for a lone surrogate, naming where it stands.
     """
-    place = 0
-    for text, page in _cut(_raw_pieces(source)):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            if error.start:
-                yield text[: error.start], page
+    n_chars = 0
+    for piece in _raw(source):
+        valid = _valid_length(piece.text)
+        for start in range(0, valid, _PIECE_CHARS):
+            yield Piece(piece.text[start : min(valid, start + _PIECE_CHARS)], piece.page)
+        if valid < len(piece.text):
             raise InputError(
-                f"a lone surrogate at character {place + error.start:,}, which is not Unicode text; "
-                "decode the source with errors='replace'"
-            ) from None
-        yield text, page
-        place += len(text)
+                f"lone surrogate at character {n_chars + valid:,} of the stream, which is not Unicode text; "
+                "decode its source with errors='replace'"
+            )
+        n_chars += valid
 
 
-def _raw_pieces(source: Any) -> Iterator[tuple[str, int | None]]:
+def _raw(source: Any) -> Iterator[Piece]:
     if isinstance(source, str):
-        yield source, None
-    elif isinstance(source, Path):
-        with source.open("rb") as file:
-            yield from _file_pieces(file, str(source))
-    elif hasattr(source, "read"):
-        yield from _file_pieces(source, str(getattr(source, "name", "file")))
-    elif isinstance(source, bytes | bytearray) or not hasattr(source, "__iter__"):
-        raise InputError(
-            f"a source must be a str, a Path, a file or an iterator of texts, got {type(source).__name__}; "
-            "decode bytes first"
-        )
+        return iter([Piece(source)])
+    if isinstance(source, Path):
+        return _from_path(source)
+    if hasattr(source, "read"):
+        return _from_file(source)
+    if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray | memoryview):
+        return _from_iterator(iter(source))
+    raise InputError(
+        f"a stream is read from a string, a path, a file or an iterator of strings, not from {type(source).__name__}"
+    )
+
+
+def _from_path(path: Path) -> Iterator[Piece]:
+    with open(path, "rb") as file:
+        yield from _from_file(file)
+
+
+def _from_file(file: Any) -> Iterator[Piece]:
+    """Pieces of a file object of text or bytes, which stays open."""
+    block = file.read(_PIECE_CHARS)
+    if isinstance(block, str):
+        while block:
+            yield Piece(block)
+            block = file.read(_PIECE_CHARS)
     else:
-        for number, piece in enumerate(source):
-            yield _piece(piece, number)
+        yield from _decoded(file, block)
 
 
-def _piece(piece: Any, number: int) -> tuple[str, int | None]:
-    if isinstance(piece, str):
-        return piece, None
-    if isinstance(piece, tuple) and len(piece) == 2:
-        text, page = piece
-        if isinstance(text, str) and (page is None or isinstance(page, int)):
-            return text, page
-    raise InputError(f"piece {number} of the source must be a str or (str, page number), got {type(piece).__name__}")
-
-
-def _file_pieces(file: Any, name: str) -> Iterator[tuple[str, None]]:
-    """Texts of an opened file, text or binary."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    n_bytes = 0
-    while block := file.read(PIECE_CHARS):
-        yield (block if isinstance(block, str) else _decoded(decoder, block, name, n_bytes)), None
+def _decoded(file: BinaryIO, block: bytes) -> Iterator[Piece]:
+    """Pieces of UTF-8, whose characters may lie across the borders of what is read."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    n_bytes, at_start = 0, True
+    while True:
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            if good := error.object[: error.start].decode("utf-8"):
+                yield Piece(good.removeprefix(_BOM) if at_start else good)
+            raise InputError(
+                f"{getattr(file, 'name', 'the stream')}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte "
+                f"{n_bytes - pending + error.start:,}; convert it first (iconv)"
+            ) from None
+        if text:
+            yield Piece(text.removeprefix(_BOM) if at_start else text)
+            at_start = False
+        if not block:
+            return
         n_bytes += len(block)
-    _decoded(decoder, b"", name, n_bytes, final=True)
+        block = file.read(_PIECE_CHARS)
 
 
-def _decoded(decoder: Any, block: bytes, name: str, n_bytes: int, final: bool = False) -> str:
-    pending = len(decoder.getstate()[0])
+def _from_iterator(items: Iterator[Any]) -> Iterator[Piece]:
+    for i, item in enumerate(items):
+        text, page = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+        if not isinstance(text, str) or isinstance(page, bool) or not isinstance(page, int | None):
+            raise InputError(f"item {i} of the stream must be a string or (string, page number), got {_kinds(item)}")
+        yield Piece(text, page)
+
+
+def _kinds(item: Any) -> str:
+    if isinstance(item, tuple):
+        return f"({', '.join(type(part).__name__ for part in item)})"
+    return type(item).__name__
+
+
+def _valid_length(text: str) -> int:
+    """How many characters stand before the first lone surrogate."""
     try:
-        return decoder.decode(block, final)
-    except UnicodeDecodeError as error:
-        place = n_bytes - pending + error.start
-        raise InputError(
-            f"{name}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte {place:,}; convert it first (iconv)"
-        ) from None
-
-
-def _cut(texts: Iterable[tuple[str, int | None]]) -> Iterator[tuple[str, int | None]]:
-    for text, page in texts:
-        for start in range(0, len(text), PIECE_CHARS):
-            yield text[start : start + PIECE_CHARS], page
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return len(text)

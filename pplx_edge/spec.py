@@ -13,6 +13,7 @@ from pplx_edge.errors import CheckpointError, UnsupportedModel
 
 PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
 QWEN3_MODEL_TYPE = "qwen3"
+CONTEXTUAL_KEY = "contextual"  # of checkpoints that our trainer writes, whose architecture is a stock one
 CONTEXTUAL_ARCHITECTURE = "PPLXQwen3ContextualModel"
 
 _MAX_LAYERS = 1024
@@ -229,6 +230,8 @@ class _ConfigReader:
         return value
 
     def is_contextual(self) -> bool:
+        if isinstance(marked := self.config.get(CONTEXTUAL_KEY), bool):
+            return marked
         architectures, auto_map = self.config.get("architectures"), self.config.get("auto_map")
         if not isinstance(architectures, list | tuple | None):
             self.refuse("architectures", architectures, "must be a list of names")

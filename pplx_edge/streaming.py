@@ -1,257 +1,254 @@
-"""Streams: documents of any length to vectors, window by window, in memory that does not grow with the document."""
+"""Streams: text in, a vector for each chunk out as soon as it is final, in memory that does not grow with the text.
+
+`pieces -> chunks -> windows -> Session.span_means -> codes`, each step a generator that is asked for one item at a
+time: nothing is read before it is needed, and closing the last of them lets go of all.
+"""
 
 import asyncio
+import base64
 import hashlib
-from collections import deque
+import json
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from pplx_edge import quantize
 from pplx_edge.batching import collate, plan_batches
-from pplx_edge.chunking import ChunkOptions, TextChunk, stream_chunks
+from pplx_edge.chunking import chunk_stream
 from pplx_edge.errors import InputError
-from pplx_edge.late_chunking import DEFAULT_WINDOW, ChunkTokens, Window, WindowOptions, plan_windows, window_for_memory
+from pplx_edge.late_chunking import ChunkTokens, Part, RunningMean, Window, WindowSizes, plan_windows
 from pplx_edge.sources import Source, pieces
-from pplx_edge.spec import ModelSpec
 from pplx_edge.tokenization import Tokenizer
-from pplx_edge.types import ChunkVector, Precision, Session, StreamOptions, TextFormat
+from pplx_edge.types import ChunkVector, Precision, Session, StreamOptions, TextChunk
 
-DEFAULT_MARGIN = 256
-_MARGIN_SHARE = 8  # of the window, at most, where no margin is asked for
-_POOL_TOKENS = 16384  # of many documents that are read together
-_HEADING_JOINT = " / "
-_CODE_SUFFIXES = frozenset(
-    """.c .cc .cpp .cs .css .go .h .hpp .java .js .json .kt .lua .php .pl .py .r .rb .rs .scala .sh .sql .swift .toml
-    .ts .tsx .xml .yaml .yml""".split()  # noqa: SIM905  # as a list it would be a page long
-)
+_POSITION_VERSION = 1
+_MODEL_DIGEST_BYTES = 6
+_HEADING_JOINT = " > "
 
-
-def window_options(options: StreamOptions, spec: ModelSpec) -> WindowOptions:
-    """The sizes of windows for a model. Raises InputError for those that it cannot read or that leave no room."""
-    window = options.window
-    if options.memory_mb is not None:
-        window = window_for_memory(spec, options.memory_mb)
-    elif window is None:
-        window = min(DEFAULT_WINDOW, spec.max_tokens)
-    if window > spec.max_tokens:
-        raise InputError(f"a window of {window:,} tokens, the model reads {spec.max_tokens:,} at most")
-    margin = min(DEFAULT_MARGIN, window // _MARGIN_SHARE) if options.margin is None else options.margin
-    separator = spec.sep_id if options.separator else None
-    return WindowOptions(window=window, margin=margin, sticky=options.sticky, separator=separator)
-
-
-def chunk_options(options: StreamOptions, source: Source) -> ChunkOptions:
-    """How a source is cut."""
-    format = _format_of(source) if options.format == "auto" else options.format
-    return ChunkOptions(max_tokens=options.chunk_tokens, overlap=options.overlap, format=format)
-
-
-def _format_of(source: Source) -> TextFormat:
-    if not isinstance(source, Path):
-        return "markdown"
-    return "code" if source.suffix.lower() in _CODE_SUFFIXES else "markdown"
+Windows = Generator[list[ChunkVector], None, None]
 
 
 @dataclass(frozen=True, slots=True)
-class StreamEncoder:
-    """A model and what is wanted of it; reads one document, or many together.
+class Position:
+    """Where a stream was left: behind `n_chunks` chunks, at a character, with a hash of the text before it."""
 
-    `fingerprint` tells models apart: a stream is resumed only with the one that it was begun with.
-    """
-
-    session: Session
-    tokenizer: Tokenizer
-    precision: Precision
-    dim: int
-    options: StreamOptions
-    fingerprint: bytes
-
-    def encode(self, source: Source, resume: str | None = None) -> Generator[ChunkVector, None, None]:
-        """The vectors of one document, those of a window as soon as it was read. Bad options are refused at once."""
-        return self._vectors(_Document(self, source, resume))
-
-    def _vectors(self, document: "_Document") -> Generator[ChunkVector, None, None]:
-        for window in document.windows():
-            yield from document.finished(window, self._means([window])[0])
-
-    def encode_many(self, sources: Iterable[Source]) -> Iterator[tuple[int, ChunkVector]]:
-        """The vectors of documents with the documents' numbers, in order; short ones share passes."""
-        pending: list[tuple[int, _Document, Window]] = []
-        n_tokens = 0
-        for number, source in enumerate(sources):
-            document = _Document(self, source, None)
-            try:
-                for window in document.windows():
-                    pending.append((number, document, window))
-                    n_tokens += len(window.row)
-                    if n_tokens >= _POOL_TOKENS:
-                        yield from self._flush(pending)
-                        pending, n_tokens = [], 0
-            except InputError as error:
-                yield from self._flush(pending)
-                raise InputError(f"source {number}: {error}") from error
-        yield from self._flush(pending)
-
-    def _flush(self, pending: list[tuple[int, "_Document", Window]]) -> Iterator[tuple[int, ChunkVector]]:
-        means = self._means([window for _, _, window in pending])
-        for (number, document, window), found in zip(pending, means, strict=True):
-            for vector in document.finished(window, found):
-                yield number, vector
-
-    def _means(self, windows: list[Window]) -> list[np.ndarray]:
-        """Means `[n, D]` of the spans of each window."""
-        rows = [window.row for window in windows]
-        found = [np.zeros((len(row.bounds), self.session.spec.dim), np.float32) for row in rows]
-        for picked in plan_batches([len(row) for row in rows], self.session.policy):
-            means = self.session.span_means(collate([rows[i] for i in picked], self.tokenizer.sep_id))
-            parts = np.split(means, np.cumsum([len(rows[i].bounds) for i in picked])[:-1])
-            for i, part in zip(picked, parts, strict=True):
-                quantize.require_finite(part, [f"chunk {chunk}" for chunk, _ in windows[i].chunks])
-                found[i] = part
-        return found
-
-    def settings(self, windows: WindowOptions, chunks: ChunkOptions) -> str:
-        """A digest of all that decides about codes but the text."""
-        said = repr((asdict(windows), asdict(chunks), self.precision, self.dim)).encode()
-        return hashlib.blake2b(said + self.fingerprint, digest_size=6).hexdigest()
-
-
-class _Document:
-    """One document on its way: chunks that were read and have no vector yet, and what is known of an open one."""
-
-    def __init__(self, encoder: StreamEncoder, source: Source, resume: str | None):
-        self.encoder, self.source = encoder, source
-        self.window_options = window_options(encoder.options, encoder.session.spec)
-        self.chunk_options = chunk_options(encoder.options, source)
-        self.settings = encoder.settings(self.window_options, self.chunk_options)
-        self.resume = None if resume is None else _Position.parse(resume)
-        if self.resume and self.resume.settings != self.settings:
-            raise InputError(
-                f"the position {resume} comes from another model or other options; "
-                "go on with those that it was made with, or begin anew"
-            )
-        self.text_hash = hashlib.blake2b(digest_size=8)
-        self.waiting: deque[tuple[TextChunk, _Position]] = deque()
-        self.sum: np.ndarray | None = None
-        self.n_tokens = 0
-        self.beginning = np.empty(0, np.int64)
-
-    def windows(self) -> Iterator[Window]:
-        """The windows that are to be read."""
-        last_known = self.resume.index if self.resume else -1
-        n_chunks = 0
-        for window in plan_windows(self.tokens(), self.window_options):
-            n_chunks = window.chunks[-1][0] + 1
-            if any(number > last_known for number, _ in window.chunks):
-                yield window
-            else:
-                self.skip(window)
-        if n_chunks <= last_known:
-            raise InputError(f"the document has {n_chunks:,} chunks, the position is after {last_known + 1:,} of them")
-
-    def tokens(self) -> Iterator[ChunkTokens]:
-        """The chunks' ids; takes note of each chunk, and of its place as a position."""
-        tokenizer, stop = self.encoder.tokenizer, 0
-        for index, chunk in enumerate(stream_chunks(pieces(self.source), tokenizer, self.chunk_options)):
-            new = chunk.text[max(0, stop - chunk.start) :]
-            self.text_hash.update(f"{chunk.start} {chunk.stop} ".encode() + new.encode())
-            stop = chunk.stop
-            position = _Position(index, chunk.stop, self.settings, self.text_hash.copy().hexdigest())
-            if self.resume and index == self.resume.index and position != self.resume:
-                raise InputError(
-                    f"the document is not the one that the position was made with: its first {chunk.stop:,} characters "
-                    "differ; begin anew"
-                )
-            (row,) = tokenizer.text_rows([chunk.text])
-            if len(self.beginning) < self.window_options.sticky:
-                self.beginning = np.concatenate([self.beginning, row.ids])[: self.window_options.sticky]
-            self.waiting.append((chunk, position))
-            yield ChunkTokens(row.ids, _Sticky(self, chunk.heading))
-
-    def finished(self, window: Window, means: np.ndarray) -> Iterator[ChunkVector]:
-        """The chunks that end in a window, from its means `[n, D]`."""
-        ended: list[tuple[TextChunk, _Position, int]] = []
-        kept = []
-        for (_, ends), (start, stop), mean in zip(window.chunks, window.row.bounds, means, strict=True):
-            total, n_tokens = mean * np.float32(stop - start), stop - start
-            if self.sum is not None:
-                total, n_tokens = self.sum + total, self.n_tokens + n_tokens
-                mean = total / np.float32(max(1, n_tokens))
-            self.sum, self.n_tokens = (None, 0) if ends else (total, n_tokens)
-            if ends:
-                ended.append((*self.waiting.popleft(), n_tokens))
-                kept.append(mean)
-        if not ended:
-            return
-        dim, precision = self.encoder.dim, self.encoder.precision
-        codes = quantize.quantize(quantize.truncate_dims(np.stack(kept), dim), precision)
-        for (chunk, position, n_tokens), code in zip(ended, codes, strict=True):
-            if self.resume is None or position.index > self.resume.index:
-                yield ChunkVector(
-                    index=position.index,
-                    start=chunk.start,
-                    stop=chunk.stop,
-                    codes=code,
-                    line=chunk.line,
-                    page=chunk.page,
-                    heading=chunk.heading,
-                    tokens=n_tokens,
-                    position=str(position),
-                )
-
-    def skip(self, window: Window) -> None:
-        """Pass over a window whose chunks were all yielded before."""
-        for _, ends in window.chunks:
-            if ends:
-                self.waiting.popleft()
-
-
-@dataclass(frozen=True, slots=True)
-class _Sticky:
-    """What is sticky where a chunk begins: the path of headings in up to half of the room, the document's beginning."""
-
-    document: _Document
-    heading: tuple[str, ...]
-
-    def __call__(self) -> np.ndarray:
-        room = self.document.window_options.sticky
-        (row,) = self.document.encoder.tokenizer.text_rows([_HEADING_JOINT.join(self.heading)])
-        path = row.ids[: room // 2]
-        return np.concatenate([self.document.beginning[: room - len(path)], path])
-
-
-@dataclass(frozen=True, slots=True)
-class _Position:
-    """A chunk that was yielded: its number, where it ends, and digests of the settings and of the text so far."""
-
-    index: int
+    n_chunks: int
     stop: int
-    settings: str
-    text: str
+    digest: str
 
-    def __str__(self) -> str:
-        return f"{self.index}.{self.stop}.{self.settings}.{self.text}"
+    def token(self, settings: dict[str, Any]) -> str:
+        """A string of letters, digits, `-` and `_` that holds the position and the settings it is good for."""
+        values = [_POSITION_VERSION, self.n_chunks, self.stop, self.digest, *settings.values()]
+        return base64.urlsafe_b64encode(json.dumps(values, separators=(",", ":")).encode()).decode().rstrip("=")
 
     @classmethod
-    def parse(cls, position: str) -> "_Position":
+    def of(cls, token: str, settings: dict[str, Any]) -> "Position":
+        """The position that a token holds. Raises InputError naming each setting that is another one now."""
+        values = _token_values(token)
+        if values[0] != _POSITION_VERSION or len(values) != 4 + len(settings):
+            raise InputError("resume: the position is from another release of pplx-edge; start from the beginning")
+        changed = [
+            f"{name} was {json.dumps(was)} and is {json.dumps(now)}"
+            for (name, now), was in zip(settings.items(), values[4:], strict=True)
+            if was != now
+        ]
+        if changed:
+            raise InputError(f"resume: the position was made with other settings: {'; '.join(changed)}")
+        return cls(*values[1:4])
+
+    def require_behind(self, index: int, chunk: TextChunk) -> None:
+        """Raises InputError unless the chunk is the one that the position stands behind."""
+        if index == self.n_chunks - 1 and (chunk.stop, chunk.digest) != (self.stop, self.digest):
+            raise InputError(
+                f"resume: the source is not the one that the position is from: its text up to character "
+                f"{self.stop:,} differs"
+            )
+
+
+class StreamEncoder:
+    """Encodes streams with one model at one precision. `weights` names the model's weights, where that is known."""
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        weights: str,
+        precision: Precision,
+        dim: int | None,
+        options: StreamOptions,
+    ):
+        self.session, self.tokenizer, self.options = session, tokenizer, options
+        self.precision = quantize.require_precision(precision)
+        self.dim = quantize.require_dim(dim, session.spec.dim, self.precision)
+        self.sizes = WindowSizes.of(options, session.spec)
+        self.separates = session.spec.contextual if options.separator is None else options.separator
+        spec = replace(session.spec, name="")
+        self.settings: dict[str, Any] = {
+            "model": hashlib.blake2b(f"{spec} {weights}".encode(), digest_size=_MODEL_DIGEST_BYTES).hexdigest(),
+            "precision": self.precision,
+            "dim": self.dim,
+            "window": self.sizes.window,
+            "margin": self.sizes.margin,
+            "sticky": self.sizes.sticky,
+            "separator": self.separates,
+            "chunk_tokens": options.chunk_tokens,
+            "overlap": options.overlap,
+            "format": options.format,
+        }
+
+    def windows(self, source: Source, resume: str | None = None) -> Windows:
+        """The vectors of a document, those of one window at a time."""
+        position = None if resume is None else Position.of(resume, self.settings)
+        document = _Document(0, position)
+        return self._each_window(source, document)
+
+    def vectors(self, source: Source, resume: str | None = None) -> Iterator[ChunkVector]:
+        """The vectors of a document."""
+        return _flat(self.windows(source, resume))
+
+    def documents(self, sources: Iterable[Source]) -> Iterator[tuple[int, ChunkVector]]:
+        """The vectors of many documents in order. Rows of several share a pass, up to a window's tokens."""
+        pending: list[tuple[_Document, Window]] = []
+        n_tokens = 0
         try:
-            index, stop, settings, text = position.split(".")
-            return cls(int(index), int(stop), settings, text)
-        except (AttributeError, ValueError):
-            raise InputError(f"{position!r} is not a position of a stream; take one from a ChunkVector") from None
+            for document, window in self._all_windows(sources):
+                if n_tokens + len(window.row) > self.sizes.window:
+                    yield from self._encoded(pending)
+                    pending, n_tokens = [], 0
+                pending.append((document, window))
+                n_tokens += len(window.row)
+        except Exception:
+            yield from self._encoded(pending)  # what is final is not lost with a source that fails
+            raise
+        yield from self._encoded(pending)
+
+    def _each_window(self, source: Source, document: "_Document") -> Windows:
+        with closing(self._planned(source, document)) as windows:
+            for window in windows:
+                if vectors := [vector for _, vector in self._encoded([(document, window)])]:
+                    yield vectors
+
+    def _all_windows(self, sources: Iterable[Source]) -> Iterator[tuple["_Document", Window]]:
+        for index, source in enumerate(sources):
+            document = _Document(index)
+            try:
+                with closing(self._planned(source, document)) as windows:
+                    for window in windows:
+                        yield document, window
+            except Exception as error:
+                error.add_note(f"in document {index}")
+                raise
+
+    def _planned(self, source: Source, document: "_Document") -> Generator[Window, None, None]:
+        """The windows of a document that hold something of a chunk that is still wanted."""
+        with closing(pieces(source)) as stream:
+            tokens = self._chunk_tokens(chunk_stream(stream, self.tokenizer, self.options), document)
+            for window in plan_windows(tokens, self.sizes, self.tokenizer.sep_id if self.separates else None):
+                if any(part.index >= document.n_skipped for part in window.parts):
+                    yield window
+        if document.n_chunks < document.n_skipped:
+            raise InputError(
+                f"resume: the source is not the one that the position is from: it has {document.n_chunks:,} chunks, "
+                f"the position stands behind {document.n_skipped:,}"
+            )
+
+    def _chunk_tokens(self, chunks: Iterator[TextChunk], document: "_Document") -> Iterator[ChunkTokens]:
+        heading, heading_ids = (), np.empty(0, np.int64)
+        for index, chunk in enumerate(chunks):
+            document.n_chunks += 1
+            if document.position is not None:
+                document.position.require_behind(index, chunk)
+            if self.sizes.sticky and chunk.heading != heading:
+                heading = chunk.heading
+                heading_ids = self.tokenizer.text_rows([_HEADING_JOINT.join(heading)])[0].ids
+            # Without a separator the blanks keep words apart, as they do in the document.
+            text = chunk.text if self.separates else chunk.gap + chunk.text
+            yield ChunkTokens(chunk, self.tokenizer.text_rows([text])[0].ids, heading_ids)
+
+    def _encoded(self, windows: list[tuple["_Document", Window]]) -> Iterator[tuple[int, ChunkVector]]:
+        """The vectors that the windows close, in order."""
+        for (document, window), means in zip(windows, self._means([window for _, window in windows]), strict=True):
+            quantize.require_finite(means, [f"document {document.index}, chunk {p.index}" for p in window.parts])
+            for part, part_mean in zip(window.parts, means, strict=True):
+                mean = document.running.add(part, part_mean)
+                if mean is not None and part.index >= document.n_skipped:
+                    yield document.index, self._vector(part, mean)
+
+    def _means(self, windows: list[Window]) -> list[np.ndarray]:
+        """The mean of each part of each window, float32 `[n_parts, D]`; rows go to the session as it likes them."""
+        means = [np.zeros((len(window.parts), self.session.spec.dim), np.float32) for window in windows]
+        rows = [window.row for window in windows]
+        for picked in plan_batches([len(row) for row in rows], self.session.policy):
+            found = self.session.span_means(collate([rows[i] for i in picked], self.tokenizer.sep_id))
+            first = 0
+            for i in picked:
+                means[i] = found[first : first + len(rows[i].bounds)]
+                first += len(rows[i].bounds)
+        return means
+
+    def _vector(self, part: Part, mean: np.ndarray) -> ChunkVector:
+        chunk = part.chunk
+        codes = quantize.quantize(quantize.truncate_dims(mean[None], self.dim), self.precision)[0]
+        return ChunkVector(
+            start=chunk.start,
+            stop=chunk.stop,
+            codes=codes,
+            line=chunk.line,
+            page=chunk.page,
+            heading=chunk.heading,
+            tokens=part.n_tokens,
+            position=Position(part.index + 1, chunk.stop, chunk.digest).token(self.settings),
+        )
 
 
-async def in_thread(vectors: Generator[ChunkVector, None, None]) -> AsyncIterator[ChunkVector]:
-    """The same vectors, computed in a thread of their own, none before it is asked for."""
+async def in_thread(windows: Windows) -> AsyncIterator[ChunkVector]:
+    """The vectors of windows that are made in a thread of their own, the next one only when it is asked for.
+
+    Closing or cancelling waits for no window: the thread ends with the one it is at, and everything is let go of.
+    """
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pplx-edge-stream")
     loop = asyncio.get_running_loop()
-    thread = ThreadPoolExecutor(1, thread_name_prefix="encode_stream")
     try:
-        while (vector := await loop.run_in_executor(thread, next, vectors, None)) is not None:
-            yield vector
-    finally:  # after the step that may still be running, and without waiting for it
-        thread.submit(vectors.close)
+        while vectors := await loop.run_in_executor(thread, next, windows, None):
+            for vector in vectors:
+                yield vector
+    finally:
+        thread.submit(windows.close)
         thread.shutdown(wait=False)
+
+
+def _flat(windows: Windows) -> Iterator[ChunkVector]:
+    with closing(windows):
+        for vectors in windows:
+            yield from vectors
+
+
+@dataclass(slots=True)
+class _Document:
+    """What is known of a document under way."""
+
+    index: int
+    position: Position | None = None
+    n_chunks: int = 0
+    running: RunningMean = field(default_factory=RunningMean)
+
+    @property
+    def n_skipped(self) -> int:
+        """How many chunks were given out before."""
+        return self.position.n_chunks if self.position else 0
+
+
+def _token_values(token: str) -> list[Any]:
+    try:
+        values = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        version, n_chunks, stop, digest = values[:4]
+        whole = all(isinstance(value, int) and value > 0 for value in (version, n_chunks, stop))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        whole = False
+    if not whole or not isinstance(digest, str):
+        raise InputError("resume: not a position of a stream; pass the `position` of the last chunk that you have")
+    return values

@@ -21,7 +21,7 @@ from torch import Tensor
 from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.errors import CheckpointError, StorageError
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
-from pplx_edge.spec import ModelSpec
+from pplx_edge.spec import CONTEXTUAL_KEY, ModelSpec
 from pplx_quant.stock_layout import write_modules
 
 CONFIG = "config.json"
@@ -57,6 +57,7 @@ def hf_config(spec: ModelSpec) -> dict:
         "tie_word_embeddings": True,
         "use_cache": False,
         "initializer_range": 0.02,
+        CONTEXTUAL_KEY: spec.contextual,
         "pad_token_id": spec.sep_id,
         "eos_token_id": spec.sep_id,
         "dtype": "float32",

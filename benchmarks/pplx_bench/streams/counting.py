@@ -40,9 +40,7 @@ class CountingSession:
 def counted(embedder: Embedder) -> tuple[Embedder, CountingSession]:
     """The same model behind a counter."""
     session = CountingSession(embedder.session)
-    same = Embedder(session, embedder.tokenizer)
-    same.fingerprint = embedder.fingerprint  # else the counter would see the text that it is made with
-    return same, session
+    return Embedder(session, embedder.tokenizer, embedder.weights), session
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Streams over chunks that are given, and over documents that the stream cuts itself: float32 means and their cost."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,8 @@ from pplx_bench.quality.encoders import Encoded
 from pplx_bench.streams.counting import counted
 from pplx_edge.batching import collate
 from pplx_edge.embedder import Embedder
-from pplx_edge.late_chunking import ChunkTokens, WindowOptions, plan_windows
-from pplx_edge.streaming import window_options
-from pplx_edge.types import StreamOptions
+from pplx_edge.late_chunking import ChunkTokens, RunningMean, WindowSizes, plan_windows
+from pplx_edge.types import StreamOptions, TextChunk
 
 
 def streamed_chunks(
@@ -32,19 +31,20 @@ def streamed_chunks(
 def streamed_documents(embedder: Embedder, documents: Sequence[Sequence[str]], options: Mapping[str, Any]) -> Encoded:
     """Means of chunks that are given, as a stream of exactly these chunks makes them."""
     embedder, session = counted(embedder)
-    sizes, started = window_options(StreamOptions(**options), session.spec), time.perf_counter()
-    means = [_streamed_document(embedder, chunks, sizes) for chunks in documents]
+    sizes, started = WindowSizes.of(StreamOptions(**options), session.spec), time.perf_counter()
+    means = [mean for chunks in documents for mean in _streamed(embedder, chunks, sizes)]
     seconds = time.perf_counter() - started
-    return Encoded(np.concatenate(means), session.n_tokens, 0, session.n_passes, seconds)
+    return Encoded(np.stack(means), session.n_tokens, 0, session.n_passes, seconds)
 
 
-def _streamed_document(embedder: Embedder, chunks: Sequence[str], sizes: WindowOptions) -> np.ndarray:
-    """Means `[n, D]` of the chunks of a document. There are no headings, so its beginning is what is sticky."""
-    ids = [row.ids for row in embedder.tokenizer.text_rows(chunks)]
-    beginning = np.concatenate(ids)[: sizes.sticky]
-    sums = np.zeros((len(ids), embedder.session.spec.dim), np.float32)
-    for window in plan_windows((ChunkTokens(part, lambda: beginning) for part in ids), sizes):
-        means = embedder.session.span_means(collate([window.row], embedder.tokenizer.sep_id))
-        for (chunk, _), (start, stop), mean in zip(window.chunks, window.row.bounds, means, strict=True):
-            sums[chunk] += mean * np.float32((stop - start) / max(1, len(ids[chunk])))
-    return sums
+def _streamed(embedder: Embedder, chunks: Sequence[str], sizes: WindowSizes) -> Iterator[np.ndarray]:
+    """The means of a document's chunks, in order. There are no headings, so its first chunk is what is sticky."""
+    sep_id, running = embedder.tokenizer.sep_id, RunningMean()
+    tokens = (
+        ChunkTokens(TextChunk(0, len(text), text, "", 1, None, (), ""), row.ids, np.empty(0, np.int64))
+        for text, row in zip(chunks, embedder.tokenizer.text_rows(chunks), strict=True)
+    )
+    for window in plan_windows(tokens, sizes, sep_id):
+        means = embedder.session.span_means(collate([window.row], sep_id))
+        whole = (running.add(part, mean) for part, mean in zip(window.parts, means, strict=True))
+        yield from (mean for mean in whole if mean is not None)

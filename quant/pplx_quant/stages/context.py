@@ -9,7 +9,7 @@ batch as documents of one chunk, so that one model goes on serving both.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -73,6 +73,12 @@ class ContextStage(ContrastiveStage):
             keys.setdefault(self.packed.document(number).tobytes(), len(keys))
             for number in range(self.packed.n_documents)
         ]
+
+    def start_model(self) -> Qwen3Encoder:
+        """The model of `--init`, which from here on knows chunks and their separator."""
+        model = super().start_model()
+        model.spec = replace(model.spec, contextual=True)
+        return model
 
     def accumulate(self, model: Qwen3Encoder, step: int, world: World) -> StepResult:
         """The gradient of one batch of documents and plain pairs."""
