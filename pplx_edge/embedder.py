@@ -7,7 +7,7 @@ import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -59,7 +59,8 @@ class Embedder:
     """
 
     def __init__(self, session: Session, tokenizer: Tokenizer, weights: str = ""):
-        self.session, self.tokenizer, self.weights = session, tokenizer, weights
+        self.session: Session = session
+        self.tokenizer, self.weights = tokenizer, weights
 
     @property
     def dim(self) -> int:
@@ -157,12 +158,14 @@ class Embedder:
         *,
         dim: int | None = None,
         options: StreamOptions = _STREAM_DEFAULTS,
+        resume: str | None = None,
     ) -> Iterator[tuple[int, ChunkVector]]:
         """The chunks of many documents, as `(index of the document, chunk)`, in order.
 
-        Short documents share a pass, as texts do in `encode`. `sources` is taken from one by one.
+        Short documents share a pass, as texts do in `encode`. `sources` is taken from one by one. `resume` goes on
+        within the first of them. An error of a source says in a note which it is.
         """
-        return self._streams(precision, dim, options).documents(sources)
+        return self._streams(precision, dim, options).documents(sources, resume)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """See `pplx_edge.similarity`: cosine or Hamming, by the vectors' own type."""
@@ -170,7 +173,7 @@ class Embedder:
 
     def close(self) -> None:
         """Lets go of the model's memory. Using the embedder afterwards raises InputError."""
-        self.session = _Closed()
+        self.session = cast(Session, _Closed())
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,7 +82,7 @@ class StreamEncoder:
         options: StreamOptions,
     ):
         self.session, self.tokenizer, self.options = session, tokenizer, options
-        self.precision = quantize.require_precision(precision)
+        self.precision: Precision = quantize.require_precision(precision)
         self.dim = quantize.require_dim(dim, session.spec.dim, self.precision)
         self.sizes = WindowSizes.of(options, session.spec)
         self.separates = session.spec.contextual if options.separator is None else options.separator
@@ -110,12 +110,20 @@ class StreamEncoder:
         """The vectors of a document."""
         return _flat(self.windows(source, resume))
 
-    def documents(self, sources: Iterable[Source]) -> Iterator[tuple[int, ChunkVector]]:
-        """The vectors of many documents in order. Rows of several share a pass, up to a window's tokens."""
+    def documents(
+        self, sources: Iterable[Source], resume: str | None = None
+    ) -> Generator[tuple[int, ChunkVector], None, None]:
+        """The vectors of many documents in order, behind a position in the first of them."""
+        return self._each_group(sources, None if resume is None else Position.of(resume, self.settings))
+
+    def _each_group(
+        self, sources: Iterable[Source], position: Position | None
+    ) -> Generator[tuple[int, ChunkVector], None, None]:
+        """Rows of several documents share a pass, up to a window's tokens."""
         pending: list[tuple[_Document, Window]] = []
         n_tokens = 0
         try:
-            for document, window in self._all_windows(sources):
+            for document, window in self._all_windows(sources, position):
                 if n_tokens + len(window.row) > self.sizes.window:
                     yield from self._encoded(pending)
                     pending, n_tokens = [], 0
@@ -132,9 +140,11 @@ class StreamEncoder:
                 if vectors := [vector for _, vector in self._encoded([(document, window)])]:
                     yield vectors
 
-    def _all_windows(self, sources: Iterable[Source]) -> Iterator[tuple["_Document", Window]]:
+    def _all_windows(
+        self, sources: Iterable[Source], position: Position | None
+    ) -> Iterator[tuple["_Document", Window]]:
         for index, source in enumerate(sources):
-            document = _Document(index)
+            document = _Document(index, None if index else position)
             try:
                 with closing(self._planned(source, document)) as windows:
                     for window in windows:
@@ -194,6 +204,7 @@ class StreamEncoder:
         chunk = part.chunk
         codes = quantize.quantize(quantize.truncate_dims(mean[None], self.dim), self.precision)[0]
         return ChunkVector(
+            index=part.index,
             start=chunk.start,
             stop=chunk.stop,
             codes=codes,
@@ -243,12 +254,11 @@ class _Document:
 
 
 def _token_values(token: str) -> list[Any]:
-    try:
+    """What a token holds, whose first four values are of the right kind."""
+    values: Any = None
+    with suppress(ValueError, TypeError, RecursionError):
         values = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        version, n_chunks, stop, digest = values[:4]
-        whole = all(isinstance(value, int) and value > 0 for value in (version, n_chunks, stop))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        whole = False
-    if not whole or not isinstance(digest, str):
-        raise InputError("resume: not a position of a stream; pass the `position` of the last chunk that you have")
-    return values
+    match values:
+        case [int(), int(n_chunks), int(stop), str(), *_] if n_chunks > 0 and stop > 0:
+            return values
+    raise InputError("resume: not a position of a stream; pass the `position` of the last chunk that you have")
