@@ -194,7 +194,7 @@ class _ConfigReader:
             if not is_implemented(value):
                 self.refuse(field, value, "not implemented")
         for field, value in self.config.items():
-            known = field in _IMPLEMENTED or field in _HARMLESS or field.startswith("_")
+            known = field in _IMPLEMENTED or field in _HARMLESS or field == CONTEXTUAL_KEY or field.startswith("_")
             if not known and (value is True or (isinstance(value, int | float | dict) and value)):
                 self.refuse(field, value, "unknown switch; it could change what the model computes")
 

@@ -247,3 +247,9 @@ def test_junk_never_gives_anything_but_unsupported_model(junk: dict[str, Any]):
 def test_a_config_of_nothing_but_junk_is_unsupported(junk: dict[str, Any]):
     with pytest.raises(UnsupportedModel):
         ModelSpec.from_config(junk)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_stock_architecture_may_be_marked_as_contextual(marked: bool):
+    config = {**tiny_config(), "contextual": marked}
+    assert ModelSpec.from_config(config).contextual is marked
