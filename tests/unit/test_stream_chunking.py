@@ -128,14 +128,14 @@ def test_the_look_ahead_is_one_block():
 )
 def test_endless_text_of_one_kind_is_cut_in_linear_work(unit: str, monkeypatch: pytest.MonkeyPatch):
     n_seen = 0
-    encode = TOKENIZER.encode_with_offsets
+    offsets = TOKENIZER.offsets
 
     def counted(text: str):
         nonlocal n_seen
         n_seen += len(text)
-        return encode(text)
+        return offsets(text)
 
-    monkeypatch.setattr(TOKENIZER, "encode_with_offsets", counted)
+    monkeypatch.setattr(TOKENIZER, "offsets", counted)
     text = unit * (100_000 // len(unit))
     found = chunks_of(text)
     assert (
