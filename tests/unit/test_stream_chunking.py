@@ -150,7 +150,7 @@ def test_headings_lines_and_pages_are_known():
         ("# Book\n\n## One\n\nFirst words are here.\n\n", 7),
         ("More words are here now.\n\n## Two\n\n### Deep\n\nLast words.\n\n# End\n\nfin", 8),
     ]
-    stream = chunk_stream(pieces(text), TOKENIZER, StreamOptions(chunk_tokens=20))
+    stream = chunk_stream(pieces(text), TOKENIZER, StreamOptions(chunk_tokens=48))
     found = {chunk.text.split("\n")[-1]: (chunk.line, chunk.page, chunk.heading) for chunk in stream}
     assert found["More words are here now."] == (7, 8, ("Book", "One"))
     assert found["Last words."] == (9, 8, ("Book", "Two", "Deep"))
