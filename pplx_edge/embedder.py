@@ -4,7 +4,7 @@ Tokenises, cuts into batches, runs a session and quantises; order is kept and N 
 """
 
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -123,7 +123,7 @@ class Embedder:
         dim: int | None = None,
         options: StreamOptions = _STREAM_DEFAULTS,
         resume: str | None = None,
-    ) -> Iterator[ChunkVector]:
+    ) -> Generator[ChunkVector, None, None]:
         """The chunks of a text of any length, in order, each with its vector in the context of what is around it.
 
         `source` is a string, a Path, a file object, or an iterator of strings or of (text, page). A text that fits one
@@ -147,7 +147,7 @@ class Embedder:
         dim: int | None = None,
         options: StreamOptions = _STREAM_DEFAULTS,
         resume: str | None = None,
-    ) -> AsyncIterator[ChunkVector]:
+    ) -> AsyncGenerator[ChunkVector, None]:
         """`encode_stream` for servers: a thread reads and encodes, one window each time that vectors are asked for."""
         return in_thread(self._streams(precision, dim, options).windows(source, resume))
 
@@ -159,7 +159,7 @@ class Embedder:
         dim: int | None = None,
         options: StreamOptions = _STREAM_DEFAULTS,
         resume: str | None = None,
-    ) -> Iterator[tuple[int, ChunkVector]]:
+    ) -> Generator[tuple[int, ChunkVector], None, None]:
         """The chunks of many documents, as `(index of the document, chunk)`, in order.
 
         Short documents share a pass, as texts do in `encode`. `sources` is taken from one by one. `resume` goes on

@@ -8,7 +8,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -106,7 +106,7 @@ class StreamEncoder:
         document = _Document(0, position)
         return self._each_window(source, document)
 
-    def vectors(self, source: Source, resume: str | None = None) -> Iterator[ChunkVector]:
+    def vectors(self, source: Source, resume: str | None = None) -> Generator[ChunkVector, None, None]:
         """The vectors of a document."""
         return _flat(self.windows(source, resume))
 
@@ -119,20 +119,29 @@ class StreamEncoder:
     def _each_group(
         self, sources: Iterable[Source], position: Position | None
     ) -> Generator[tuple[int, ChunkVector], None, None]:
-        """Rows of several documents share a pass, up to a window's tokens."""
+        """Rows of several documents share a pass, from half a window's tokens to a whole one's."""
         pending: list[tuple[_Document, Window]] = []
-        n_tokens = 0
-        try:
-            for document, window in self._all_windows(sources, position):
-                if n_tokens + len(window.row) > self.sizes.window:
+        n_tokens, failure = 0, None
+        with closing(self._all_windows(sources, position)) as windows:
+            while True:
+                try:
+                    planned = next(windows, None)
+                except Exception as error:  # raised below: what is final is not lost with a source that fails
+                    planned, failure = None, error
+                if planned is None:
+                    break
+                n_more = len(planned[1].row)
+                if n_tokens + n_more > self.sizes.window:
                     yield from self._encoded(pending)
                     pending, n_tokens = [], 0
-                pending.append((document, window))
-                n_tokens += len(window.row)
-        except Exception:
-            yield from self._encoded(pending)  # what is final is not lost with a source that fails
-            raise
+                pending.append(planned)
+                n_tokens += n_more
+                if 2 * n_tokens >= self.sizes.window:
+                    yield from self._encoded(pending)
+                    pending, n_tokens = [], 0
         yield from self._encoded(pending)
+        if failure is not None:
+            raise failure
 
     def _each_window(self, source: Source, document: "_Document") -> Windows:
         with closing(self._planned(source, document)) as windows:
@@ -142,7 +151,7 @@ class StreamEncoder:
 
     def _all_windows(
         self, sources: Iterable[Source], position: Position | None
-    ) -> Iterator[tuple["_Document", Window]]:
+    ) -> Generator[tuple["_Document", Window], None, None]:
         for index, source in enumerate(sources):
             document = _Document(index, None if index else position)
             try:
@@ -216,7 +225,7 @@ class StreamEncoder:
         )
 
 
-async def in_thread(windows: Windows) -> AsyncIterator[ChunkVector]:
+async def in_thread(windows: Windows) -> AsyncGenerator[ChunkVector, None]:
     """The vectors of windows that are made in a thread of their own, the next one only when it is asked for.
 
     Closing or cancelling waits for no window: the thread ends with the one it is at, and everything is let go of.
@@ -232,7 +241,7 @@ async def in_thread(windows: Windows) -> AsyncIterator[ChunkVector]:
         thread.shutdown(wait=False)
 
 
-def _flat(windows: Windows) -> Iterator[ChunkVector]:
+def _flat(windows: Windows) -> Generator[ChunkVector, None, None]:
     with closing(windows):
         for vectors in windows:
             yield from vectors

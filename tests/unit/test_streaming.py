@@ -192,7 +192,7 @@ def test_closing_the_stream_closes_its_source():
 
     stream = embedder().encode_stream(source(), options=SMALL)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert closed == [True]
     assert list(stream) == []
 
@@ -319,6 +319,14 @@ def test_a_document_that_fails_is_named_and_those_before_it_are_there():
     assert error.__notes__ == ["in document 2"]
 
 
+def test_a_vector_that_is_not_finite_ends_many_documents_once():
+    session = FakeSession()
+    session.nan_id = fake_embedder(session).tokenizer.text_rows(["x"])[0].ids[0]
+    found, error = taken(fake_embedder(session).encode_streams(["One fox.", "Two.", "x", "Three."]))
+    assert isinstance(error, NumericalError)
+    assert [i for i, _ in found] == [0, 1]
+
+
 def test_many_documents_go_on_within_the_first():
     documents = [TEXT, "One fox.", TEXT[:100]]
     whole = list(embedder().encode_streams(documents, options=SMALL))
@@ -357,7 +365,7 @@ def test_closing_the_asynchronous_twin_closes_the_source_and_its_thread():
     async def first() -> None:
         stream = embedder().encode_stream_async(source(), options=SMALL)
         await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
 
     asyncio.run(first())
     assert closed.wait(30)

@@ -44,8 +44,9 @@ stage() {
     quantised="--weights int8 --table int8 --activations"
     stage pair --init "$runs/diffuse/checkpoint" --out "$runs/pair" --block-scale 0.03 --context-prior 0.7 --compile \
         --steps 24 --batch 256 --block 64 $common --validate-on qed tydiqa jaquad --pool 300 --boost $mix
-    stage context --init "$runs/pair/checkpoint" --out "$runs/context" --steps 40 --batch 16 --plain 64 --block 32 \
-        --max-document 1536 $common $quantised --boost $mix
+    stage context --init "$runs/pair/checkpoint" --out "$runs/context" --steps 16 --batch 12 --plain 64 --block 32 \
+        --max-document 4096 $common $quantised --embedding-rate 0.0005 --matrix-rate 0.00003 --vector-rate 0.0005 \
+        --warmup 2 --boost $mix
     python -m pplx_quant.mine --data "$packed" --model "$runs/pair/checkpoint" --out "$runs/mined" --cap *=600 \
         --group qed tydiqa jaquad iapp-wiki-qa arcd cmrc2018 openstax medquad scitldr python-docs tldr seal-tools \
         apibench oewn gesetze thealgorithms fastapi-docs text.en
