@@ -4,14 +4,20 @@ Letters in shapes: B rows, T tokens in the longest row, D dimensions, N spans.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from pplx_edge.errors import InputError
 from pplx_edge.spec import ModelSpec
 
 Precision = Literal["int8", "binary", "ubinary", "float32"]
 PRECISIONS: tuple[Precision, ...] = ("int8", "binary", "ubinary", "float32")
+
+TextFormat = Literal["text", "markdown", "code"]
+TEXT_FORMATS: tuple[TextFormat, ...] = ("text", "markdown", "code")
+
+DEFAULT_CHUNK_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,90 @@ class Chunk:
 
     start: int
     stop: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextChunk:
+    """A chunk of a stream with what is known of its place.
+
+    `text` is the slice `[start, stop)`, and `gap` the last blanks between it and the chunk before it. `line` counts
+    from 1, `page` is the source's own, `heading` the headings that it stands under, the outermost first. `digest` is a
+    hash of the document from its beginning to `stop`.
+    """
+
+    start: int
+    stop: int
+    text: str
+    gap: str
+    line: int
+    page: int | None
+    heading: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkVector:
+    """A chunk of a stream and its vector.
+
+    `[start, stop)` are characters of the canonical text: what the source holds, decoded, without a byte order mark.
+    `codes` is one row as `encode` gives it; `tokens` counts the chunk's own. `position` restarts the stream behind this
+    chunk: `encode_stream(..., resume=position)`.
+    """
+
+    start: int
+    stop: int
+    codes: np.ndarray
+    line: int
+    page: int | None
+    heading: tuple[str, ...]
+    tokens: int
+    position: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """How a stream is cut into chunks and windows. All sizes but `memory_mb` are tokens.
+
+    `window` is what the model reads at once (None: 4,096, or the model's limit when that is less); `memory_mb` asks
+    for the window that this many megabytes beside the opened model allow instead. `margin` is the context on either
+    side of a window's own chunks (None: 512, or an eighth of a smaller window). `sticky` tokens of the document's
+    first chunk, its title as a rule, and of the headings in force go ahead of each later window (0: none).
+    `separator` joins chunks with the model's separator token; None does so for models that were trained with it.
+
+    A chunk has at most `chunk_tokens`, the first `overlap` of which repeat the end of the chunk before. `format` says
+    what `#` at the beginning of a line means: a heading in `markdown`, nothing in `text` and `code`.
+    """
+
+    window: int | None = None
+    memory_mb: int | None = None
+    margin: int | None = None
+    separator: bool | None = None
+    sticky: int = 0
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+    overlap: int = 0
+    format: TextFormat = "markdown"
+
+    def __post_init__(self) -> None:
+        for name, least in (("window", 1), ("memory_mb", 1), ("margin", 0)):
+            if getattr(self, name) is not None:
+                self._require_whole(name, least)
+        for name, least in (("sticky", 0), ("chunk_tokens", 1), ("overlap", 0)):
+            self._require_whole(name, least)
+        if self.window is not None and self.memory_mb is not None:
+            raise InputError("window and memory_mb were both given; choose one: each decides the other")
+        if 2 * self.overlap > self.chunk_tokens:
+            raise InputError(
+                f"overlap {self.overlap} is more than half of chunk_tokens {self.chunk_tokens}; choose a smaller one"
+            )
+        if self.separator not in (None, True, False):
+            raise InputError(f"separator must be True, False or None, got {self.separator!r}")
+        if self.format not in get_args(TextFormat):
+            raise InputError(f"unknown format {self.format!r}: choose one of {', '.join(get_args(TextFormat))}")
+
+    def _require_whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

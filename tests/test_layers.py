@@ -23,12 +23,12 @@ ROOTS = {
 
 LAYERS = {
     "types spec errors": "base",
-    "chunking tokenization batching": "text",
+    "sources chunking structure tokenization batching": "text",
     "pooling late_chunking quantize similarity weight_codes": "numbers",
     "checkpoint artifact hub models": "machines",
     "backends": "backends",
     "preparation": "preparation",
-    "embedder": "embedder",
+    "embedder streaming": "embedder",
     "nano": "data",
     "cli __main__": "cli",
     "server": "server",

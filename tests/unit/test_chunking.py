@@ -134,9 +134,10 @@ def test_a_limit_below_one_is_refused():
         chunk_text("text", TOKENIZER, 0)
 
 
-def test_the_document_is_tokenised_once(monkeypatch: pytest.MonkeyPatch):
+def test_the_document_is_tokenised_little_more_than_once(monkeypatch: pytest.MonkeyPatch):
     calls = []
     encode = TOKENIZER.encode_with_offsets
     monkeypatch.setattr(TOKENIZER, "encode_with_offsets", lambda text: calls.append(text) or encode(text))
-    assert len(chunk_text("many words here. " * 500, TOKENIZER, 16)) > 100
-    assert len(calls) == 1
+    text = "many words here. " * 5000
+    assert len(chunk_text(text, TOKENIZER, 16)) > 1000
+    assert sum(map(len, calls)) < 1.2 * len(text)
