@@ -1,15 +1,20 @@
 """Streams over chunks that are given, and over documents that the stream cuts itself: float32 means and their cost."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pplx_bench.quality.encoders import Encoded
 from pplx_bench.streams.counting import counted
+from pplx_edge.batching import collate
 from pplx_edge.embedder import Embedder
-from pplx_edge.types import StreamOptions
+from pplx_edge.late_chunking import ChunkTokens, RunningMean, WindowSizes, plan_windows
+from pplx_edge.tokenization import Tokenizer
+from pplx_edge.types import StreamOptions, TextChunk
+
+_GAP = "\n"  # between two given chunks, where no separator stands there
 
 
 def streamed_chunks(
@@ -27,14 +32,29 @@ def streamed_chunks(
 
 
 def streamed_documents(embedder: Embedder, documents: Sequence[Sequence[str]], options: Mapping[str, Any]) -> Encoded:
-    """Means of chunks that are given, as a stream of exactly these chunks makes them."""
-    from pplx_edge.batching import collate
-
+    """Means of chunks that are given, from the windows that a stream of exactly these chunks is read in."""
     embedder, session = counted(embedder)
+    stream_options = StreamOptions(**options)
+    sizes = WindowSizes.of(stream_options, session.spec)
+    separates = session.spec.contextual if stream_options.separator is None else stream_options.separator
+    sep_id = embedder.tokenizer.sep_id
     means, started = [], time.perf_counter()
     for chunks in documents:
-        ids = [row.ids for row in embedder.tokenizer.text_rows(chunks)]
-        for row in embedder._stub_windows(ids, StreamOptions(**options)):
-            means.append(embedder.session.span_means(collate([row], embedder.tokenizer.sep_id)))
+        tokens, running = _tokens(chunks, embedder.tokenizer, separates), RunningMean()
+        for window in plan_windows(tokens, sizes, sep_id if separates else None):
+            found = session.span_means(collate([window.row], sep_id))
+            closed = [running.add(part, mean) for part, mean in zip(window.parts, found, strict=True)]
+            means += [mean for mean in closed if mean is not None]
     seconds = time.perf_counter() - started
-    return Encoded(np.concatenate(means), session.n_tokens, 0, session.n_passes, seconds)
+    return Encoded(np.stack(means), session.n_tokens, 0, session.n_passes, seconds)
+
+
+def _tokens(chunks: Sequence[str], tokenizer: Tokenizer, separates: bool) -> Iterator[ChunkTokens]:
+    """The chunks as a stream hands them to its windows, one after another in a document without headings."""
+    position = 0
+    for i, text in enumerate(chunks):
+        gap = _GAP if i else ""
+        start, position = position + len(gap), position + len(gap) + len(text)
+        chunk = TextChunk(start, position, text, gap, line=i + 1, page=None, heading=(), digest="")
+        (row,) = tokenizer.text_rows([text if separates else gap + text])
+        yield ChunkTokens(chunk, row.ids, np.empty(0, np.int64))
