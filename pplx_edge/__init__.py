@@ -9,6 +9,7 @@ scores = pplx_edge.similarity(model.encode_query(["question"]), vectors)
 from pplx_edge.embedder import Embedder, load
 from pplx_edge.errors import EdgeError
 from pplx_edge.similarity import similarity
+from pplx_edge.types import ChunkVector, StreamOptions
 
-__all__ = ["EdgeError", "Embedder", "__version__", "load", "similarity"]
+__all__ = ["ChunkVector", "EdgeError", "Embedder", "StreamOptions", "__version__", "load", "similarity"]
 __version__ = "0.1.0"

@@ -88,6 +88,12 @@ class Artifact:
         artifact._require_sizes()
         return artifact
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what all its files hold."""
+        hashes = sorted((name, entry["sha256"]) for name, entry in self.files.items())
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+
     def path(self, name: str) -> Path:
         """Where one of its files is."""
         return self.directory / name

@@ -4,23 +4,27 @@ Tokenises, cuts into batches, runs a session and quantises; order is kept and N 
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from pplx_edge import backends, hub, quantize
+from pplx_edge.artifact import Artifact, is_artifact
 from pplx_edge.batching import collate, plan_batches
 from pplx_edge.errors import InputError, TextTooLong
 from pplx_edge.preparation import ready_directory
 from pplx_edge.similarity import similarity
+from pplx_edge.sources import Source
+from pplx_edge.streaming import StreamEncoder, in_thread
 from pplx_edge.tokenization import Tokenizer
-from pplx_edge.types import Precision, Session, TokenRow
+from pplx_edge.types import ChunkVector, Precision, Session, StreamOptions, TokenRow
 
 _PROGRESS_DELAY_SECONDS = 2.0
+_STREAM_DEFAULTS = StreamOptions()
 
 
 def load(
@@ -44,14 +48,19 @@ def load(
     directory = hub.resolve(name_or_path, revision=revision, offline=offline)
     directory = ready_directory(directory, backend, format, source_name=hub.source_name(name_or_path))
     session = backends.open_session(backend, directory, threads=threads)
-    return Embedder(session, Tokenizer.open(directory, session.spec))
+    weights = Artifact.open(directory).fingerprint if is_artifact(directory) else ""
+    return Embedder(session, Tokenizer.open(directory, session.spec), weights)
 
 
 class Embedder:
-    """Texts to vectors. Safe to call from several threads."""
+    """Texts to vectors. Safe to call from several threads.
 
-    def __init__(self, session: Session, tokenizer: Tokenizer):
-        self.session, self.tokenizer = session, tokenizer
+    `weights` tells models of one shape apart, so that a stream is not resumed with another one.
+    """
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, weights: str = ""):
+        self.session: Session = session
+        self.tokenizer, self.weights = tokenizer, weights
 
     @property
     def dim(self) -> int:
@@ -106,19 +115,74 @@ class Embedder:
         codes = self._encode_rows(rows, _Request("document", precision, dim, truncate, show_progress))
         return np.split(codes, np.cumsum([len(row.bounds) for row in rows])[:-1]) if rows else []
 
+    def encode_stream(
+        self,
+        source: Source,
+        precision: Precision = "int8",
+        *,
+        dim: int | None = None,
+        options: StreamOptions = _STREAM_DEFAULTS,
+        resume: str | None = None,
+    ) -> Iterator[ChunkVector]:
+        """The chunks of a text of any length, in order, each with its vector in the context of what is around it.
+
+        `source` is a string, a Path, a file object, or an iterator of strings or of (text, page). A text that fits one
+        window is read in one pass: where chunks are joined by the separator, its codes are those of `encode_chunks`. A
+        longer one is read in windows with margins. Vectors come as soon as they are final; nothing is read ahead of
+        them but one window and one block of the chunker, and memory does not grow with the text. Closing the iterator
+        lets go of everything.
+
+        `resume` is the `position` of the last chunk that is there already: the source is read again from its beginning,
+        and the same codes come as without the interruption. What the source raises comes after all final vectors.
+
+        Raises InputError for options or a position that do not fit this model or this text.
+        """
+        return self._streams(precision, dim, options).vectors(source, resume)
+
+    def encode_stream_async(
+        self,
+        source: Source,
+        precision: Precision = "int8",
+        *,
+        dim: int | None = None,
+        options: StreamOptions = _STREAM_DEFAULTS,
+        resume: str | None = None,
+    ) -> AsyncIterator[ChunkVector]:
+        """`encode_stream` for servers: a thread reads and encodes, one window each time that vectors are asked for."""
+        return in_thread(self._streams(precision, dim, options).windows(source, resume))
+
+    def encode_streams(
+        self,
+        sources: Iterable[Source],
+        precision: Precision = "int8",
+        *,
+        dim: int | None = None,
+        options: StreamOptions = _STREAM_DEFAULTS,
+        resume: str | None = None,
+    ) -> Iterator[tuple[int, ChunkVector]]:
+        """The chunks of many documents, as `(index of the document, chunk)`, in order.
+
+        Short documents share a pass, as texts do in `encode`. `sources` is taken from one by one. `resume` goes on
+        within the first of them. An error of a source says in a note which it is.
+        """
+        return self._streams(precision, dim, options).documents(sources, resume)
+
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """See `pplx_edge.similarity`: cosine or Hamming, by the vectors' own type."""
         return similarity(a, b)
 
     def close(self) -> None:
         """Lets go of the model's memory. Using the embedder afterwards raises InputError."""
-        self.session = _Closed()
+        self.session = cast(Session, _Closed())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _streams(self, precision: Precision, dim: int | None, options: StreamOptions) -> StreamEncoder:
+        return StreamEncoder(self.session, self.tokenizer, self.weights, precision, dim, options)
 
     def _encode_rows(self, rows: list[TokenRow], request: "_Request") -> np.ndarray:
         """Codes of all spans of all rows, in order."""

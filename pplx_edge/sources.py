@@ -4,7 +4,7 @@ All become short pieces of text in order. None is held: what a piece was cut fro
 """
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -25,7 +25,7 @@ class Piece:
     page: int | None = None
 
 
-def pieces(source: Source) -> Iterator[Piece]:
+def pieces(source: Source) -> Generator[Piece, None, None]:
     """The text of a source in pieces of at most 4,096 characters, read no faster than they are taken.
 
     A `str` is the text itself, a `Path` a UTF-8 file. Bytes are decoded strictly and lose a byte order mark; nothing

@@ -49,13 +49,14 @@ class TextChunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkVector:
-    """A chunk of a stream and its vector.
+    """A chunk of a stream, the document's `index`-th from 0, and its vector.
 
     `[start, stop)` are characters of the canonical text: what the source holds, decoded, without a byte order mark.
     `codes` is one row as `encode` gives it; `tokens` counts the chunk's own. `position` restarts the stream behind this
     chunk: `encode_stream(..., resume=position)`.
     """
 
+    index: int
     start: int
     stop: int
     codes: np.ndarray

@@ -1,4 +1,7 @@
-"""`pplx-edge embed`: lines or JSON Lines to vectors, block by block, so that the input may be of any length."""
+"""`pplx-edge embed`: lines or JSON Lines to vectors, block by block, so that the input may be of any length.
+
+`--stream`, for whole files, is in `stream`.
+"""
 
 import argparse
 import warnings
@@ -7,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from pplx_edge.cli import stream
 from pplx_edge.cli.options import add_command, add_model_options, open_model, positive
 from pplx_edge.cli.reading import STDIN, LineFormat, Record, blocks, read_records
 from pplx_edge.cli.terminal import say
@@ -24,8 +28,10 @@ def add_parser(commands: Any) -> None:
         "embed",
         "turn lines of text into vectors",
         "printf 'hello\\n\\nworld\\n' | pplx-edge embed - --output vectors.npy\n"
-        "pplx-edge embed docs.jsonl --jsonl --field body --precision ubinary --output docs.npy",
-        description="One text a line (an empty line is a text too), one vector a text, in order.",
+        "pplx-edge embed docs.jsonl --jsonl --field body --precision ubinary --output docs.npy\n"
+        "pplx-edge embed --stream book.md --sticky 64 --output book.jsonl",
+        description="One text a line (an empty line is a text too), one vector a text, in order. With --stream: one "
+        "vector a chunk of whole files.",
     )
     parser.add_argument("files", nargs="*", default=[STDIN], metavar="FILE", help="text files; - or none: stdin")
     parser.add_argument("--output", "-o", metavar="FILE", help=".npy or .jsonl; default JSON Lines on stdout")
@@ -40,11 +46,14 @@ def add_parser(commands: Any) -> None:
         help="each line is a document: a JSON list of chunks (or an object with one in --field), which get one vector "
         "each in the context of the whole; .npy stacks the chunks of all documents",
     )
+    stream.add_stream_options(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.stream:
+        return stream.run(args)
     if args.output is not None:
         require_output(args.output)  # said before the model is opened, not after
     line_format = LineFormat(jsonl=args.jsonl, contextual=args.contextual, field=args.field)

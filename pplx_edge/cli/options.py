@@ -75,3 +75,8 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return value
+
+
+def natural(text: str) -> int:
+    """A whole number, 0 allowed, for argparse."""
+    return 0 if text == "0" else positive(text)

@@ -14,12 +14,15 @@ import numpy as np
 
 from pplx_edge.artifact import storage_errors
 from pplx_edge.errors import InputError
+from pplx_edge.types import ChunkVector
 
 
 class VectorWriter(Protocol):
-    """Takes the vectors of one text `[D]`, or of one document's chunks `[N, D]`, in order."""
+    """Takes the vectors of one text `[D]`, of one document's chunks `[N, D]`, or of one chunk of a stream, in order."""
 
     def append(self, vectors: list[np.ndarray]) -> None: ...
+
+    def append_chunk(self, document: str, chunk: ChunkVector) -> None: ...
 
 
 @contextmanager
@@ -87,6 +90,9 @@ class NpyWriter:
             self.file.write(np.ascontiguousarray(rows).tobytes())
             self.n_rows += len(rows)
 
+    def append_chunk(self, document: str, chunk: ChunkVector) -> None:
+        self.append([chunk.codes])
+
     def finish(self) -> None:
         self.file.seek(0)
         self.file.write(self._header())
@@ -111,6 +117,23 @@ class JsonLinesWriter:
             name = "embedding" if rows.ndim == 1 else "embeddings"
             self.file.write(json.dumps({"index": self.index, name: _plain(rows)}) + "\n")
             self.index += 1
+
+    def append_chunk(self, document: str, chunk: ChunkVector) -> None:
+        """`{"doc", "chunk", "start", "stop", "line", "page", "heading", "tokens", "codes", "position"}`, at once."""
+        fields = {
+            "doc": document,
+            "chunk": chunk.index,
+            "start": chunk.start,
+            "stop": chunk.stop,
+            "line": chunk.line,
+            "page": chunk.page,
+            "heading": chunk.heading,
+            "tokens": chunk.tokens,
+            "codes": _plain(chunk.codes),
+            "position": chunk.position,
+        }
+        self.file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        self.file.flush()
 
 
 def _plain(values: np.ndarray) -> list[Any]:

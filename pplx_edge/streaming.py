@@ -1,0 +1,264 @@
+"""Streams: text in, a vector for each chunk out as soon as it is final, in memory that does not grow with the text.
+
+`pieces -> chunks -> windows -> Session.span_means -> codes`, each step a generator that is asked for one item at a
+time: nothing is read before it is needed, and closing the last of them lets go of all.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from pplx_edge import quantize
+from pplx_edge.batching import collate, plan_batches
+from pplx_edge.chunking import chunk_stream
+from pplx_edge.errors import InputError
+from pplx_edge.late_chunking import ChunkTokens, Part, RunningMean, Window, WindowSizes, plan_windows
+from pplx_edge.sources import Source, pieces
+from pplx_edge.tokenization import Tokenizer
+from pplx_edge.types import ChunkVector, Precision, Session, StreamOptions, TextChunk
+
+_POSITION_VERSION = 1
+_MODEL_DIGEST_BYTES = 6
+_HEADING_JOINT = " > "
+
+Windows = Generator[list[ChunkVector], None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a stream was left: behind `n_chunks` chunks, at a character, with a hash of the text before it."""
+
+    n_chunks: int
+    stop: int
+    digest: str
+
+    def token(self, settings: dict[str, Any]) -> str:
+        """A string of letters, digits, `-` and `_` that holds the position and the settings it is good for."""
+        values = [_POSITION_VERSION, self.n_chunks, self.stop, self.digest, *settings.values()]
+        return base64.urlsafe_b64encode(json.dumps(values, separators=(",", ":")).encode()).decode().rstrip("=")
+
+    @classmethod
+    def of(cls, token: str, settings: dict[str, Any]) -> "Position":
+        """The position that a token holds. Raises InputError naming each setting that is another one now."""
+        values = _token_values(token)
+        if values[0] != _POSITION_VERSION or len(values) != 4 + len(settings):
+            raise InputError("resume: the position is from another release of pplx-edge; start from the beginning")
+        changed = [
+            f"{name} was {json.dumps(was)} and is {json.dumps(now)}"
+            for (name, now), was in zip(settings.items(), values[4:], strict=True)
+            if was != now
+        ]
+        if changed:
+            raise InputError(f"resume: the position was made with other settings: {'; '.join(changed)}")
+        return cls(*values[1:4])
+
+    def require_behind(self, index: int, chunk: TextChunk) -> None:
+        """Raises InputError unless the chunk is the one that the position stands behind."""
+        if index == self.n_chunks - 1 and (chunk.stop, chunk.digest) != (self.stop, self.digest):
+            raise InputError(
+                f"resume: the source is not the one that the position is from: its text up to character "
+                f"{self.stop:,} differs"
+            )
+
+
+class StreamEncoder:
+    """Encodes streams with one model at one precision. `weights` names the model's weights, where that is known."""
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        weights: str,
+        precision: Precision,
+        dim: int | None,
+        options: StreamOptions,
+    ):
+        self.session, self.tokenizer, self.options = session, tokenizer, options
+        self.precision: Precision = quantize.require_precision(precision)
+        self.dim = quantize.require_dim(dim, session.spec.dim, self.precision)
+        self.sizes = WindowSizes.of(options, session.spec)
+        self.separates = session.spec.contextual if options.separator is None else options.separator
+        spec = replace(session.spec, name="")
+        self.settings: dict[str, Any] = {
+            "model": hashlib.blake2b(f"{spec} {weights}".encode(), digest_size=_MODEL_DIGEST_BYTES).hexdigest(),
+            "precision": self.precision,
+            "dim": self.dim,
+            "window": self.sizes.window,
+            "margin": self.sizes.margin,
+            "sticky": self.sizes.sticky,
+            "separator": self.separates,
+            "chunk_tokens": options.chunk_tokens,
+            "overlap": options.overlap,
+            "format": options.format,
+        }
+
+    def windows(self, source: Source, resume: str | None = None) -> Windows:
+        """The vectors of a document, those of one window at a time."""
+        position = None if resume is None else Position.of(resume, self.settings)
+        document = _Document(0, position)
+        return self._each_window(source, document)
+
+    def vectors(self, source: Source, resume: str | None = None) -> Iterator[ChunkVector]:
+        """The vectors of a document."""
+        return _flat(self.windows(source, resume))
+
+    def documents(
+        self, sources: Iterable[Source], resume: str | None = None
+    ) -> Generator[tuple[int, ChunkVector], None, None]:
+        """The vectors of many documents in order, behind a position in the first of them."""
+        return self._each_group(sources, None if resume is None else Position.of(resume, self.settings))
+
+    def _each_group(
+        self, sources: Iterable[Source], position: Position | None
+    ) -> Generator[tuple[int, ChunkVector], None, None]:
+        """Rows of several documents share a pass, up to a window's tokens."""
+        pending: list[tuple[_Document, Window]] = []
+        n_tokens = 0
+        try:
+            for document, window in self._all_windows(sources, position):
+                if n_tokens + len(window.row) > self.sizes.window:
+                    yield from self._encoded(pending)
+                    pending, n_tokens = [], 0
+                pending.append((document, window))
+                n_tokens += len(window.row)
+        except Exception:
+            yield from self._encoded(pending)  # what is final is not lost with a source that fails
+            raise
+        yield from self._encoded(pending)
+
+    def _each_window(self, source: Source, document: "_Document") -> Windows:
+        with closing(self._planned(source, document)) as windows:
+            for window in windows:
+                if vectors := [vector for _, vector in self._encoded([(document, window)])]:
+                    yield vectors
+
+    def _all_windows(
+        self, sources: Iterable[Source], position: Position | None
+    ) -> Iterator[tuple["_Document", Window]]:
+        for index, source in enumerate(sources):
+            document = _Document(index, None if index else position)
+            try:
+                with closing(self._planned(source, document)) as windows:
+                    for window in windows:
+                        yield document, window
+            except Exception as error:
+                error.add_note(f"in document {index}")
+                raise
+
+    def _planned(self, source: Source, document: "_Document") -> Generator[Window, None, None]:
+        """The windows of a document that hold something of a chunk that is still wanted."""
+        with closing(pieces(source)) as stream:
+            tokens = self._chunk_tokens(chunk_stream(stream, self.tokenizer, self.options), document)
+            for window in plan_windows(tokens, self.sizes, self.tokenizer.sep_id if self.separates else None):
+                if any(part.index >= document.n_skipped for part in window.parts):
+                    yield window
+        if document.n_chunks < document.n_skipped:
+            raise InputError(
+                f"resume: the source is not the one that the position is from: it has {document.n_chunks:,} chunks, "
+                f"the position stands behind {document.n_skipped:,}"
+            )
+
+    def _chunk_tokens(self, chunks: Iterator[TextChunk], document: "_Document") -> Iterator[ChunkTokens]:
+        heading, heading_ids = (), np.empty(0, np.int64)
+        for index, chunk in enumerate(chunks):
+            document.n_chunks += 1
+            if document.position is not None:
+                document.position.require_behind(index, chunk)
+            if self.sizes.sticky and chunk.heading != heading:
+                heading = chunk.heading
+                heading_ids = self.tokenizer.text_rows([_HEADING_JOINT.join(heading)])[0].ids
+            # Without a separator the blanks keep words apart, as they do in the document.
+            text = chunk.text if self.separates else chunk.gap + chunk.text
+            yield ChunkTokens(chunk, self.tokenizer.text_rows([text])[0].ids, heading_ids)
+
+    def _encoded(self, windows: list[tuple["_Document", Window]]) -> Iterator[tuple[int, ChunkVector]]:
+        """The vectors that the windows close, in order."""
+        for (document, window), means in zip(windows, self._means([window for _, window in windows]), strict=True):
+            quantize.require_finite(means, [f"document {document.index}, chunk {p.index}" for p in window.parts])
+            for part, part_mean in zip(window.parts, means, strict=True):
+                mean = document.running.add(part, part_mean)
+                if mean is not None and part.index >= document.n_skipped:
+                    yield document.index, self._vector(part, mean)
+
+    def _means(self, windows: list[Window]) -> list[np.ndarray]:
+        """The mean of each part of each window, float32 `[n_parts, D]`; rows go to the session as it likes them."""
+        means = [np.zeros((len(window.parts), self.session.spec.dim), np.float32) for window in windows]
+        rows = [window.row for window in windows]
+        for picked in plan_batches([len(row) for row in rows], self.session.policy):
+            found = self.session.span_means(collate([rows[i] for i in picked], self.tokenizer.sep_id))
+            first = 0
+            for i in picked:
+                means[i] = found[first : first + len(rows[i].bounds)]
+                first += len(rows[i].bounds)
+        return means
+
+    def _vector(self, part: Part, mean: np.ndarray) -> ChunkVector:
+        chunk = part.chunk
+        codes = quantize.quantize(quantize.truncate_dims(mean[None], self.dim), self.precision)[0]
+        return ChunkVector(
+            index=part.index,
+            start=chunk.start,
+            stop=chunk.stop,
+            codes=codes,
+            line=chunk.line,
+            page=chunk.page,
+            heading=chunk.heading,
+            tokens=part.n_tokens,
+            position=Position(part.index + 1, chunk.stop, chunk.digest).token(self.settings),
+        )
+
+
+async def in_thread(windows: Windows) -> AsyncIterator[ChunkVector]:
+    """The vectors of windows that are made in a thread of their own, the next one only when it is asked for.
+
+    Closing or cancelling waits for no window: the thread ends with the one it is at, and everything is let go of.
+    """
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pplx-edge-stream")
+    loop = asyncio.get_running_loop()
+    try:
+        while vectors := await loop.run_in_executor(thread, next, windows, None):
+            for vector in vectors:
+                yield vector
+    finally:
+        thread.submit(windows.close)
+        thread.shutdown(wait=False)
+
+
+def _flat(windows: Windows) -> Iterator[ChunkVector]:
+    with closing(windows):
+        for vectors in windows:
+            yield from vectors
+
+
+@dataclass(slots=True)
+class _Document:
+    """What is known of a document under way."""
+
+    index: int
+    position: Position | None = None
+    n_chunks: int = 0
+    running: RunningMean = field(default_factory=RunningMean)
+
+    @property
+    def n_skipped(self) -> int:
+        """How many chunks were given out before."""
+        return self.position.n_chunks if self.position else 0
+
+
+def _token_values(token: str) -> list[Any]:
+    """What a token holds, whose first four values are of the right kind."""
+    values: Any = None
+    with suppress(ValueError, TypeError, RecursionError):
+        values = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    match values:
+        case [int(), int(n_chunks), int(stop), str(), *_] if n_chunks > 0 and stop > 0:
+            return values
+    raise InputError("resume: not a position of a stream; pass the `position` of the last chunk that you have")
