@@ -132,13 +132,14 @@ def _add_parts(parser: ArgumentParser) -> None:
     group.add_argument(
         "--margins", type=_counts, default=[0, 32, 64, 128, 256, 512, 1024], metavar="N,N", help="0,32,…,1024"
     )
-    group.add_argument("--documents", type=positive, metavar="N", help="sections of books (8); many: documents (3000)")
+    group.add_argument("--sections", type=positive, default=8, metavar="N", help="of the books (default: %(default)s)")
     group = parser.add_argument_group("quality")
     group.add_argument("--tasks", type=comma_list, metavar="T,T", help=f"default {', '.join(TASKS)}, {BOOKS}")
     group.add_argument("--sticky", type=positive, default=64, metavar="N", help="tokens (default: %(default)s)")
     group.add_argument("--questions", type=positive, default=80, metavar="N", help="a book (default: %(default)s)")
     group.add_argument("--books", type=comma_list, metavar="ID,ID", help="only these documents of longdocs")
     group = parser.add_argument_group("many")
+    group.add_argument("--documents", type=positive, default=3000, metavar="N", help="(default: %(default)s)")
     group.add_argument("--repeats", type=positive, default=5, metavar="N", help="timings (default: %(default)s)")
 
 
@@ -239,11 +240,11 @@ class _Bench:
 
     def measure_fidelity(self) -> list[Result]:
         """See `fidelity`. Sections leave room for the separators between their chunks."""
-        n_documents, most = self.args.documents or 8, self.embedder.max_tokens
+        most = self.embedder.max_tokens
         n_tokens = most - 2 * (most // self.args.chunk_tokens) - self.args.chunk_tokens
-        texts = sections(self.books, self.embedder.tokenizer, n_tokens, n_documents)
+        texts = sections(self.books, self.embedder.tokenizer, n_tokens, self.args.sections)
         windows = [window for window in self.args.windows or (512, 1024, 2048, 4096) if window <= most]
-        about = self.made_of(books_hash=self.books_hash, documents=n_documents, books=self.args.books)
+        about = self.made_of(books_hash=self.books_hash, sections=self.args.sections, books=self.args.books)
         return measure_fidelity(self.embedder, texts, windows, self.args.margins, self.cutting, about, self.results)
 
     def measure_quality(self) -> list[Result]:
@@ -267,8 +268,7 @@ class _Bench:
 
     def measure_many(self) -> list[Result]:
         """See `many`."""
-        n_documents = self.args.documents or 3000
-        texts = small_documents(task_folders([self.args.data], self.args.tasks), n_documents)
+        texts = small_documents(task_folders([self.args.data], self.args.tasks), self.args.documents)
         about = self.made_of(
             documents=len(texts), tasks=self.args.tasks, repeats=self.args.repeats, threads=self.threads
         )
