@@ -73,7 +73,7 @@ def measure_fidelity(
     return found
 
 
-def has_room(setting: Mapping[str, int], spec: ModelSpec) -> bool:
+def has_room(setting: Mapping[str, Any], spec: ModelSpec) -> bool:
     """Whether a stream can have this window and margin."""
     try:
         WindowSizes.of(StreamOptions(**setting), spec)
