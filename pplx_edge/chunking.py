@@ -94,12 +94,8 @@ class _Chunker:
         self.window.fill(self.block_chars + 1)
         self.text = self.window.text[: self.block_chars]
         self.is_last = len(self.window.text) <= self.block_chars
-        offsets = np.empty((0, 2), np.int64)
-        if not self.text.isspace():
-            encoding = self.tokenizer.encode_with_offsets(self.text)
-            offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        # Normalisation may hand out offsets that step back by a character; a search needs them sorted.
-        self.token_starts, self.token_stops = np.maximum.accumulate(offsets, axis=0).T
+        offsets = np.empty((0, 2), np.int64) if self.text.isspace() else self.tokenizer.offsets(self.text)
+        self.token_starts, self.token_stops = offsets.T
         self.structure = Structure(self.text, before, self.options.format)
         self.breaks, self.n_passed = self.structure.breaks, 0
 

@@ -5,11 +5,14 @@ may type the separator's text, so boundaries can never be found again by looking
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from unicodedata import is_normalized
 
 import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as BpeTokenizer
+from tokenizers.decoders import ByteLevel
 
 from pplx_edge.errors import CheckpointError, InputError
 from pplx_edge.spec import ModelSpec
@@ -64,6 +67,37 @@ class Tokenizer:
         """The library's own encoding of one text, for what needs character offsets."""
         require_texts([text], "texts")
         return self._bpe.encode(text, add_special_tokens=False)
+
+    def offsets(self, text: str) -> np.ndarray:
+        """The characters `[start, stop)` that each token of a text touches, int64 `[T, 2]`; starts and stops ascend.
+
+        The tokens of a byte-level vocabulary say themselves how many bytes they are, which is much faster than the
+        library's own count; that one is used where normalisation changes the text.
+        """
+        require_texts([text], "texts")
+        if self._token_bytes is not None and is_normalized("NFC", text):
+            ids = self._encode([text])[0]
+            stops = np.cumsum(self._token_bytes[ids])
+            encoded = np.frombuffer(text.encode(), np.uint8)
+            if len(ids) and stops[-1] == len(encoded):
+                character = np.cumsum((encoded & 0xC0) != 0x80) - 1
+                starts = np.concatenate([[0], stops[:-1]])
+                return np.stack([character[starts], character[stops - 1] + 1], axis=1)
+        offsets = np.array(self.encode_with_offsets(text).offsets, np.int64).reshape(-1, 2)
+        # Normalisation may hand out offsets that step back by a character.
+        return np.maximum.accumulate(offsets, axis=0)
+
+    @cached_property
+    def _token_bytes(self) -> np.ndarray | None:
+        """How many bytes each token stands for, int64 `[vocabulary]`; None when the vocabulary is not byte-level."""
+        if not isinstance(self._bpe.decoder, ByteLevel):
+            return None
+        vocabulary = self._bpe.get_vocab(with_added_tokens=True)
+        n_bytes = np.zeros(max(vocabulary.values(), default=-1) + 1, np.int64)
+        n_bytes[list(vocabulary.values())] = [len(token) for token in vocabulary]  # a character is a byte
+        for token, added in self._bpe.get_added_tokens_decoder().items():
+            n_bytes[token] = len(added.content.encode())
+        return n_bytes
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -83,9 +83,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def test_fidelity_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path):
     found = tmp_path / "found.jsonl"
     options = ("bench", "stream", data, "--what", "fidelity", "--model", model, "--chunk-tokens", "24", "--json", found)
-    status, out, err = run(
-        *options, "--sections", "2", "--windows", "128,256", "--margins", "0,32", "--plot", tmp_path
-    )
+    status, out, err = run(*options, "--sections", "2", "--windows", "128,256", "--margins", "0,32", "--plot", tmp_path)
     assert status == 0, err
     assert "fastest within" in out
     rows = lines_of(found)

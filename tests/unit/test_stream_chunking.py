@@ -1,6 +1,7 @@
 """Chunks of a stream: bounded look-ahead, the same however the stream is cut, each with its place in the document."""
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_how_the_stream_is_cut_into_pieces_changes_nothing(text: str, size: int,
 @given(long_texts, st.integers(2, 10))
 def test_an_overlap_repeats_the_end_of_the_chunk_before(text: str, overlap: int):
     found = chunks_of(text, chunk_tokens=20, overlap=overlap)
-    for before, chunk in zip(found, found[1:], strict=False):
+    for before, chunk in itertools.pairwise(found):
         assert before.start < chunk.start
         assert before.stop < chunk.stop
         assert not text[before.stop : chunk.start].strip()
@@ -86,7 +87,7 @@ def test_an_overlap_repeats_the_end_of_the_chunk_before(text: str, overlap: int)
 def test_an_overlap_begins_with_a_sentence():
     found = chunks_of("The fox sleeps. The dog runs. " * 30, chunk_tokens=40, overlap=20)
     assert len(found) > 3
-    for before, chunk in zip(found, found[1:], strict=False):
+    for before, chunk in itertools.pairwise(found):
         assert chunk.start < before.stop
         assert chunk.text.startswith("The ")
 
@@ -127,14 +128,14 @@ def test_the_look_ahead_is_one_block():
 )
 def test_endless_text_of_one_kind_is_cut_in_linear_work(unit: str, monkeypatch: pytest.MonkeyPatch):
     n_seen = 0
-    encode = TOKENIZER.encode_with_offsets
+    offsets = TOKENIZER.offsets
 
     def counted(text: str):
         nonlocal n_seen
         n_seen += len(text)
-        return encode(text)
+        return offsets(text)
 
-    monkeypatch.setattr(TOKENIZER, "encode_with_offsets", counted)
+    monkeypatch.setattr(TOKENIZER, "offsets", counted)
     text = unit * (100_000 // len(unit))
     found = chunks_of(text)
     assert (

@@ -50,6 +50,14 @@ def test_any_text_survives_the_round_trip(text: str):
     assert BPE.decode(ids_of(text), skip_special_tokens=False) == BPE.normalizer.normalize_str(text)
 
 
+@given(TEXTS | st.sampled_from(list(STRANGE.values())))
+@example("")
+@example("e\u0301 a\u0308")
+def test_offsets_are_those_of_the_library(text: str):
+    library = np.array(TOKENIZER.encode_with_offsets(text).offsets, np.int64).reshape(-1, 2)
+    assert np.array_equal(TOKENIZER.offsets(text), np.maximum.accumulate(library, axis=0))
+
+
 @pytest.mark.parametrize("kind", STRANGE)
 def test_strange_text_survives_the_round_trip(kind: str):
     text = STRANGE[kind]
