@@ -28,17 +28,18 @@ from pplx_bench.streams.sizes import METHODS, STREAM_CODE, SizeRun, is_flat, mea
 from pplx_bench.workdir import default_work, fingerprint, say
 from pplx_edge import backends, hub
 from pplx_edge.artifact import sha256
-from pplx_edge.chunking import DEFAULT_CHUNK_TOKENS
 from pplx_edge.cli.options import positive
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError
 from pplx_edge.hub import BUILT_IN
 from pplx_edge.preparation import ready_directory
+from pplx_edge.types import DEFAULT_CHUNK_TOKENS
 
 WHATS = ("size", "fidelity", "quality", "many")
 TASKS = ("squad-context", "factbook-context")
 BOOKS = "books"
 _HASH_DIGITS = 16
+SEPARATORS = {"auto": None, "on": True, "off": False}
 _UNITS = {"k": 1_000, "m": 1_000_000}
 
 
@@ -110,6 +111,9 @@ def _add_stream(group: Any) -> None:
     group.add_argument(
         "--chunk-tokens", type=positive, default=DEFAULT_CHUNK_TOKENS, metavar="N", help="default: %(default)s"
     )
+    group.add_argument(
+        "--separator", choices=SEPARATORS, default="auto", help="between chunks; auto: as the library does by itself"
+    )
 
 
 def _add_parts(parser: ArgumentParser) -> None:
@@ -128,13 +132,14 @@ def _add_parts(parser: ArgumentParser) -> None:
     group.add_argument(
         "--margins", type=_counts, default=[0, 32, 64, 128, 256, 512, 1024], metavar="N,N", help="0,32,…,1024"
     )
-    group.add_argument("--documents", type=positive, metavar="N", help="sections of books (8); many: documents (3000)")
+    group.add_argument("--sections", type=positive, default=8, metavar="N", help="of the books (default: %(default)s)")
     group = parser.add_argument_group("quality")
     group.add_argument("--tasks", type=comma_list, metavar="T,T", help=f"default {', '.join(TASKS)}, {BOOKS}")
     group.add_argument("--sticky", type=positive, default=64, metavar="N", help="tokens (default: %(default)s)")
     group.add_argument("--questions", type=positive, default=80, metavar="N", help="a book (default: %(default)s)")
     group.add_argument("--books", type=comma_list, metavar="ID,ID", help="only these documents of longdocs")
     group = parser.add_argument_group("many")
+    group.add_argument("--documents", type=positive, default=3000, metavar="N", help="(default: %(default)s)")
     group.add_argument("--repeats", type=positive, default=5, metavar="N", help="timings (default: %(default)s)")
 
 
@@ -197,13 +202,18 @@ class _Bench:
     @property
     def options(self) -> dict[str, Any]:
         """What every stream is asked for, window and margin only where they were given."""
-        named = {"window": self.args.window, "margin": self.args.margin, "chunk_tokens": self.args.chunk_tokens}
-        return {name: value for name, value in named.items() if value is not None}
+        named = {"window": self.args.window, "margin": self.args.margin}
+        return {name: value for name, value in named.items() if value is not None} | self.cutting
+
+    @property
+    def cutting(self) -> dict[str, Any]:
+        """The part of it that says what chunks are and what stands between them."""
+        return {"chunk_tokens": self.args.chunk_tokens, "separator": SEPARATORS[self.args.separator]}
 
     def made_of(self, **more: Any) -> dict[str, Any]:
         """What the key of a result begins with."""
         about = {"label": self.label, "model_hash": self.model_hash, "code": fingerprint(*STREAM_CODE)}
-        return about | {"chunk_tokens": self.args.chunk_tokens} | more
+        return about | self.cutting | more
 
     def measure_size(self) -> list[Result]:
         """See `sizes`."""
@@ -230,13 +240,12 @@ class _Bench:
 
     def measure_fidelity(self) -> list[Result]:
         """See `fidelity`. Sections leave room for the separators between their chunks."""
-        n_documents, most = self.args.documents or 8, self.embedder.max_tokens
+        most = self.embedder.max_tokens
         n_tokens = most - 2 * (most // self.args.chunk_tokens) - self.args.chunk_tokens
-        texts = sections(self.books, self.embedder.tokenizer, n_tokens, n_documents)
+        texts = sections(self.books, self.embedder.tokenizer, n_tokens, self.args.sections)
         windows = [window for window in self.args.windows or (512, 1024, 2048, 4096) if window <= most]
-        about = self.made_of(books_hash=self.books_hash, documents=n_documents, books=self.args.books)
-        options = {"chunk_tokens": self.args.chunk_tokens}
-        return measure_fidelity(self.embedder, texts, windows, self.args.margins, options, about, self.results)
+        about = self.made_of(books_hash=self.books_hash, sections=self.args.sections, books=self.args.books)
+        return measure_fidelity(self.embedder, texts, windows, self.args.margins, self.cutting, about, self.results)
 
     def measure_quality(self) -> list[Result]:
         """See `quality`."""
@@ -244,28 +253,27 @@ class _Bench:
         tasks = [name for name in names if name != BOOKS]
         windows = self.args.windows or [512, 1024]
         encoder = EdgeEncoder(self.embedder, MAX_TEXT_TOKENS, self.embedder.max_tokens)
-        about = self.made_of(options={"chunk_tokens": self.args.chunk_tokens})
+        about = self.made_of(options=self.cutting)
+        spec = self.embedder.session.spec
         found = []
         for folder in task_folders([self.args.data], tasks) if tasks else []:
-            ways = readings(windows, self.args.margin, self.args.sticky, full=True)
-            found += measure_task(encoder, read_task(folder), ways, {}, about, self.results)
+            ways = readings(windows, self.args.margin, self.args.sticky, spec, full=True)
+            found += measure_task(encoder, read_task(folder), ways, self.cutting, about, self.results)
         if BOOKS in names:
-            ways = readings([*windows, self.embedder.max_tokens], self.args.margin, self.args.sticky, full=False)
-            options = {"chunk_tokens": self.args.chunk_tokens}
+            windows = list(dict.fromkeys([*windows, spec.max_tokens]))
+            ways = readings(windows, self.args.margin, self.args.sticky, spec, full=False)
             about |= {"books_hash": self.books_hash, "books": self.args.books}
-            found += measure_books(encoder, self.books, self.args.questions, ways, options, about, self.results)
+            found += measure_books(encoder, self.books, self.args.questions, ways, self.cutting, about, self.results)
         return found
 
     def measure_many(self) -> list[Result]:
         """See `many`."""
-        n_documents = self.args.documents or 3000
-        texts = small_documents(task_folders([self.args.data], self.args.tasks), n_documents)
+        texts = small_documents(task_folders([self.args.data], self.args.tasks), self.args.documents)
         about = self.made_of(
             documents=len(texts), tasks=self.args.tasks, repeats=self.args.repeats, threads=self.threads
         )
         say(f"many: {len(texts):,} documents, {self.args.repeats + 1} times each way")
-        options = {"chunk_tokens": self.args.chunk_tokens}
-        make = lambda: measure_many(self.embedder, texts, options, self.args.repeats)  # noqa: E731
+        make = lambda: measure_many(self.embedder, texts, self.cutting, self.args.repeats)  # noqa: E731
         return [self.results.get("many", about, make)]
 
 

@@ -27,6 +27,7 @@ from pplx_bench.streams import sizes, whole
 from pplx_bench.streams.books import Book, characters_for, pieces, read_books, sections
 from pplx_bench.streams.counting import Pace, counted
 from pplx_bench.streams.fidelity import compare, has_room, measure_fidelity, recommended
+from pplx_bench.streams.given import streamed_chunks, streamed_documents
 from pplx_bench.streams.quality import share_kept
 from pplx_bench.streams.questions import asked, right_chunks, sentences
 from pplx_bench.streams.results import Results
@@ -82,9 +83,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def test_fidelity_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path):
     found = tmp_path / "found.jsonl"
     options = ("bench", "stream", data, "--what", "fidelity", "--model", model, "--chunk-tokens", "24", "--json", found)
-    status, out, err = run(
-        *options, "--documents", "2", "--windows", "128,256", "--margins", "0,32", "--plot", tmp_path
-    )
+    status, out, err = run(*options, "--sections", "2", "--windows", "128,256", "--margins", "0,32", "--plot", tmp_path)
     assert status == 0, err
     assert "fastest within" in out
     rows = lines_of(found)
@@ -190,6 +189,27 @@ def test_macro_windows_give_each_token_the_state_of_its_first_window(n: int, win
         assert states[token, 1] == min(window, n - first), token
 
 
+def test_windows_and_margins_that_a_stream_cannot_have_are_left_out(embedder: Embedder):
+    spec = embedder.session.spec
+    assert has_room({"window": 256, "margin": 96}, spec)
+    assert not has_room({"window": 256, "margin": 97}, spec)
+    assert not has_room({"window": 1024, "margin": 0}, spec)
+
+
+def test_given_chunks_have_the_means_of_a_stream_that_is_cut_alike(embedder: Embedder):
+    text = "\n\n".join(paragraph(i) for i in range(6))
+    for separator in (True, False):
+        options = {"window": 128, "margin": 16, "chunk_tokens": 40, "separator": separator}
+        cut, bounds = streamed_chunks(embedder, [text], options)
+        given = streamed_documents(embedder, [[text[start:stop] for start, stop in bounds[0]]], options)
+        assert cut.n_windows == given.n_windows > 3
+        if separator:  # else what stands between given chunks is not known
+            assert np.array_equal(cut.means, given.means)
+    fits = ["one lamp", "two lamps", "no lamp"]
+    whole = embedder.encode_chunks([fits], "float32")[0]
+    assert np.array_equal(streamed_documents(embedder, [fits], {"window": 128, "separator": True}).means, whole)
+
+
 def test_a_document_over_the_models_maximum_is_refused_for_fidelity(embedder: Embedder):
     about = {"chunk_tokens": 24}
     text = "\n\n".join(paragraph(i) for i in range(40))
@@ -236,8 +256,6 @@ def test_the_recommended_setting_is_the_fastest_of_the_faithful():
     assert found is not None
     assert (found["window"], found["margin"]) == (512, 64)
     assert recommended([]) is None
-    assert has_room(256, 64, 126)
-    assert not has_room(256, 64, 127)
 
 
 @pytest.mark.parametrize("n_questions", [1, 3, 5])

@@ -89,7 +89,7 @@ def sections(books: Sequence[Book], tokenizer: Tokenizer, n_tokens: int, n_secti
         text = _first_tokens(book.text[start:].lstrip(), tokenizer, n_tokens)
         if text is None:
             raise InputError(
-                f"{book.title}: fewer than {n_tokens:,} tokens from character {start:,} on; ask for fewer documents"
+                f"{book.title}: fewer than {n_tokens:,} tokens from character {start:,} on; ask for fewer sections"
             )
         found.append(text)
     return found

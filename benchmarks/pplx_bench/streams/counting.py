@@ -1,6 +1,7 @@
 """A session that counts what it computes, and a stream's pace in parts."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -39,8 +40,9 @@ class CountingSession:
 
 def counted(embedder: Embedder) -> tuple[Embedder, CountingSession]:
     """The same model behind a counter."""
-    session = CountingSession(embedder.session)
-    return Embedder(session, embedder.tokenizer, embedder.weights), session
+    opened: Any = embedder.session  # when the embedder is closed, what stands there says so
+    session = CountingSession(opened)
+    return Embedder(session, embedder.tokenizer), session
 
 
 @dataclass(slots=True)

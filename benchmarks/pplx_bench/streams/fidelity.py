@@ -12,7 +12,9 @@ from pplx_bench.timing import CpuWatch
 from pplx_bench.workdir import say
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError
+from pplx_edge.late_chunking import WindowSizes
 from pplx_edge.quantize import quantize
+from pplx_edge.spec import ModelSpec
 from pplx_edge.types import ChunkVector, StreamOptions
 
 FULL = "full context"
@@ -28,7 +30,7 @@ def measure_fidelity(
     made_of: Mapping[str, Any],
     results: Results,
 ) -> list[Result]:
-    """A result for the full context and for each window and margin that leave room for a chunk between margins.
+    """A result for the full context and for each window and margin that a stream can have.
 
     Raises InputError when a document does not fit the model in one pass.
     """
@@ -57,9 +59,9 @@ def measure_fidelity(
     found = [results.get("fidelity", about, lambda: _summed([cost for _, cost in references()]))]
     for window in windows:
         for margin in margins:
-            if not has_room(window, margin, int(made_of["chunk_tokens"])):
-                continue
             setting = {"window": window, "margin": margin}
+            if not has_room(setting, session.spec):
+                continue
             result = results.get(
                 "fidelity", {**made_of, **setting, "kind": "windowed"}, lambda setting=setting: windowed(setting)
             )
@@ -71,9 +73,13 @@ def measure_fidelity(
     return found
 
 
-def has_room(window: int, margin: int, chunk_tokens: int) -> bool:
-    """Whether a window holds two margins and at least a chunk with its separators between them."""
-    return 2 * margin + chunk_tokens + 2 <= window
+def has_room(setting: Mapping[str, Any], spec: ModelSpec) -> bool:
+    """Whether a stream can have this window and margin."""
+    try:
+        WindowSizes.of(StreamOptions(**setting), spec)
+    except InputError:
+        return False
+    return True
 
 
 def compare(full: np.ndarray, windowed: np.ndarray) -> dict[str, Any]:

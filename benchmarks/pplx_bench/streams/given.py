@@ -11,7 +11,10 @@ from pplx_bench.streams.counting import counted
 from pplx_edge.batching import collate
 from pplx_edge.embedder import Embedder
 from pplx_edge.late_chunking import ChunkTokens, RunningMean, WindowSizes, plan_windows
+from pplx_edge.tokenization import Tokenizer
 from pplx_edge.types import StreamOptions, TextChunk
+
+_GAP = "\n"  # between two given chunks, where no separator stands there
 
 
 def streamed_chunks(
@@ -29,22 +32,29 @@ def streamed_chunks(
 
 
 def streamed_documents(embedder: Embedder, documents: Sequence[Sequence[str]], options: Mapping[str, Any]) -> Encoded:
-    """Means of chunks that are given, as a stream of exactly these chunks makes them."""
+    """Means of chunks that are given, from the windows that a stream of exactly these chunks is read in."""
     embedder, session = counted(embedder)
-    sizes, started = WindowSizes.of(StreamOptions(**options), session.spec), time.perf_counter()
-    means = [mean for chunks in documents for mean in _streamed(embedder, chunks, sizes)]
+    stream_options = StreamOptions(**options)
+    sizes = WindowSizes.of(stream_options, session.spec)
+    separates = session.spec.contextual if stream_options.separator is None else stream_options.separator
+    sep_id = embedder.tokenizer.sep_id
+    means, started = [], time.perf_counter()
+    for chunks in documents:
+        tokens, running = _tokens(chunks, embedder.tokenizer, separates), RunningMean()
+        for window in plan_windows(tokens, sizes, sep_id if separates else None):
+            found = session.span_means(collate([window.row], sep_id))
+            closed = [running.add(part, mean) for part, mean in zip(window.parts, found, strict=True)]
+            means += [mean for mean in closed if mean is not None]
     seconds = time.perf_counter() - started
     return Encoded(np.stack(means), session.n_tokens, 0, session.n_passes, seconds)
 
 
-def _streamed(embedder: Embedder, chunks: Sequence[str], sizes: WindowSizes) -> Iterator[np.ndarray]:
-    """The means of a document's chunks, in order. There are no headings, so its first chunk is what is sticky."""
-    sep_id, running = embedder.tokenizer.sep_id, RunningMean()
-    tokens = (
-        ChunkTokens(TextChunk(0, len(text), text, "", 1, None, (), ""), row.ids, np.empty(0, np.int64))
-        for text, row in zip(chunks, embedder.tokenizer.text_rows(chunks), strict=True)
-    )
-    for window in plan_windows(tokens, sizes, sep_id):
-        means = embedder.session.span_means(collate([window.row], sep_id))
-        whole = (running.add(part, mean) for part, mean in zip(window.parts, means, strict=True))
-        yield from (mean for mean in whole if mean is not None)
+def _tokens(chunks: Sequence[str], tokenizer: Tokenizer, separates: bool) -> Iterator[ChunkTokens]:
+    """The chunks as a stream hands them to its windows, one after another in a document without headings."""
+    position = 0
+    for i, text in enumerate(chunks):
+        gap = _GAP if i else ""
+        start, position = position + len(gap), position + len(gap) + len(text)
+        chunk = TextChunk(start, position, text, gap, line=i + 1, page=None, heading=(), digest="")
+        (row,) = tokenizer.text_rows([text if separates else gap + text])
+        yield ChunkTokens(chunk, row.ids, np.empty(0, np.int64))

@@ -20,7 +20,10 @@ from pplx_bench.streams.questions import asked, right_chunks
 from pplx_bench.streams.results import Result, Results
 from pplx_bench.workdir import say
 from pplx_edge.errors import InputError
+from pplx_edge.late_chunking import WindowSizes
 from pplx_edge.quantize import quantize
+from pplx_edge.spec import ModelSpec
+from pplx_edge.types import StreamOptions
 
 ALONE, TITLE, FULL, STREAM, STICKY = "alone", "title", "full", "stream", "stream sticky"
 BOOKS = "books"
@@ -44,15 +47,16 @@ class Reading:
         return f"{self.name} {self.options['window']}/{self.options['margin']}"
 
 
-def readings(windows: Sequence[int], margin: int | None, sticky: int, *, full: bool) -> list[Reading]:
+def readings(windows: Sequence[int], margin: int | None, sticky: int, spec: ModelSpec, *, full: bool) -> list[Reading]:
     """Every way that is compared: a stream in each window without and with so many sticky tokens.
 
-    Its margin is an eighth of the window where none is given.
+    Its margin is what the stream takes by itself where none is given.
     """
+    margins = {w: WindowSizes.of(StreamOptions(window=w, margin=margin), spec).margin for w in windows}
     found = [Reading(name, {}) for name in (ALONE, TITLE, *((FULL,) if full else ()))]
     for name, n_sticky in ((STREAM, 0), (STICKY, sticky)):
         for window in windows:
-            options = {"window": window, "margin": window // 8 if margin is None else margin, "sticky": n_sticky}
+            options = {"window": window, "margin": margins[window], "sticky": n_sticky}
             found.append(Reading(name, options))
     return found
 
