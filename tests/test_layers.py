@@ -59,7 +59,8 @@ BELOW = {
     "convert": COLUMNS | {"convert"},
     "quant": COLUMNS | {"quant"},
     "search": {"base", "facade", "search"},
-    "bench": COLUMNS | {"preparation", "streaming", "embedder", "facade", "convert", "quant", "search", "cli", "data", "bench"},
+    "bench": COLUMNS
+    | {"preparation", "streaming", "embedder", "facade", "convert", "quant", "search", "cli", "data", "bench"},
 }
 LAZILY = {"preparation": {"convert"}, "cli": {"convert", "quant", "bench", "search"}}
 SINGLE_ARROWS = {("backends", "pplx_edge.pooling")}  # a graph that returns only token states

@@ -11,6 +11,7 @@ import torch
 
 from pplx_edge.errors import EdgeError
 from pplx_quant.checkpoint import CONFIG, TOKENIZER_FILES, WEIGHTS, read_model, write_checkpoint
+from pplx_quant.context_prior import quiet_constant
 from pplx_quant.errors import ConfigError
 from pplx_quant.options import parse_config
 from pplx_quant.stock_layout import FOLDERS_AND_FILES, VECTORS
@@ -28,7 +29,14 @@ class ExportConfig:
     dtype: str = "float16"
     vectors: str = field(default="codes", metadata={"help": "what sentence-transformers gives: means, codes, int8"})
 
+    quiet_constant: float = field(
+        default=1.0,
+        metadata={"help": "factor of the last component where attention reads it, for models with a context prior"},
+    )
+
     def __post_init__(self) -> None:
+        if not 0 < self.quiet_constant <= 1:
+            raise ConfigError(f"--quiet-constant {self.quiet_constant} must be above 0 and at most 1")
         if self.vectors not in VECTORS:
             raise ConfigError(f"--vectors {self.vectors} must be one of {', '.join(VECTORS)}")
         if self.dtype not in DTYPES:
@@ -42,6 +50,8 @@ def export(config: ExportConfig) -> float:
     """
     require_replaceable(config.out)
     model = read_model(config.checkpoint)
+    if config.quiet_constant != 1:
+        quiet_constant(model, config.quiet_constant)
     write_checkpoint(config.out, model, config.checkpoint, DTYPES[config.dtype], vectors=config.vectors)
     before, after = model.state_dict(), read_model(config.out).state_dict()
     return max(float((before[name] - after[name]).abs().max()) for name in before)

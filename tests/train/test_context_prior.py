@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pplx_quant.context_prior import BEGINNING_TOKENS, give_context
+from pplx_quant.context_prior import BEGINNING_TOKENS, give_context, quiet_constant
 from pplx_quant.errors import ConfigError
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder, rotary_table, rotate
@@ -68,3 +68,12 @@ def test_heads_without_company_are_refused(model):
     lonely = Qwen3Encoder(replace(model.spec, n_heads=model.spec.n_kv_heads))
     with pytest.raises(ConfigError, match="two query heads"):
         give_context(lonely, 1.0)
+
+
+def test_a_quieter_constant_is_the_same_function(model):
+    give_context(model, 0.7)
+    ids = torch.randint(0, model.spec.vocab_size, (2, 50))
+    with torch.no_grad():
+        before = model(ids)
+        quiet_constant(model, 0.25)
+        torch.testing.assert_close(model(ids), before, rtol=1e-4, atol=1e-4)

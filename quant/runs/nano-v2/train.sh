@@ -55,4 +55,4 @@ stage() {
 }
 [ -d "$runs/merged" ] || python -m pplx_quant.merge --first "$runs/context/checkpoint" \
     --second "$runs/triplet/checkpoint" --out "$runs/merged" --weight 0.3
-python -m pplx_quant.export --checkpoint "$runs/merged" --out "$model"
+python -m pplx_quant.export --checkpoint "$runs/merged" --out "$model" --quiet-constant 0.25
