@@ -54,5 +54,5 @@ stage() {
         --steps 12 --batch 192 --block 64 $common $quantised --boost qed=3 tydiqa=3 text.en=2
 }
 [ -d "$runs/merged" ] || python -m pplx_quant.merge --first "$runs/context/checkpoint" \
-    --second "$runs/triplet/checkpoint" --out "$runs/merged" --weight 0.3
+    --second "$runs/triplet/checkpoint" --out "$runs/merged" --weight 0.7
 python -m pplx_quant.export --checkpoint "$runs/merged" --out "$model" --quiet-constant 0.25
