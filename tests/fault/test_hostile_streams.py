@@ -36,7 +36,7 @@ def drip(unit: str, n_chars: int) -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", STREAMS)
 def test_a_stream_of_one_thing_is_read_to_its_end_in_little_memory(kind: str):
-    n_chars = 200_000
+    n_chars = 80_000
     model = fake_embedder(FakeSession(spec=fake_spec(max_tokens=512)))
     expected = "".join(drip(STREAMS[kind], n_chars))
     tracemalloc.start()
