@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -136,16 +137,16 @@ class _Chunker:
             gap=self.gap if self.first == self.core else "",
             line=line,
             page=page,
-            heading=self.heading(),
+            heading=self.heading(stop),
             digest=self.window.digest(stop),
         )
 
-    def heading(self) -> tuple[str, ...]:
-        """The headings that the text at `core` stands under, those that it begins with included."""
+    def heading(self, stop: int) -> tuple[str, ...]:
+        """The headings that the chunk up to `stop` stands under, those that it begins with included."""
         self.pass_headings(self.core)
         path, position = self.path, self.core
-        for heading in self.structure.headings[self.n_passed :]:
-            if heading.start != position:
+        for heading in islice(self.structure.headings, self.n_passed, None):
+            if heading.start != position or position >= stop:
                 break
             path = _under(path, heading)
             line_end = self.text.find("\n", position)

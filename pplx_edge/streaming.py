@@ -269,5 +269,5 @@ def _token_values(token: str) -> list[Any]:
         values = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     match values:
         case [int(), int(n_chunks), int(stop), str(), *_] if n_chunks > 0 and stop > 0:
-            return values
+            return list(values)
     raise InputError("resume: not a position of a stream; pass the `position` of the last chunk that you have")

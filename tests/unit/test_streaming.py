@@ -322,7 +322,7 @@ def test_a_document_that_fails_is_named_and_those_before_it_are_there():
 def test_a_vector_that_is_not_finite_ends_many_documents_once():
     session = FakeSession()
     session.nan_id = fake_embedder(session).tokenizer.text_rows(["x"])[0].ids[0]
-    found, error = taken(fake_embedder(session).encode_streams(["One fox.", "Two.", "x", "Three."]))
+    found, error = taken(fake_embedder(session).encode_streams(["One dog.", "Two.", "x", "Three."]))
     assert isinstance(error, NumericalError)
     assert [i for i, _ in found] == [0, 1]
 
