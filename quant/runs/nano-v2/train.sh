@@ -1,7 +1,8 @@
 #!/bin/sh
 # Trains nano through every stage. A killed run goes on where it stopped when the script is started again.
 #   quant/runs/nano-v2/train.sh DATA RUNS TEACHER MODEL
-# TEACHER is the directory of all-MiniLM-L6-v2; the tokenizer is that of nano-v1, which stands in pplx_edge/nano.
+# TEACHER is the directory of all-MiniLM-L6-v2. The tokenizer lies in pplx_edge/nano; it was made by
+#   python -m pplx_quant.tokenizer --data DATA --out DIR
 set -euf
 data=$1 runs=$2 teacher=$3 model=$4
 packed=$runs/packed.npz
