@@ -28,7 +28,8 @@ LAYERS = {
     "checkpoint artifact hub models": "machines",
     "backends": "backends",
     "preparation": "preparation",
-    "embedder streaming": "embedder",
+    "streaming": "streaming",
+    "embedder": "embedder",
     "nano": "data",
     "cli __main__": "cli",
     "server": "server",
@@ -50,14 +51,16 @@ BELOW = {
     "machines": {"base", "machines", "data"},
     "backends": {"base", "machines", "backends"},
     "preparation": {"base", "machines", "backends"},
-    "embedder": COLUMNS | {"preparation"},
+    "streaming": {"base", "text", "numbers"},
+    "embedder": COLUMNS | {"preparation", "streaming"},
     "facade": {"base", "numbers", "embedder"},
     "cli": COLUMNS | {"preparation", "embedder", "facade", "server", "cli", "data"},
     "server": {"base", "text", "numbers", "embedder", "facade", "server"},
     "convert": COLUMNS | {"convert"},
     "quant": COLUMNS | {"quant"},
     "search": {"base", "facade", "search"},
-    "bench": COLUMNS | {"preparation", "embedder", "facade", "convert", "quant", "search", "cli", "data", "bench"},
+    "bench": COLUMNS
+    | {"preparation", "streaming", "embedder", "facade", "convert", "quant", "search", "cli", "data", "bench"},
 }
 LAZILY = {"preparation": {"convert"}, "cli": {"convert", "quant", "bench", "search"}}
 SINGLE_ARROWS = {("backends", "pplx_edge.pooling")}  # a graph that returns only token states
