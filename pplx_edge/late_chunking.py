@@ -23,7 +23,7 @@ from pplx_edge.types import StreamOptions, TextChunk, TokenRow
 
 # The defaults of StreamOptions that depend on the model or on each other.
 DEFAULT_WINDOW = 4096
-DEFAULT_MARGIN = 512
+DEFAULT_MARGIN = 256  # benchmarks/README.md, Fidelity: windows decide, margins past this bring nothing
 _MARGIN_SHARE = 8  # of a window that is too small for the default margin
 _LEAST_CORE_SHARE = 4
 _LEAST_WINDOW = 64

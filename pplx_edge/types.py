@@ -73,7 +73,7 @@ class StreamOptions:
 
     `window` is what the model reads at once (None: 4,096, or the model's limit when that is less); `memory_mb` asks
     for the window that this many megabytes beside the opened model allow instead. `margin` is the context on either
-    side of a window's own chunks (None: 512, or an eighth of a smaller window). `sticky` tokens of the document's
+    side of a window's own chunks (None: 256, or an eighth of a smaller window). `sticky` tokens of the document's
     first chunk, its title as a rule, and of the headings in force go ahead of each later window (0: none).
     `separator` joins chunks with the model's separator token; None does so for models that were trained with it.
 

@@ -158,7 +158,7 @@ def test_parts_are_summed_and_counted():
 
 
 def test_defaults_follow_the_model_and_each_other():
-    assert WindowSizes.of(StreamOptions(), fake_spec(max_tokens=32768)) == WindowSizes(4096, 512, 0)
+    assert WindowSizes.of(StreamOptions(), fake_spec(max_tokens=32768)) == WindowSizes(4096, 256, 0)
     assert WindowSizes.of(StreamOptions(), fake_spec(max_tokens=512)) == WindowSizes(512, 64, 0)
     assert WindowSizes.of(StreamOptions(window=1024, margin=0, sticky=9), fake_spec(max_tokens=2048)).margin == 0
 
