@@ -4,7 +4,7 @@ Letters in shapes: B rows, T tokens in the longest row, D dimensions, N spans.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -104,8 +104,8 @@ class StreamOptions:
             )
         if self.separator not in (None, True, False):
             raise InputError(f"separator must be True, False or None, got {self.separator!r}")
-        if self.format not in get_args(TextFormat):
-            raise InputError(f"unknown format {self.format!r}: choose one of {', '.join(get_args(TextFormat))}")
+        if self.format not in TEXT_FORMATS:
+            raise InputError(f"unknown format {self.format!r}: choose one of {', '.join(TEXT_FORMATS)}")
 
     def _require_whole(self, name: str, least: int) -> None:
         value = getattr(self, name)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from pplx_quant.context_prior import BEGINNING_TOKENS, give_context, quiet_constant
 from pplx_quant.errors import ConfigError
+from training_samples import TINY
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder, rotary_table, rotate
-from tests.train.training_samples import TINY
 
 
 def attention_weights(model: Qwen3Encoder, head: int, n_tokens: int) -> np.ndarray:
