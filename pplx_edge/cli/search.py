@@ -112,10 +112,19 @@ def _encoded(model: Embedder, files: Iterator[TextFile], context: bool) -> Itera
     """Passages and their int8 codes, some hundreds at a time; memory does not grow with the files."""
     with tqdm(unit=" passages", desc="reading", delay=_PROGRESS_DELAY_SECONDS, disable=None, leave=False) as bar:
         for block in _blocks(_documents(model, files, context)):
-            codes = model.encode_chunks([[passage.text for passage in document] for document in block])
+            codes = _codes(model, block, context)
             passages = [passage for document in block for passage in document]
             bar.update(len(passages))
             yield passages, np.concatenate(codes)
+
+
+def _codes(model: Embedder, block: list[list[Passage]], context: bool) -> list[np.ndarray]:
+    """int8 codes of the passages of each document; with context they are read after the path of their file."""
+    texts = [[passage.text for passage in document] for document in block]
+    if not context:
+        return model.encode_chunks(texts)
+    paths = [printable(document[0].file.path) for document in block]
+    return [codes[1:] for codes in model.encode_chunks([[path, *parts] for path, parts in zip(paths, texts, strict=True)])]
 
 
 def _documents(model: Embedder, files: Iterator[TextFile], context: bool) -> Iterator[list[Passage]]:

@@ -141,7 +141,7 @@ def pretrain(config: AblationConfig, pretraining: str) -> Path:
 
 
 def score(config: AblationConfig, init: Path, pretraining: str, pooling: str) -> dict[str, float]:
-    """nDCG@10 per held-out group after fine-tuning."""
+    """nDCG@10 of int8 vectors per held-out group after fine-tuning."""
     cfg = PairConfig(
         data=config.data,
         init=init,
@@ -160,7 +160,8 @@ def score(config: AblationConfig, init: Path, pretraining: str, pooling: str) ->
         seed=config.seed,
     )
     stage = PooledStage(cfg, pretraining, pooling)
-    return stage.validate(read_model(train(cfg, stage)))
+    scores = stage.validate(read_model(train(cfg, stage)))
+    return {name: score for name, score in scores.items() if name.startswith("ndcg_")}
 
 
 def ablate(config: AblationConfig) -> list[dict]:

@@ -5,7 +5,7 @@ that differ only in case or in a leading space share a vector, and frequent toke
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -67,9 +67,7 @@ def lexical_table(
     weights = SMOOTHING / (SMOOTHING + frequencies)
     table = np.empty((tokenizer.get_vocab_size(), dim), np.float32)
     known = dict(zip(words[0].tolist(), words[1], strict=True)) if words is not None else {}
-    for token in range(len(table)):
-        form = tokenizer.decode([token], skip_special_tokens=False).strip().casefold() or f"<{token}>"
-        direction = np.random.default_rng(_form_seed(form, seed)).standard_normal(dim - 1)
+    for token, direction in enumerate(_random_directions(tokenizer, dim - 1, seed)):
         if token in known:
             width = min(len(known[token]), dim - 1)
             rest = direction[width:]
@@ -78,6 +76,17 @@ def lexical_table(
         table[token, :-1] = weights[token] * direction
         table[token, -1] = (dim * (1 - weights[token] ** 2)) ** 0.5
     return torch.from_numpy(table)
+
+
+def form_directions(tokenizer: Tokenizer, dim: int, seed: int) -> np.ndarray:
+    """Unit vectors float32 `[vocab, dim]`: a random one for each word form, folded in case."""
+    return np.stack([row / np.linalg.norm(row) for row in _random_directions(tokenizer, dim, seed)]).astype(np.float32)
+
+
+def _random_directions(tokenizer: Tokenizer, dim: int, seed: int) -> Iterator[np.ndarray]:
+    for token in range(tokenizer.get_vocab_size()):
+        form = tokenizer.decode([token], skip_special_tokens=False).strip().casefold() or f"<{token}>"
+        yield np.random.default_rng(_form_seed(form, seed)).standard_normal(dim)
 
 
 def _form_seed(form: str, seed: int) -> int:

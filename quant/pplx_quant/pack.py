@@ -7,7 +7,7 @@ import hashlib
 import random
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -39,6 +39,9 @@ class PackConfig:
     per_paragraph: int = 2
     held_out: float = 0.02
     cap: tuple[str, ...] = ()
+    more: tuple[Path, ...] = field(
+        default=(), metadata={"help": "further files of pairs; what is held out of DATA does not depend on them"}
+    )
     max_mb: float = 60.0
     seed: int = 1
 
@@ -146,16 +149,22 @@ def text_key(text: str) -> int:
 def pack(config: PackConfig) -> None:
     """Read, tokenise and write a data folder: its documents, its pairs, and pairs from the structure of its texts."""
     packer, dropped = CorpusPacker(load_tokenizer(config.tokenizer), config), {}
+
+    def add_pairs(path: Path) -> None:
+        pairs, report = read_pairs(path)
+        kept = _draw(pairs, config, file_key(path))
+        _tell(file_key(path), packer.add_pairs(file_key(path), kept), "pairs", dropped, report)
+
     for path in list_files(config.data, "chunks"):
         documents, report = read_documents(path)
         kept = _draw_documents(documents, config, f"chunks.{file_key(path)}")
         _tell(f"chunks.{file_key(path)}", packer.add_documents(kept), "documents", dropped, report)
     for path in list_files(config.data, "pairs"):
-        pairs, report = read_pairs(path)
-        kept = _draw(pairs, config, file_key(path))
-        _tell(file_key(path), packer.add_pairs(file_key(path), kept), "pairs", dropped, report)
+        add_pairs(path)
     for name, structured in structure_pairs(config.data, config.per_paragraph, config.seed):
         _tell(name, packer.add_pairs(name, _draw(list(structured), config, name)), "pairs", dropped)
+    for path in config.more:
+        add_pairs(path)
     arrays = packer.arrays()
     info = {
         "groups": packer.groups,

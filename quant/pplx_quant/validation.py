@@ -27,20 +27,35 @@ def validate(
 ) -> dict[str, float]:
     """nDCG@10 per group of held-out queries among their positives and up to `pool` other positives of the group.
 
-    `limits` are the most tokens of a query and of a positive.
+    Of int8 vectors as `ndcg_<group>`, of binary ones as `binary_<group>`. `limits` are the most tokens of a query and
+    of a positive.
     """
-    codes = partial(_codes, encode=encode, call_tokens=call_tokens)
-    return {name: _validate_group(packed, codes, name, limits, pool, seed) for name in groups}
+    means = partial(_means, encode=encode, call_tokens=call_tokens)
+    scores = {}
+    for name in groups:
+        queries, docs, own = _held_out(packed, means, name, limits, pool, seed)
+        scores[f"ndcg_{name}"] = ndcg(unit_codes(queries, queries.shape[1]), unit_codes(docs, docs.shape[1]), own)
+        scores[f"binary_{name}"] = ndcg(np.where(queries < 0, -1.0, 1.0), np.where(docs < 0, -1.0, 1.0), own)
+    return scores
 
 
-def _validate_group(
+def ndcg(queries: np.ndarray, docs: np.ndarray, own: np.ndarray) -> float:
+    """nDCG@10 by inner product; `own` int64 `[Q]` is the one right document of each query. Ties count half."""
+    scores = queries @ docs.T  # [Q, N]
+    best = np.take_along_axis(scores, own[:, None], axis=1)
+    ranks = (scores > best).sum(axis=1) + ((scores == best).sum(axis=1) - 1) / 2
+    return float(np.where(ranks < 10, 1 / np.log2(ranks + 2.0), 0).mean())
+
+
+def _held_out(
     packed: PackedCorpus,
-    codes: Callable[[list[np.ndarray]], np.ndarray],
+    means: Callable[[list[np.ndarray]], np.ndarray],
     name: str,
     limits: tuple[int, int],
     pool: int,
     seed: int,
-) -> float:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of a group's held-out queries `[Q, D]` and of candidates `[N, D]`, and each query's candidate `[Q]`."""
     if name not in packed.groups:
         raise ConfigError(f"no group {name!r} to validate on; groups are {', '.join(packed.groups)}")
     members = packed.group == packed.groups.index(name)
@@ -50,23 +65,19 @@ def _validate_group(
     candidates = np.unique(packed.pairs[np.concatenate([asked, others]), 1])  # texts
     if not len(asked):
         raise ConfigError(f"group {name!r} has no held-out pair to validate on; raise --held-out when packing")
-    queries = codes(packed.texts(packed.pairs[asked, 0], limits[0]))
-    docs = codes(packed.texts(candidates, limits[1]))
-    scores = queries @ docs.T  # [Q, N]
-    own = np.take_along_axis(scores, np.searchsorted(candidates, packed.pairs[asked, 1])[:, None], axis=1)
-    ranks = (scores > own).sum(axis=1)
-    return float(np.where(ranks < 10, 1 / np.log2(ranks + 2.0), 0).mean())
+    queries = means(packed.texts(packed.pairs[asked, 0], limits[0]))
+    docs = means(packed.texts(candidates, limits[1]))
+    return queries, docs, np.searchsorted(candidates, packed.pairs[asked, 1])
 
 
-def _codes(texts: list[np.ndarray], encode: Encode, call_tokens: int) -> np.ndarray:
-    """int8 codes of texts, scaled to unit length: float32 `[N, D]`."""
+def _means(texts: list[np.ndarray], encode: Encode, call_tokens: int) -> np.ndarray:
+    """Means of texts, float32 `[N, D]`."""
     rows = whole_rows(texts)
     found: dict[int, np.ndarray] = {}
     with torch.inference_mode():
         for call in plan_calls(rows, call_tokens):
             found |= zip(call, encode([rows[row] for row in call]).float().cpu().numpy(), strict=True)
-    values = np.stack([found[row] for row in range(len(rows))])
-    return unit_codes(values, values.shape[1])
+    return np.stack([found[row] for row in range(len(rows))])
 
 
 def unit_codes(means: np.ndarray, dim: int) -> np.ndarray:

@@ -96,6 +96,21 @@ def test_packing_again_gives_the_same_bytes(packed_file, data_folder, tokenizer_
     assert (tmp_path / "again.npz").read_bytes() == packed_file.read_bytes()
 
 
+def test_further_files_leave_what_was_held_out_as_it_was(packed_file, data_folder, tokenizer_folder, tmp_path):
+    more = tmp_path / "pairs.more.jsonl.gz"
+    write_jsonl(
+        more,
+        [row | {"query": f"more {row['query']}", "positive": row["positive"] + " More."} for row in sample_pairs(30)],
+    )
+    out = tmp_path / "p.npz"
+    pack(PackConfig(data=data_folder, tokenizer=tokenizer_folder, out=out, held_out=0.2, more=(more,)))
+    before, after = PackedCorpus.open(packed_file), PackedCorpus.open(out)
+    assert list(after.groups) == [*before.groups, "more"]
+    assert after.info["pairs"]["more"] == 30
+    np.testing.assert_array_equal(after.pairs[: len(before.pairs)], before.pairs)
+    np.testing.assert_array_equal(after.held_out[: len(before.pairs)], before.held_out)
+
+
 def test_groups_are_capped_and_a_file_over_its_size_is_refused(data_folder, tokenizer_folder, tmp_path, capsys):
     options = ["--data", str(data_folder), "--tokenizer", str(tokenizer_folder), "--out", str(tmp_path / "p.npz")]
     assert pack_main([*options, "--cap", "sample=50", "text*=7", "chunks.sample=20", "--max-mb", "0.001"]) == 2

@@ -16,6 +16,7 @@ from pplx_quant.model import bag_means, encoder_means, plan_calls, whole_rows
 from pplx_quant.options import parse_config
 from pplx_quant.stages import pair
 from pplx_quant.stages.pair import PairConfig, PairStage
+from pplx_quant.validation import ndcg
 from safetensors.torch import load_file
 
 from pplx_edge.errors import CheckpointError, StorageError
@@ -87,6 +88,15 @@ def test_training_finds_held_out_pairs_again(cfg):
     losses = [row["loss"] for row in read_log(longer) if "loss" in row]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert read_log(longer)[-1]["ndcg_sample"] > 0.5
+    assert 0.3 < read_log(longer)[-1]["binary_sample"] <= 1
+
+
+def test_ndcg_is_that_of_a_sorted_list():
+    generator = np.random.default_rng(4)
+    queries, docs, own = generator.normal(size=(20, 8)), generator.normal(size=(30, 8)), generator.integers(0, 30, 20)
+    places = [sorted(range(30), key=lambda d, q=q: -(queries[q] @ docs[d])).index(own[q]) for q in range(20)]
+    assert ndcg(queries, docs, own) == pytest.approx(np.mean([1 / np.log2(p + 2) if p < 10 else 0 for p in places]))
+    assert ndcg(np.ones((1, 8)), np.ones((3, 8)), np.array([1])) == pytest.approx(1 / np.log2(3))  # a tie of three
 
 
 def test_a_new_model_is_a_bag_of_words(cfg):

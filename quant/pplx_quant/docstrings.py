@@ -1,0 +1,155 @@
+"""Pairs from documented Python code: what a docstring says, to the code without it; a name, to its docstring.
+
+python -m pplx_quant.docstrings --out DATA/pairs.docstrings.jsonl.gz [--package NAME …]
+
+Reads the sources of packages that are installed, and of the standard library (`--package stdlib`), without importing
+them. The packages' licences are theirs: the list by default holds permissive ones only, and what it prints names them.
+"""
+
+import ast
+import gzip
+import json
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata, packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+from pplx_edge.errors import EdgeError
+from pplx_quant.data import Pair
+from pplx_quant.errors import ConfigError
+from pplx_quant.options import parse_config
+
+STANDARD_LIBRARY = "stdlib"
+LEFT_OUT = re.compile(r"(^|/)(site-packages|tests?|testing|idlelib|lib2to3|_vendor|vendored|externals)(/|$)")
+MIN_WORDS, MAX_WORDS = 3, 40
+MIN_CODE, MAX_CODE = 60, 1500  # characters
+MIN_DOCSTRING, MAX_DOCSTRING = 80, 1200
+SENTENCE = re.compile(r"(?<=[a-z0-9)`'\"][.!?])\s+(?=[A-Z])")
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@dataclass(frozen=True)
+class DocstringsConfig:
+    """Which installed packages are read, and the file that is written."""
+
+    out: Path
+    package: tuple[str, ...] = (
+        STANDARD_LIBRARY,
+        "numpy",
+        "scipy",
+        "sklearn",
+        "sympy",
+        "networkx",
+        "matplotlib",
+        "torch",
+        "transformers",
+        "sentence_transformers",
+        "huggingface_hub",
+        "pydantic",
+        "rich",
+        "click",
+        "jinja2",
+        "fsspec",
+        "onnx",
+        "pygments",
+    )
+
+
+def docstring_pairs(source: str, name: str) -> Iterator[Pair]:
+    """Pairs of one Python file; none when it does not parse."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    lines = source.splitlines()
+    for node in ast.walk(tree):
+        if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
+            summary = summary_of(docstring)
+            code = code_without_docstring(node, lines)
+            if MIN_WORDS <= len(summary.split()) <= MAX_WORDS and len(code) >= MIN_CODE:
+                yield Pair(summary, code[:MAX_CODE], "en", name)
+            words = " ".join(WORD.findall(node.name))
+            if words and len(docstring) >= MIN_DOCSTRING and not node.name.startswith("__"):
+                yield Pair(words.lower(), docstring[:MAX_DOCSTRING], "en", name)
+
+
+def summary_of(docstring: str) -> str:
+    """The first sentence of a docstring, on one line."""
+    return SENTENCE.split(" ".join(docstring.split("\n\n", 1)[0].split()), maxsplit=1)[0]
+
+
+def code_without_docstring(node: Documented, lines: list[str]) -> str:
+    """The source of a definition from its `def` or `class` on, its docstring left out; empty if that is its body."""
+    docstring, indent = node.body[0], node.col_offset
+    if len(node.body) == 1 or docstring.end_lineno is None or docstring.lineno == node.lineno:
+        return ""
+    kept = lines[node.lineno - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]
+    return "\n".join(line[indent:] if not line[:indent].strip() else line for line in kept).strip()
+
+
+def folders_of(package: str) -> list[Path]:
+    """Where the sources of an installed package lie; ConfigError for one that is not installed."""
+    if package == STANDARD_LIBRARY:
+        return [Path(sysconfig.get_paths()["stdlib"])]
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(f"--package {package}: not installed as a package; install it or leave it out")
+    return [Path(folder) for folder in found.submodule_search_locations]
+
+
+def licence_of(package: str) -> str:
+    """The licence that the distribution of a package states, on one line."""
+    if package == STANDARD_LIBRARY:
+        return "PSF-2.0"
+    try:
+        fields = metadata(packages_distributions()[package][0])
+    except (KeyError, PackageNotFoundError):
+        return "not stated"
+    classifiers = [value.split(" :: ")[-1] for value in fields.get_all("Classifier") or () if value.startswith("Lic")]
+    stated = [fields.get("License-Expression"), *classifiers, (fields.get("License") or "").split("\n", 1)[0]]
+    return next((value for value in stated if value), "not stated")
+
+
+def package_pairs(package: str) -> Iterator[Pair]:
+    """Distinct pairs of all files of a package, in the order of their paths."""
+    seen = set()
+    for folder in folders_of(package):
+        for path in sorted(folder.rglob("*.py")):
+            if not LEFT_OUT.search(path.relative_to(folder).as_posix()):
+                for pair in docstring_pairs(path.read_text("utf-8", errors="replace"), f"docstrings.{package}"):
+                    key = (pair.query, pair.positive)
+                    if key not in seen and pair.query.strip() != pair.positive.strip():
+                        seen.add(key)
+                        yield pair
+
+
+def write_pairs(config: DocstringsConfig) -> None:
+    """Write the pairs of all packages as gzip JSON Lines, whole or not at all."""
+    unfinished = config.out.with_name(config.out.name + ".partial")
+    with gzip.GzipFile(unfinished, "wb", mtime=0) as stream:
+        for package in config.package:
+            pairs = list(package_pairs(package))
+            for pair in pairs:
+                row = {"query": pair.query, "positive": pair.positive, "lang": pair.lang, "source": pair.source}
+                stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            print(f"{package:24} {len(pairs):>8,} pairs, {licence_of(package)}", file=sys.stderr)
+    unfinished.rename(config.out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the file; returns the exit status."""
+    try:
+        write_pairs(parse_config(DocstringsConfig, argv, "Pairs from the docstrings of installed packages."))
+    except (EdgeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
