@@ -124,7 +124,8 @@ def _codes(model: Embedder, block: list[list[Passage]], context: bool) -> list[n
     if not context:
         return model.encode_chunks(texts)
     paths = [printable(document[0].file.path) for document in block]
-    return [codes[1:] for codes in model.encode_chunks([[path, *parts] for path, parts in zip(paths, texts, strict=True)])]
+    documents = [[path, *parts] for path, parts in zip(paths, texts, strict=True)]
+    return [codes[1:] for codes in model.encode_chunks(documents)]
 
 
 def _documents(model: Embedder, files: Iterator[TextFile], context: bool) -> Iterator[list[Passage]]:

@@ -11,7 +11,7 @@ What is pretrained causally stays causal in fine-tuning. Scores are nDCG@10 of h
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class AblationConfig:
     pair_batch: int = 128
     validate_on: tuple[str, ...] = ("qed", "tydiqa", "openstax", "jaquad", "text.en")
     boost: tuple[str, ...] = ()
+    bf16: bool = field(default=True, metadata={"help": "autocast; slower on a processor without bf16 matrix units"})
     seed: int = 1
 
 
@@ -135,6 +136,7 @@ def pretrain(config: AblationConfig, pretraining: str) -> Path:
         matrix_rate=2e-3,
         vector_rate=2e-3,
         warmup=30,
+        bf16=config.bf16,
         seed=config.seed,
     )
     return train(cfg, DiffuseStage(cfg) if pretraining == "diffusion" else CausalStage(cfg))
@@ -154,6 +156,7 @@ def score(config: AblationConfig, init: Path, pretraining: str, pooling: str) ->
         matrix_rate=1e-3,
         vector_rate=1e-3,
         warmup=20,
+        bf16=config.bf16,
         boost=config.boost,
         validate_on=config.validate_on,
         pool=1000,

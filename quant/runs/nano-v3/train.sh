@@ -58,4 +58,8 @@ stage() {
 }
 [ -d "$runs/merged" ] || python -m pplx_quant.merge --first "$runs/context/checkpoint" \
     --second "$runs/triplet/checkpoint" --out "$runs/merged" --weight 0.5
-python -m pplx_quant.export --checkpoint "$runs/merged" --out "$model" --quiet-constant 0.25
+[ -d "$runs/wide-v2" ] || python -m pplx_quant.widen --checkpoint "$start" --out "$runs/wide-v2" --hidden-size 512 \
+    --constants 8
+[ -d "$runs/souped" ] || python -m pplx_quant.merge --first "$runs/merged" --second "$runs/wide-v2" \
+    --out "$runs/souped" --weight 0.5
+python -m pplx_quant.export --checkpoint "$runs/souped" --out "$model" --quiet-constant 0.25
