@@ -24,6 +24,7 @@ _MEGABYTE = 1_000_000
 _BLOCK_CHUNKS = 1024
 _CONTEXT_TOKENS = 2048  # of one pass with context: attention grows with the square
 _SNIPPET_CHARS, _LEAST_SNIPPET_CHARS = 100, 30
+_PATH_CHARS = 200  # of a file's path, its end, that its passages are read after
 _PROGRESS_DELAY_SECONDS = 1.0
 _FOUND, _NOTHING, _TROUBLE = 0, 1, 2
 
@@ -69,7 +70,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--context",
         action=argparse.BooleanOptionalAction,
-        help="embed the passages of a file in each other's context; default for models trained to",
+        help="embed the passages of a file after its path and among each other; default for models trained to",
     )
     parser.add_argument("--max-size", type=positive, default=1, metavar="MB", help="pass over larger files; default 1")
     parser.add_argument("--json", action="store_true", help="one JSON object a hit")
@@ -123,7 +124,7 @@ def _codes(model: Embedder, block: list[list[Passage]], context: bool) -> list[n
     texts = [[passage.text for passage in document] for document in block]
     if not context:
         return model.encode_chunks(texts)
-    paths = [printable(document[0].file.path) for document in block]
+    paths = [printable(document[0].file.path)[-_PATH_CHARS:] for document in block]
     documents = [[path, *parts] for path, parts in zip(paths, texts, strict=True)]
     return [codes[1:] for codes in model.encode_chunks(documents)]
 

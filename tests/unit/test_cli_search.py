@@ -134,6 +134,20 @@ def test_context_puts_the_passages_of_a_file_into_one_pass(run: Run, session: Fa
     assert 1 < passages_in_a_pass(session) <= 512 // 128
 
 
+def test_with_context_the_path_is_read_first_and_is_no_passage(run: Run, session: FakeSession, tree: Path):
+    folder = tree / ("very_long_name_" * 12) / ("of_a_folder_" * 15)
+    folder.mkdir(parents=True)
+    (folder / "fox.txt").write_text("one\n\nthe quick brown fox", encoding="utf-8")
+    status, alone, _ = run("search", "quick brown fox", str(folder), "--json")
+    n_alone = passages_in_a_pass(session)
+    session.batches.clear()
+    again, among, _ = run("search", "quick brown fox", str(folder), "--json", "--context")
+    assert status == again == 0
+    assert passages_in_a_pass(session) == n_alone + 1
+    # The fake model has no context, so a vector that stood for another passage would change its score.
+    assert [json.loads(line) for line in among.splitlines()] == [json.loads(line) for line in alone.splitlines()]
+
+
 @pytest.mark.parametrize("option", [[], ["--no-context"]])
 def test_contextual_models_use_context_unless_told_not_to(
     run: Run, session: FakeSession, tree: Path, option: list[str]
