@@ -256,7 +256,11 @@ def test_a_stdout_without_room(tiny_dir: Path):
 
 def running(*argv: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pplx_edge.cli", *map(str, argv)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits it if it is ignored
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_dir: Path):
