@@ -18,10 +18,10 @@ from importlib.metadata import PackageNotFoundError, metadata, packages_distribu
 from importlib.util import find_spec
 from pathlib import Path
 
-from pplx_edge.errors import EdgeError
 from pplx_quant.data import Pair
 from pplx_quant.errors import ConfigError
-from pplx_quant.options import parse_config
+from pplx_quant.options import run_command
+from pplx_quant.packed import writing_file
 
 STANDARD_LIBRARY = "stdlib"
 LEFT_OUT = re.compile(r"(^|/)(site-packages|tests?|testing|idlelib|lib2to3|_vendor|vendored|externals)(/|$)")
@@ -66,7 +66,7 @@ def docstring_pairs(source: str, name: str) -> Iterator[Pair]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return
-    lines = source.splitlines()
+    lines = source.split("\n")  # as the parser counts; splitlines() also ends lines at form feeds
     for node in ast.walk(tree):
         if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
             summary = summary_of(docstring)
@@ -129,26 +129,21 @@ def package_pairs(package: str) -> Iterator[Pair]:
 
 
 def write_pairs(config: DocstringsConfig) -> None:
-    """Write the pairs of all packages as gzip JSON Lines, whole or not at all."""
-    unfinished = config.out.with_name(config.out.name + ".partial")
-    with gzip.GzipFile(unfinished, "wb", mtime=0) as stream:
+    """Write the pairs of all packages as gzip JSON Lines, whole or not at all. Raises StorageError, ConfigError."""
+    for package in config.package:
+        folders_of(package)  # a name that is wrong is said before anything is read
+    with writing_file(config.out) as unfinished, gzip.GzipFile(unfinished, "wb", mtime=0) as stream:
         for package in config.package:
             pairs = list(package_pairs(package))
             for pair in pairs:
                 row = {"query": pair.query, "positive": pair.positive, "lang": pair.lang, "source": pair.source}
                 stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             print(f"{package:24} {len(pairs):>8,} pairs, {licence_of(package)}", file=sys.stderr)
-    unfinished.rename(config.out)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the file; returns the exit status."""
-    try:
-        write_pairs(parse_config(DocstringsConfig, argv, "Pairs from the docstrings of installed packages."))
-    except (EdgeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(DocstringsConfig, write_pairs, "Pairs from the docstrings of installed packages.", argv)
 
 
 if __name__ == "__main__":

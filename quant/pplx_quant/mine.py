@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pplx_edge.errors import EdgeError
 from pplx_quant.errors import ConfigError
 from pplx_quant.mining import NEGATIVES, MiningOptions, mined_negatives
-from pplx_quant.options import parse_config
+from pplx_quant.options import run_command
 from pplx_quant.packed import PackedCorpus
 from pplx_quant.sampling import fits, parse_factor
 
@@ -81,12 +80,7 @@ def mine_pairs(config: MineConfig) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> int:
     """Mine; returns the exit status."""
-    try:
-        mine_pairs(parse_config(MineConfig, argv, "Mine hard negatives for pairs of a packed file."))
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(MineConfig, mine_pairs, "Mine hard negatives for pairs of a packed file.", argv)
 
 
 if __name__ == "__main__":

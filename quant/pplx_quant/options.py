@@ -2,11 +2,14 @@
 
 import argparse
 import dataclasses
+import sys
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from pplx_edge.errors import EdgeError
 from pplx_quant.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -30,6 +33,18 @@ def parse_config(cls: type[Config], argv: list[str] | None, description: str) ->
         )
     values = vars(parser.parse_args(argv))
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def run_command(
+    cls: type[Config], run: Callable[[Config], object], description: str, argv: list[str] | None = None
+) -> int:
+    """Run a function of an instance of `cls` from the command line; returns the exit status, 2 for bad input."""
+    try:
+        run(parse_config(cls, argv, description))
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _argument(hint: type) -> dict:

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from pplx_edge.errors import EdgeError
 from pplx_quant.data import Document, Pair, ReadReport, file_key, list_files, read_documents, read_pairs
 from pplx_quant.errors import ConfigError, DataError
-from pplx_quant.options import parse_config
+from pplx_quant.options import run_command
 from pplx_quant.packed import write_packed
 from pplx_quant.sampling import fits, parse_factor
 from pplx_quant.structure import structure_pairs
@@ -149,22 +148,16 @@ def text_key(text: str) -> int:
 def pack(config: PackConfig) -> None:
     """Read, tokenise and write a data folder: its documents, its pairs, and pairs from the structure of its texts."""
     packer, dropped = CorpusPacker(load_tokenizer(config.tokenizer), config), {}
-
-    def add_pairs(path: Path) -> None:
-        pairs, report = read_pairs(path)
-        kept = _draw(pairs, config, file_key(path))
-        _tell(file_key(path), packer.add_pairs(file_key(path), kept), "pairs", dropped, report)
-
     for path in list_files(config.data, "chunks"):
         documents, report = read_documents(path)
         kept = _draw_documents(documents, config, f"chunks.{file_key(path)}")
         _tell(f"chunks.{file_key(path)}", packer.add_documents(kept), "documents", dropped, report)
     for path in list_files(config.data, "pairs"):
-        add_pairs(path)
+        _add_file(packer, path, config, dropped)
     for name, structured in structure_pairs(config.data, config.per_paragraph, config.seed):
         _tell(name, packer.add_pairs(name, _draw(list(structured), config, name)), "pairs", dropped)
     for path in config.more:
-        add_pairs(path)
+        _add_file(packer, path, config, dropped)
     arrays = packer.arrays()
     info = {
         "groups": packer.groups,
@@ -183,6 +176,17 @@ def pack(config: PackConfig) -> None:
     )
     if size > 1e6 * config.max_mb:
         raise ConfigError(f"{config.out}: {size / 1e6:.1f} MB, limit {config.max_mb:g}; cap groups or raise --max-mb")
+
+
+def _add_file(packer: CorpusPacker, path: Path, config: PackConfig, dropped: dict[str, dict]) -> None:
+    """Add the pairs of a file, which is one group; DataError when its name gives none, or one that is there."""
+    if not path.name.startswith("pairs.") or not path.name.endswith(".jsonl.gz"):
+        raise DataError(f"{path}: pairs come from files named pairs.<group>.jsonl.gz; rename it")
+    group = file_key(path)
+    if group in packer.groups:
+        raise DataError(f"{path}: there are pairs of a group {group!r} already; rename the file")
+    pairs, report = read_pairs(path)
+    _tell(group, packer.add_pairs(group, _draw(pairs, config, group)), "pairs", dropped, report)
 
 
 def _draw(pairs: list[Pair], config: PackConfig, group: str) -> list[Pair]:
@@ -214,12 +218,7 @@ def _tell(name: str, count: int, noun: str, dropped: dict[str, dict], report: Re
 
 def main(argv: list[str] | None = None) -> int:
     """Pack a data folder; returns the exit status."""
-    try:
-        pack(parse_config(PackConfig, argv, "Tokenise a data folder once, into one file."))
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(PackConfig, pack, "Tokenise a data folder once, into one file.", argv)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ A packed file is an `.npz` of plain arrays. Every distinct text stands in it onc
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -160,22 +161,29 @@ def decode_teacher(codes: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9)
 
 
-def write_packed(path: Path, arrays: Mapping[str, np.ndarray], info: dict) -> int:
-    """Write a packed file, whole or not at all; returns its bytes. Raises StorageError."""
+@contextmanager
+def writing_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when the block ends, and goes away when it raises. StorageError."""
     partial = path.with_name(path.name + ".partial")
-    content = {**arrays, "info": np.frombuffer(json.dumps(info).encode(), np.uint8)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_LZMA) as archive:
-            for name, array in content.items():
-                entry = zipfile.ZipInfo(f"{name}.npy")  # fixed date: the same corpus gives the same bytes
-                entry.compress_type = zipfile.ZIP_STORED if name.endswith("teacher") else zipfile.ZIP_LZMA
-                with archive.open(entry, "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+        yield partial
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise StorageError(f"{path}: not written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)  # gone already unless something failed
+
+
+def write_packed(path: Path, arrays: Mapping[str, np.ndarray], info: dict) -> int:
+    """Write a packed file, whole or not at all; returns its bytes. Raises StorageError."""
+    content = {**arrays, "info": np.frombuffer(json.dumps(info).encode(), np.uint8)}
+    with writing_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_LZMA) as archive:
+        for name, array in content.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # fixed date: the same corpus gives the same bytes
+            entry.compress_type = zipfile.ZIP_STORED if name.endswith("teacher") else zipfile.ZIP_LZMA
+            with archive.open(entry, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
     return path.stat().st_size

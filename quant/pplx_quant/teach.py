@@ -18,9 +18,8 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from pplx_edge.errors import EdgeError
 from pplx_quant.errors import ConfigError
-from pplx_quant.options import parse_config
+from pplx_quant.options import run_command
 from pplx_quant.packed import PackedCorpus, encode_teacher, write_packed
 from pplx_quant.sampling import fits, parse_factor
 from pplx_quant.tokenizer import load_tokenizer
@@ -135,12 +134,7 @@ def teach(config: TeachConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Teach; returns the exit status."""
-    try:
-        teach(parse_config(TeachConfig, argv, "Teacher vectors for English texts of a packed file."))
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(TeachConfig, teach, "Teacher vectors for English texts of a packed file.", argv)
 
 
 if __name__ == "__main__":

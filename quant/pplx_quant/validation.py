@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplx_edge.quantize import int8_codes
+from pplx_edge.quantize import int8_codes, sign_codes
 from pplx_edge.types import TokenRow
 from pplx_quant.errors import ConfigError
 from pplx_quant.model import plan_calls, whole_rows
@@ -35,7 +35,7 @@ def validate(
     for name in groups:
         queries, docs, own = _held_out(packed, means, name, limits, pool, seed)
         scores[f"ndcg_{name}"] = ndcg(unit_codes(queries, queries.shape[1]), unit_codes(docs, docs.shape[1]), own)
-        scores[f"binary_{name}"] = ndcg(np.where(queries < 0, -1.0, 1.0), np.where(docs < 0, -1.0, 1.0), own)
+        scores[f"binary_{name}"] = ndcg(*(sign_codes(part).astype(np.float32) for part in (queries, docs)), own)
     return scores
 
 

@@ -20,16 +20,17 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from pplx_edge.errors import EdgeError
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_quant.checkpoint import read_model, write_checkpoint
 from pplx_quant.errors import ConfigError
 from pplx_quant.model import form_directions
-from pplx_quant.options import parse_config
+from pplx_quant.options import run_command
 from pplx_quant.tokenizer import load_tokenizer
+from pplx_quant.training import EMBEDDING
 
 READERS = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
 WRITERS = ("o_proj.weight", "down_proj.weight")
+HEAD_NORMS = ("q_norm.weight", "k_norm.weight")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class WidenConfig:
 
 def widen(model: Qwen3Encoder, tokenizer: Tokenizer, hidden_size: int, strength: float, seed: int) -> Qwen3Encoder:
     """A float32 model of `hidden_size` components, new ones with a random direction for each word form.
+
+    That is `model` itself when it has as many.
 
     A token's last component takes up what RMS normalisation needs for the old components to keep their size, as far
     as that does not make it smaller than it was.
@@ -68,10 +71,10 @@ def widen(model: Qwen3Encoder, tokenizer: Tokenizer, hidden_size: int, strength:
                 weight.copy_(inserted(source, source.new_zeros(len(source), n_new)))
             elif name.endswith(WRITERS):
                 weight.copy_(inserted(source.T, source.new_zeros(source.shape[1], n_new)).T)
-            elif source.ndim == 1 and len(source) == old:
-                weight.copy_(inserted(source[None], source.median().expand(1, n_new))[0])
-            elif source.ndim == 1:
+            elif name.endswith(HEAD_NORMS):
                 weight.copy_(source)
+            elif name != EMBEDDING:  # norms of the residual stream
+                weight.copy_(inserted(source[None], source.median().expand(1, n_new))[0])
         table = model.embed_tokens.weight
         rms = table[:, :-1].square().mean(dim=1, keepdim=True).sqrt()
         directions = torch.from_numpy(form_directions(tokenizer, n_new, seed)) * n_new**0.5
@@ -101,18 +104,17 @@ def inserted(rows: Tensor, new: Tensor) -> Tensor:
     return torch.cat([rows[:, :-1], new, rows[:, -1:]], dim=1)
 
 
+def widen_checkpoint(cfg: WidenConfig) -> None:
+    """Read, widen and write a checkpoint."""
+    tokenizer = load_tokenizer(cfg.checkpoint)
+    wide = widen(read_model(cfg.checkpoint), tokenizer, cfg.hidden_size, cfg.strength, cfg.seed)
+    spread_constant(wide, cfg.constants)
+    write_checkpoint(cfg.out, wide, cfg.checkpoint)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Widen a checkpoint; returns the exit status."""
-    try:
-        cfg = parse_config(WidenConfig, argv, "A wider copy of a trained model.")
-        tokenizer = load_tokenizer(cfg.checkpoint)
-        wide = widen(read_model(cfg.checkpoint), tokenizer, cfg.hidden_size, cfg.strength, cfg.seed)
-        spread_constant(wide, cfg.constants)
-        write_checkpoint(cfg.out, wide, cfg.checkpoint)
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(WidenConfig, widen_checkpoint, "A wider copy of a trained model.", argv)
 
 
 if __name__ == "__main__":

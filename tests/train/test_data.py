@@ -111,6 +111,16 @@ def test_further_files_leave_what_was_held_out_as_it_was(packed_file, data_folde
     np.testing.assert_array_equal(after.held_out[: len(before.pairs)], before.held_out)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("more.jsonl.gz", "files named pairs"), ("pairs.sample.jsonl.gz", "'sample' already")]
+)
+def test_further_files_need_a_name_that_gives_a_new_group(data_folder, tokenizer_folder, tmp_path, capsys, name, said):
+    write_jsonl(tmp_path / name, sample_pairs(3))
+    options = ["--data", str(data_folder), "--tokenizer", str(tokenizer_folder), "--out", str(tmp_path / "p.npz")]
+    assert pack_main([*options, "--more", str(tmp_path / name)]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_groups_are_capped_and_a_file_over_its_size_is_refused(data_folder, tokenizer_folder, tmp_path, capsys):
     options = ["--data", str(data_folder), "--tokenizer", str(tokenizer_folder), "--out", str(tmp_path / "p.npz")]
     assert pack_main([*options, "--cap", "sample=50", "text*=7", "chunks.sample=20", "--max-mb", "0.001"]) == 2

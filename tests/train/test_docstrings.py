@@ -45,6 +45,11 @@ def test_a_summary_asks_for_the_code_without_its_docstring():
     assert not any("Nothing but a docstring" in query for query in pairs)
 
 
+def test_a_form_feed_ends_no_line():
+    expected = [pair.positive for pair in docstring_pairs(SOURCE, "s")]
+    assert [pair.positive for pair in docstring_pairs("x = 1\n\f\n" + SOURCE, "s")] == expected
+
+
 def test_a_summary_is_the_first_sentence():
     assert summary_of("Adds i.e. sums\nnumbers. Then more.\n\nAnd more.") == "Adds i.e. sums numbers."
     assert summary_of("No end") == "No end"
@@ -70,7 +75,7 @@ def test_the_file_is_a_file_of_pairs(tmp_path, capsys):
     path = tmp_path / "pairs.docstrings.jsonl.gz"
     assert docstrings_main(["--out", str(path), "--package", "json", "wave_of_the_hand"]) == 2
     assert "wave_of_the_hand: not installed" in capsys.readouterr().err
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
     assert docstrings_main(["--out", str(path), "--package", "hypothesis"]) == 0
     assert "MPL-2.0" in capsys.readouterr().err
     pairs, report = read_pairs(path)

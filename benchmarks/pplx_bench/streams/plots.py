@@ -12,7 +12,6 @@ _COLOURS = ("#1a7f5a", "#2f6db5", "#b5622f", "#7a4fb0", "#a03a52", "#5b6770")
 _OTHER_COLOUR = "#b8bec4"
 _PANEL_INCHES = (3.6, 3.0)
 _BAR_INCHES = 0.26
-FIRST = "seconds to the first vector"  # from tenths to minutes: the one panel that needs a logarithm
 Lines = Sequence[Mapping[str, Any]]
 
 
@@ -21,12 +20,12 @@ def draw_size(results: Lines, out: Path) -> None:
     done = [result for result in results if "seconds" in result]
     figure, panels = _figure(3)
     names = list(dict.fromkeys((result["label"], result["method"]) for result in done))
-    values: tuple[tuple[str, Callable[[Mapping[str, Any]], float]], ...] = (
-        ("peak memory, GB", lambda result: result["rss"] / 1e9),
-        ("tokens a second", lambda result: result["tokens_per_second"]),
-        (FIRST, lambda result: result["first_seconds"]),
+    values: tuple[tuple[str, str, Callable[[Mapping[str, Any]], float]], ...] = (
+        ("peak memory, GB", "linear", lambda result: result["rss"] / 1e9),
+        ("tokens a second", "linear", lambda result: result["tokens_per_second"]),
+        ("seconds to the first vector", "log", lambda result: result["first_seconds"]),  # from tenths to minutes
     )
-    for panel, (title, value) in zip(panels, values, strict=True):
+    for panel, (title, scale, value) in zip(panels, values, strict=True):
         for i, (label, method) in enumerate(names):
             own = [result for result in done if (result["label"], result["method"]) == (label, method)]
             style = "-o" if method == STREAM else "--s"
@@ -35,9 +34,8 @@ def draw_size(results: Lines, out: Path) -> None:
                 places, heights, style, color=_COLOURS[i % len(_COLOURS)], label=f"{label}, {method}", markersize=3
             )
         panel.set_xscale("log")
-        if title == FIRST:
-            panel.set_yscale("log")
-        else:
+        panel.set_yscale(scale)
+        if scale == "linear":
             panel.set_ylim(bottom=0)
         _finish(panel, title, "tokens of the document")
     _legend(figure, panels)
