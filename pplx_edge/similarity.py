@@ -1,10 +1,15 @@
 """How alike vectors are: cosine for int8 and float vectors, Hamming for bits; chosen by the arrays' own types."""
 
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
 import numpy as np
 
 from pplx_edge.errors import InputError
 
+_T = TypeVar("_T", bound=Hashable)
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_FUSION_K = 60  # as in the paper
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -40,6 +45,19 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     if k < 0:
         raise InputError(f"k {k} is out of range: how many of the best are wanted, 0 or more")
     return np.argsort(-scores, kind="stable")[:k]
+
+
+def reciprocal_rank_fusion(rankings: Sequence[Sequence[_T]], k: int = _FUSION_K) -> list[_T]:
+    """The items of several rankings in one, best first: each has the sum of `1 / (k + rank)` over those that name it.
+
+    Ranks count from 1. Equal sums keep the order in which the rankings, one after another, name the items. The formula
+    is that of Cormack, Clarke and Buettcher, "Reciprocal Rank Fusion", SIGIR 2009.
+    """
+    sums: dict[_T, float] = {}
+    for ranking in rankings:
+        for rank, item in enumerate(ranking, start=1):
+            sums[item] = sums.get(item, 0.0) + 1 / (k + rank)
+    return sorted(sums, key=lambda item: -sums[item])
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

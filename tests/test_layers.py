@@ -23,7 +23,7 @@ ROOTS = {
 
 LAYERS = {
     "types spec errors": "base",
-    "sources chunking structure tokenization batching": "text",
+    "sources chunking structure lexical tokenization batching": "text",
     "pooling late_chunking quantize similarity weight_codes": "numbers",
     "checkpoint artifact hub models": "machines",
     "backends": "backends",

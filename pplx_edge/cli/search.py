@@ -5,20 +5,20 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from pplx_edge.chunking import DEFAULT_CHUNK_TOKENS, chunk_text
+from pplx_edge.cli.candidates import Candidates, Hit, Passage, Ranking
 from pplx_edge.cli.options import add_command, add_model_options, open_model, positive
 from pplx_edge.cli.terminal import colours, paint, printable, say
 from pplx_edge.cli.walking import TextFile, Walk
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError
-from pplx_edge.similarity import similarity, top_k
-from pplx_edge.types import Chunk
+from pplx_edge.similarity import similarity
 
 _MEGABYTE = 1_000_000
 _BLOCK_CHUNKS = 1024
@@ -29,31 +29,6 @@ _PROGRESS_DELAY_SECONDS = 1.0
 _FOUND, _NOTHING, _TROUBLE = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A chunk of a file."""
-
-    file: TextFile
-    chunk: Chunk
-
-    @property
-    def text(self) -> str:
-        return self.file.text[self.chunk.start : self.chunk.stop]
-
-    @property
-    def first_line(self) -> int:
-        return 1 + self.file.text.count("\n", 0, self.chunk.start)
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A passage, how alike it is to the question, and its line that is most so (an offset in the passage)."""
-
-    passage: Passage
-    score: float
-    best_line: int = 0
-
-
 def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
@@ -61,12 +36,20 @@ def add_parser(commands: Any) -> None:
         "find the passages of text files that answer a question",
         'pplx-edge search "how is the cache cleaned?" src/ README.md\n'
         'pplx-edge search "who pays for shipping?" contracts/ -k 3 --json',
-        description="Reads, chunks and embeds the files anew each time. Exit status: 0 hits, 1 none, 2 error.",
+        description="Reads, chunks and embeds the files anew each time. Passages are ranked by vectors and by words, "
+        "both rankings fused; what is printed is the cosine. Exit status: 0 hits, 1 none, 2 error.",
     )
     parser.add_argument("query", metavar="QUERY", help="a question or a few words")
     parser.add_argument("paths", nargs="*", metavar="PATH", help="files and directories; default the current directory")
     parser.add_argument("-k", type=positive, default=10, metavar="N", help="show the N best passages; default 10")
     parser.add_argument("--min-score", type=float, metavar="S", help="leave out passages below this cosine")
+    parser.add_argument(
+        "--ranking",
+        type=Ranking,
+        choices=list(Ranking),
+        default=Ranking.HYBRID,
+        help="order by vectors and words together (default), by vectors (dense), or by words (BM25)",
+    )
     parser.add_argument(
         "--context",
         action=argparse.BooleanOptionalAction,
@@ -84,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
     walk = Walk(max_bytes=args.max_size * _MEGABYTE)
     with open_model(args) as model:
         context = model.session.spec.contextual if args.context is None else args.context
-        hits = search(model, args.query, walk.text_files(args.paths or ["."]), args.k, args.min_score, context)
+        files = walk.text_files(args.paths or ["."])
+        hits = search(
+            model, args.query, files, k=args.k, min_score=args.min_score, context=context, ranking=args.ranking
+        )
     for failure in walk.failed:
         say(f"error: {failure}")
     if skipped := walk.summary():
@@ -96,16 +82,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def search(
-    model: Embedder, query: str, files: Iterator[TextFile], k: int, min_score: float | None, context: bool
+    model: Embedder,
+    query: str,
+    files: Iterator[TextFile],
+    *,
+    k: int,
+    min_score: float | None,
+    context: bool,
+    ranking: Ranking,
 ) -> list[Hit]:
-    """The best `k` passages of the files for a query, best first, none below `min_score`."""
+    """The best `k` passages of the files for a query, best first, none whose cosine is below `min_score`."""
     query_codes = model.encode_query([query])
-    best: list[Hit] = []
-    for passages, codes in _encoded(model, files, context):
-        scores = similarity(query_codes, codes)[0]
-        found = [Hit(passages[i], float(scores[i])) for i in top_k(scores, k)]
-        best = sorted([*best, *found], key=lambda hit: -hit.score)[:k]
-    best = [hit for hit in best if min_score is None or hit.score >= min_score]
+    with Candidates() as candidates:
+        for passages, codes in _encoded(model, files, context):
+            candidates.add(passages, similarity(query_codes, codes)[0])
+        best = candidates.best(query, k, min_score, ranking)
     return [_at_its_best_line(model, query_codes, hit) for hit in best]
 
 
@@ -124,7 +115,7 @@ def _codes(model: Embedder, block: list[list[Passage]], context: bool) -> list[n
     texts = [[passage.text for passage in document] for document in block]
     if not context:
         return model.encode_chunks(texts)
-    paths = [printable(document[0].file.path)[-_PATH_CHARS:] for document in block]
+    paths = [printable(document[0].path)[-_PATH_CHARS:] for document in block]
     documents = [[path, *parts] for path, parts in zip(paths, texts, strict=True)]
     return [codes[1:] for codes in model.encode_chunks(documents)]
 
@@ -135,9 +126,18 @@ def _documents(model: Embedder, files: Iterator[TextFile], context: bool) -> Ite
     fitting = min(model.max_tokens, _CONTEXT_TOKENS) // (DEFAULT_CHUNK_TOKENS * 3 // 2)
     size = max(1, fitting) if context else 1
     for file in files:
-        passages = [Passage(file, chunk) for chunk in chunk_text(file.text, model.tokenizer)]
+        passages = _passages(model, file)
         for start in range(0, len(passages), size):
             yield passages[start : start + size]
+
+
+def _passages(model: Embedder, file: TextFile) -> list[Passage]:
+    passages, line, seen = [], 1, 0
+    for chunk in chunk_text(file.text, model.tokenizer):
+        line, seen = line + file.text.count("\n", seen, chunk.start), chunk.start
+        text = file.text[chunk.start : chunk.stop]
+        passages.append(Passage(file.path, line, chunk.start, chunk.stop, text))
+    return passages
 
 
 def _blocks(documents: Iterator[list[Passage]]) -> Iterator[list[list[Passage]]]:
@@ -165,7 +165,7 @@ def _at_its_best_line(model: Embedder, query_codes: np.ndarray, hit: Hit) -> Hit
 def _line(hit: Hit) -> str:
     wanted = colours(sys.stdout)
     lines = hit.passage.text.split("\n")[hit.best_line :]
-    path, number = printable(hit.passage.file.path), str(hit.passage.first_line + hit.best_line)
+    path, number = printable(hit.passage.path), str(hit.passage.first_line + hit.best_line)
     score = f"{hit.score:.3f}"
     snippet = _shortened(printable(" ".join(lines)), _snippet_room(len(f"{path}:{number}  {score}  ")))
     place = f"{paint(path, 'path', wanted)}:{paint(number, 'line', wanted)}"
@@ -184,13 +184,13 @@ def _json_line(hit: Hit) -> str:
     first = passage.first_line
     return json.dumps(
         {
-            "path": passage.file.path,
+            "path": passage.path,
             "line": first + hit.best_line,
             "first_line": first,
             "last_line": first + passage.text.count("\n"),
             "score": round(hit.score, 4),
-            "start": passage.chunk.start,
-            "stop": passage.chunk.stop,
+            "start": passage.start,
+            "stop": passage.stop,
             "text": passage.text,
         },
         ensure_ascii=False,

@@ -40,9 +40,47 @@ def test_the_best_passage_comes_first_with_file_line_and_score(run: Run, session
     assert place == "notes/learning.md:7"
     assert 0 < float(score) <= 1
     assert snippet == "Deep learning is machine learning."
-    scores = [float(line.split("  ")[1]) for line in out.splitlines()]
-    assert scores == sorted(scores, reverse=True)
     assert set(paths_of(out)) == set(FILES)
+
+
+def test_dense_ranking_goes_by_the_cosine(run: Run, session: FakeSession, tree: Path):
+    _, out, _ = run("search", "the dog sleeps on", ".", "--ranking", "dense")
+    scores = [float(line.split("  ")[1]) for line in out.splitlines()]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_ranking_by_words_finds_what_holds_them_by_stem_and_by_path(run: Run, session: FakeSession, tree: Path):
+    (tree / "中文.txt").write_text("合同将于六月到期。", encoding="utf-8")
+
+    def found(question: str) -> list[str]:
+        return paths_of(run("search", question, ".", "--ranking", "words")[1])
+
+    assert found("Who was JUMPING?") == ["fox.txt"]
+    assert found("notes") == ["notes/learning.md", "notes/deep/code.py"]
+    assert found("六月") == ["中文.txt"]
+    assert found("zebra") == found("?!") == []
+
+
+def test_words_lift_a_passage_that_vectors_put_second(run: Run, session: FakeSession, tree: Path):
+    (tree / "near.txt").write_text("the dog and the dog and the dog", encoding="utf-8")
+    (tree / "exact.txt").write_text("error E4711: the valve and the pump are shut", encoding="utf-8")
+    question = ("search", "the dog and the E4711", "near.txt", "exact.txt")
+    assert paths_of(run(*question, "--ranking", "dense")[1])[0] == "near.txt"
+    hybrid = [json.loads(line) for line in run(*question, "--json")[1].splitlines()]
+    dense = [json.loads(line) for line in run(*question, "--ranking", "dense", "--json")[1].splitlines()]
+    assert sorted(hit["score"] for hit in hybrid) == sorted(hit["score"] for hit in dense)
+
+
+def test_a_file_whose_name_is_not_unicode_is_found(run: Run, session: FakeSession, tree: Path):
+    name = os.fsdecode(b"fox-\xff.txt")
+    try:
+        (tree / name).write_text("a second quick brown fox", encoding="utf-8")
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    status, out, _ = run("search", "a second quick brown fox", ".", "-k", "1")
+    assert status == 0
+    assert out.startswith("fox-")
 
 
 def test_a_hit_points_at_the_line_that_is_most_alike(run: Run, session: FakeSession, tree: Path):
