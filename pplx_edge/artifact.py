@@ -35,14 +35,20 @@ _NOT_WRITABLE = (
 )
 
 
+# What a checkpoint can be converted to, by the backend that opens it; the first is what it is converted to unasked.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnx-int8", "onnx-fp32"),
+}
+# Files that a conversion copies from its source.
+TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
 @dataclass(frozen=True, slots=True)
 class OnnxLayout:
-    """Files of an ONNX artifact."""
+    """Files of an ONNX artifact, beside TEXT_FILES."""
 
     graph: str = "model.onnx"
     weights: str = "model.onnx_data"
-    config: str = "config.json"
-    tokenizer: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 ONNX_LAYOUT = OnnxLayout()
@@ -130,6 +136,11 @@ class Artifact:
                 )
 
 
+def family_of(format: str) -> str:
+    """The backend that opens a format."""
+    return format.partition("-")[0]
+
+
 def is_artifact(directory: str | Path) -> bool:
     """Whether a directory holds a manifest."""
     return (Path(directory) / MANIFEST_FILE).is_file()
@@ -173,11 +184,11 @@ def write_manifest(
     parity: Mapping[str, Any],
     made_by: str,
 ) -> None:
-    """Hashes every file in a directory and writes its manifest."""
+    """Hashes every file in and below a directory and writes its manifest."""
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(directory.iterdir())
-        if path.name != MANIFEST_FILE
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path != directory / MANIFEST_FILE
     }
     artifact = Artifact(
         directory=directory, format=format, source=source, weights=weights, parity=parity, files=files, made_by=made_by
@@ -231,7 +242,7 @@ def _is_running(process: int) -> bool:
 
 
 def _flush(directory: Path) -> None:
-    for path in [*directory.iterdir(), directory]:
+    for path in [*directory.rglob("*"), directory]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -21,7 +21,7 @@ from pplx_edge.similarity import similarity
 from pplx_edge.sources import Source
 from pplx_edge.streaming import StreamEncoder, in_thread
 from pplx_edge.tokenization import Tokenizer
-from pplx_edge.types import ChunkVector, Precision, Session, StreamOptions, TokenRow
+from pplx_edge.types import ChunkVector, Precision, Session, SessionOptions, StreamOptions, TokenRow
 
 _PROGRESS_DELAY_SECONDS = 2.0
 _STREAM_DEFAULTS = StreamOptions()
@@ -35,19 +35,26 @@ def load(
     revision: str | None = None,
     offline: bool | None = None,
     threads: int | None = None,
+    quantize: str | None = None,
+    memory_mb: int | None = None,
+    compute_units: str | None = None,
 ) -> "Embedder":
     """An Embedder for a built-in name (`nano`), a directory or a hub repository (`perplexity-ai/pplx-embed-v1-0.6b`).
 
     `format` is what a checkpoint is turned into when it is opened for the first time (`onnx-int8` when None); the
     result is kept in the cache. `revision` pins a hub commit. `offline` forbids the network (None: as the environment
-    says). `threads` limits the processor threads of one call.
+    says). `backend` is onnx, mlx, coreml, or auto: what opens the files that are there, and for a checkpoint mlx on
+    Apple Silicon and onnx elsewhere. The rest are options of single backends, refused by the others: see
+    `SessionOptions`.
 
-    Raises ModelNotFound, OfflineError, CheckpointError, UnsupportedModel or ArtifactError.
+    Raises ModelNotFound, OfflineError, CheckpointError, UnsupportedModel, ArtifactError, MissingExtra or InputError.
     """
-    backend = backends.require_backend(backend)
+    options = SessionOptions(threads=threads, quantize=quantize, memory_mb=memory_mb, compute_units=compute_units)
     directory = hub.resolve(name_or_path, revision=revision, offline=offline)
+    backend = backends.backend_for(directory, backend)
+    backends.require_installed(backend)
     directory = ready_directory(directory, backend, format, source_name=hub.source_name(name_or_path))
-    session = backends.open_session(backend, directory, threads=threads)
+    session = backends.open_session(backend, directory, options)
     weights = Artifact.open(directory).fingerprint if is_artifact(directory) else ""
     return Embedder(session, Tokenizer.open(directory, session.spec), weights)
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pplx_edge import hub
-from pplx_edge.artifact import Artifact, is_artifact, ready_graphs, sha256
+from pplx_edge.artifact import FORMATS, Artifact, family_of, is_artifact, ready_graphs, sha256
 from pplx_edge.checkpoint import has_weights, weight_files
 from pplx_edge.errors import InputError
 
 _PROGRESS_DELAY_SECONDS = 2.0
-DEFAULT_FORMATS = {"onnx": "onnx-int8"}
 
 
 def ready_directory(
@@ -31,8 +30,8 @@ def ready_directory(
     Raises InputError when the directory holds an artifact of another format or the format is not the backend's, and
     what the converter raises.
     """
-    wanted = format or DEFAULT_FORMATS[backend]
-    if wanted.partition("-")[0] != backend:
+    wanted = format or FORMATS[backend][0]
+    if family_of(wanted) != backend:
         raise InputError(f"format {wanted!r} is not one that the {backend} backend opens")
     if is_artifact(directory):
         found = Artifact.open(directory).format
@@ -57,9 +56,9 @@ def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _converted(directory: Path, format: str, source_name: str | None) -> Path:
-    from pplx_convert import FORMAT_REVISION, convert
+    from pplx_convert import convert, format_revision
 
-    name = f"{directory.resolve().name}-{format}-{_fingerprint(directory, FORMAT_REVISION)}"
+    name = f"{directory.resolve().name}-{format}-{_fingerprint(directory, format_revision(format))}"
     target = hub.cache_directory() / "artifacts" / name
     if is_artifact(target):
         return target

@@ -3,7 +3,7 @@
 Letters in shapes: B rows, T tokens in the longest row, D dimensions, N spans.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
 import numpy as np
@@ -111,6 +111,31 @@ class StreamOptions:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOptions:
+    """How a backend opens a model; None leaves it to the backend, which refuses what it has no use for.
+
+    `threads` of the processor for one call (onnx). `quantize` turns the weights of a checkpoint into integers while it
+    is opened: q8, q4, mxfp8, mxfp4 or nvfp4 (mlx). `memory_mb` is what the arrays of the device may take, model
+    included (mlx). `compute_units` is where the model may run: all, cpu, cpu+gpu or cpu+ane (coreml).
+    """
+
+    threads: int | None = None
+    quantize: str | None = None
+    memory_mb: int | None = None
+    compute_units: str | None = None
+
+    def require_only(self, backend: str, *names: str) -> None:
+        """Raises InputError naming the first option that is set and that the backend does not have."""
+        for option in fields(self):
+            if getattr(self, option.name) is not None and option.name not in names:
+                has = f"its options are {', '.join(names)}" if names else "it has none"
+                raise InputError(f"{option.name}: not an option of the {backend} backend; {has}")
+
+
+SESSION_DEFAULTS = SessionOptions()
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ class _Bench:
     @cached_property
     def model(self) -> Path:
         """What is opened: the checkpoint's conversion."""
-        return ready_directory(self.checkpoint, backends.require_backend("auto"))
+        return ready_directory(self.checkpoint, backends.backend_for(self.checkpoint))
 
     @cached_property
     def model_hash(self) -> str:

@@ -1,5 +1,5 @@
-"""Turns a checkpoint into an artifact: a graph that a runtime executes, checked against the reference."""
+"""Turns a checkpoint into an artifact: what a runtime executes, checked against the reference."""
 
-from pplx_convert.onnx_convert import FORMAT_REVISION, convert
+from pplx_convert.conversion import convert, format_revision
 
-__all__ = ["FORMAT_REVISION", "convert"]
+__all__ = ["convert", "format_revision"]

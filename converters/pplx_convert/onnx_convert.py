@@ -1,83 +1,35 @@
-"""Checkpoint to ONNX artifact: weights, graph, tokenizer, parity, manifest; whole or not at all."""
+"""Checkpoint to an ONNX graph and its data file, tensor by tensor, and the graph's sections run one by one."""
 
-import re
-import shutil
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
 from pplx_convert import onnx_graph
+from pplx_convert.conversion import Job, Written
 from pplx_convert.graph_builder import GraphBuilder, WeightFile
 from pplx_convert.numerics import NUMERICS, Numerics
-from pplx_convert.parity import LIMITS, PROBE_TEXTS, ParityLimits, ParityReport, means_of
-from pplx_edge.artifact import ONNX_LAYOUT, Artifact, sha256, write_manifest, writing
+from pplx_edge.artifact import ONNX_LAYOUT
 from pplx_edge.backends.onnx_options import session_options
 from pplx_edge.batching import collate
 from pplx_edge.checkpoint import Checkpoint
-from pplx_edge.errors import InputError
-from pplx_edge.models.qwen3_numpy import layer_states
 from pplx_edge.spec import ModelSpec
-from pplx_edge.tokenization import Tokenizer
 from pplx_edge.types import TokenBatch, TokenRow
 
-FORMAT_REVISION = 1  # raise it when the graph or the numerics change, so that cached conversions are made anew
-_MADE_BY = f"pplx-edge onnx converter {FORMAT_REVISION}"
-States = TypeVar("States")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+REVISION = 2  # raise it when the graph or the numerics change, so that cached conversions are made anew
 
 
-def convert(
-    source: str | Path,
-    out: str | Path,
-    format: str = "onnx-int8",
-    *,
-    replace: bool = False,
-    source_name: str | None = None,
-    revision: str | None = None,
-    limits: ParityLimits | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Artifact:
-    """The artifact written to `out` from the checkpoint directory `source`.
-
-    Weights are read, converted and written tensor by tensor; the result is run layer by layer against the NumPy
-    reference. `source_name` and `revision` go into the manifest (by default the directory's name, and its hub commit
-    when it is a hub snapshot). `replace` allows `out` to exist. `on_progress` is told the steps done and the steps in
-    all: each layer is stored, run, and compared.
-
-    Raises InputError, CheckpointError, UnsupportedModel, ParityError or StorageError, and then leaves nothing behind.
-    """
-    if format not in NUMERICS:
-        raise InputError(f"unknown format {format!r}: choose one of {', '.join(NUMERICS)}")
-    source, out = Path(source), Path(out)
-    checkpoint = Checkpoint.open(source)
-    rows = probe_rows(Tokenizer.open(source, checkpoint.spec), checkpoint.spec)
-    numerics = NUMERICS[format]()
-    step = _steps(checkpoint.spec, on_progress)
-    with writing(out, replace=replace) as directory:
-        builder = write_graph(checkpoint, numerics, directory, step)
-        copy_text_files(source, directory)
-        report = measure_parity(checkpoint, numerics, builder, directory, rows, step)
-        report.require(limits or LIMITS[format])
-        write_manifest(
-            directory,
-            format=format,
-            source=describe_source(checkpoint, source_name, revision),
-            weights={"projections": format.removeprefix("onnx-"), "n_parameters": checkpoint.spec.n_parameters},
-            parity=report.as_dict(),
-            made_by=_MADE_BY,
-        )
-    return Artifact.open(out)
-
-
-def _steps(spec: ModelSpec, on_progress: Callable[[int, int], None] | None) -> Callable[[], None]:
-    """Called once a layer when storing, and once a layer and at the end by each of the two passes that are compared."""
-    done, total = count(1), 3 * spec.n_layers + 2
-    return lambda: on_progress(next(done), total) if on_progress else None
+def write(job: Job) -> Written:
+    """Writes graph and data file."""
+    numerics = NUMERICS[job.format]()
+    stored = write_graph(job.checkpoint, numerics, job.directory, job.step)
+    return Written(
+        states=_row_states(job.checkpoint.spec, numerics, stored, job.directory, job.rows),
+        weights={"projections": job.format.removeprefix("onnx-")},
+    )
 
 
 def write_graph(
@@ -95,53 +47,12 @@ def write_graph(
     return stored
 
 
-def copy_text_files(source: Path, directory: Path) -> None:
-    """Copies config.json and the tokenizer's files."""
-    for name in (ONNX_LAYOUT.config, *ONNX_LAYOUT.tokenizer):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
-
-
-def describe_source(checkpoint: Checkpoint, name: str | None, revision: str | None) -> dict[str, object]:
-    """What the manifest says of the source: name, revision and the hash of each weight file."""
-    folder = checkpoint.directory.resolve()
-    if revision is None and _COMMIT.fullmatch(folder.name):
-        revision = folder.name
-    return {
-        "name": name or folder.name,
-        "revision": revision,
-        "sha256": {path.name: sha256(path) for path in checkpoint.files},
-    }
-
-
-def probe_rows(tokenizer: Tokenizer, spec: ModelSpec) -> list[TokenRow]:
-    """The probe texts as token rows, cut to the model's window, those without tokens left out."""
-    return [row.cut(spec.max_tokens) for row in tokenizer.text_rows(PROBE_TEXTS) if len(row)]
-
-
-def measure_parity(
-    checkpoint: Checkpoint,
-    numerics: Numerics,
-    stored: GraphBuilder,
-    directory: Path,
-    rows: list[TokenRow],
-    step: Callable[[], None],
-) -> ParityReport:
-    """The conversion's means against the reference's, both computed with one layer in memory at a time."""
-    batch = collate(rows, checkpoint.spec.sep_id)
-    packed = _last(section_states(checkpoint.spec, numerics, stored, directory, batch), step)
-    converted = np.split(packed, np.cumsum([len(row) for row in rows])[:-1])
-    reference = _last(layer_states(checkpoint, [row.ids for row in rows]), step)
-    return ParityReport.compare(means_of(reference), means_of(converted), int(batch.lengths.sum()))
-
-
-def _last(states: Iterator[States], step: Callable[[], None]) -> States:
-    """The final states of a pass, which yields after the embedding, after each layer and after the final norm."""
-    final = next(states)
-    for after_section in states:
-        final = after_section
-        step()
-    return final
+def _row_states(
+    spec: ModelSpec, numerics: Numerics, stored: GraphBuilder, directory: Path, rows: list[TokenRow]
+) -> Iterator[list[np.ndarray]]:
+    ends = np.cumsum([0, *(len(row) for row in rows)])
+    for packed in section_states(spec, numerics, stored, directory, collate(rows, spec.sep_id)):
+        yield [packed[start:stop] for start, stop in pairwise(ends)]
 
 
 def section_states(

@@ -1,12 +1,13 @@
 """How far a conversion strays from the reference: measured on real text, always, and written into the manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from pplx_edge.errors import ParityError
-from pplx_edge.quantize import int8_codes
+from pplx_edge.quantize import int8_codes, sign_codes
 
 # Sentences of several scripts, lengths and registers; the last one is repeated to a longer passage.
 PROBE_TEXTS = (
@@ -30,7 +31,11 @@ PROBE_TEXTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """Conversion against reference over N vectors: cosine of the means, and steps of their int8 codes."""
+    """Conversion against reference over N vectors: cosine of the means, steps of int8 codes, and bits that flip.
+
+    `layer_cosines` says where drift arises: the least cosine of the mean states after the embedding, after each layer
+    and after the final norm. It is empty when only final means were compared.
+    """
 
     n_vectors: int
     n_tokens: int
@@ -38,23 +43,43 @@ class ParityReport:
     mean_cosine: float
     moved_share: float
     largest_step: int
+    flipped_share: float
+    layer_cosines: tuple[float, ...] = ()
 
     @classmethod
-    def compare(cls, reference: np.ndarray, converted: np.ndarray, n_tokens: int) -> "ParityReport":
-        """The figures of two float arrays of means `[N, D]`."""
+    def compare(
+        cls,
+        reference: np.ndarray,
+        converted: np.ndarray,
+        n_tokens: int,
+        layer_cosines: Sequence[float] = (),
+    ) -> "ParityReport":
+        """The figures of two float arrays of means `[N, D]`. Raises ParityError when the second is not finite."""
         if not np.isfinite(converted).all():
             raise ParityError("the converted model produced NaN or infinity on ordinary text; nothing was written")
-        a, b = reference.astype(np.float64), converted.astype(np.float64)
-        cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        similar = cosines(reference, converted)
         steps = np.abs(int8_codes(reference).astype(int) - int8_codes(converted))
         return cls(
-            n_vectors=len(a),
+            n_vectors=len(reference),
             n_tokens=n_tokens,
-            min_cosine=round(float(cosines.min()), 7),
-            mean_cosine=round(float(cosines.mean()), 7),
+            min_cosine=round(float(similar.min()), 7),
+            mean_cosine=round(float(similar.mean()), 7),
             moved_share=round(float((steps > 0).mean()), 6),
             largest_step=int(steps.max()),
+            flipped_share=round(float((sign_codes(reference) != sign_codes(converted)).mean()), 6),
+            layer_cosines=tuple(round(cosine, 6) for cosine in layer_cosines),
         )
+
+    @classmethod
+    def of_passes(cls, reference: Iterable[list[np.ndarray]], converted: Iterable[list[np.ndarray]]) -> "ParityReport":
+        """The figures of two passes over the same rows, each giving the states `[T, D]` of all rows layer by layer."""
+        similar: list[float] = []
+        a, b, n_tokens = np.empty(0), np.empty(0), 0
+        for of_reference, of_converted in zip(reference, converted, strict=True):
+            n_tokens = sum(len(states) for states in of_reference)
+            a, b = means_of(of_reference), means_of(of_converted)
+            similar.append(float(cosines(a, b).min()))
+        return cls.compare(a, b, n_tokens, similar)
 
     def require(self, limits: "ParityLimits") -> None:
         """Raises ParityError naming the first figure out of its limits."""
@@ -72,7 +97,7 @@ class ParityReport:
             if not passed:
                 raise ParityError(f"{name} against the reference is {found}, limit {limit}; nothing was written")
 
-    def as_dict(self) -> dict[str, float | int]:
+    def as_dict(self) -> dict[str, Any]:
         """The figures, for the manifest."""
         return asdict(self)
 
@@ -95,3 +120,10 @@ LIMITS = {
 def means_of(states: Sequence[np.ndarray]) -> np.ndarray:
     """Mean over tokens of each row's states `[T, D]`: float32 `[N, D]`."""
     return np.stack([x.mean(axis=0, dtype=np.float32) for x in states])
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of each row of one float array `[N, D]` with the same row of another: float64 `[N]`; 0 for zero rows."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)

@@ -10,7 +10,7 @@ from pplx_edge.backends.onnx_options import session_options
 from pplx_edge.errors import ArtifactError, ModelError, ModelNotFound
 from pplx_edge.pooling import packed_span_means, span_means
 from pplx_edge.spec import ModelSpec
-from pplx_edge.types import BatchPolicy, TokenBatch
+from pplx_edge.types import SESSION_DEFAULTS, BatchPolicy, SessionOptions, TokenBatch
 
 PACKED_STATES = "token_states"
 ROW_MEANS = "pooler_output"
@@ -18,15 +18,17 @@ PADDED_STATES = ("last_hidden_state", "token_embeddings", "hidden_states")
 _PROVIDERS = ["CPUExecutionProvider"]
 
 
-def open_session(directory: Path, *, threads: int | None = None) -> "PackedSession | PaddedSession":
+def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "PackedSession | PaddedSession":
     """The model in a directory: an artifact, or a repository with ready ONNX graphs.
 
-    Raises ArtifactError or ModelNotFound when there is none, ModelError when the runtime refuses it.
+    Raises ArtifactError or ModelNotFound when there is none, ModelError when the runtime refuses it, InputError for
+    options other than `threads`.
     """
+    options.require_only("onnx", "threads")
     spec = ModelSpec.from_directory(directory)
     graph = graph_file(directory)
     try:
-        runtime = ort.InferenceSession(str(graph), session_options(threads), providers=_PROVIDERS)
+        runtime = ort.InferenceSession(str(graph), session_options(options.threads), providers=_PROVIDERS)
     except Exception as error:  # the runtime's exceptions share no base but Exception
         raise ModelError(f"{graph}: ONNX Runtime cannot open it ({_first_line(error)})") from error
     outputs = {output.name for output in runtime.get_outputs()}

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from pplx_edge import hub
-from pplx_edge.artifact import is_artifact
+from pplx_edge.artifact import FORMATS, is_artifact
 from pplx_edge.cli.options import MODEL_HELP, add_command, add_hub_options, offline
 from pplx_edge.cli.terminal import human_bytes, say
 from pplx_edge.errors import InputError
 from pplx_edge.preparation import conversion_bar
 
-FORMATS = ("onnx-int8", "onnx-fp32")
+ALL_FORMATS = tuple(name for formats in FORMATS.values() for name in formats)
 
 
 def add_parser(commands: Any) -> None:
@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
         description="The result is checked against the reference; a conversion that strays too far leaves nothing.",
     )
     parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
-    parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=" or ".join(FORMATS))
+    parser.add_argument("--to", required=True, choices=ALL_FORMATS, metavar="FORMAT", help=", ".join(ALL_FORMATS))
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to write; its parent is made if missing")
     parser.add_argument("--force", action="store_true", help="replace the converted model that stands at DIR")
     add_hub_options(parser)

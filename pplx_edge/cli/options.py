@@ -3,10 +3,10 @@
 import argparse
 from typing import Any, NoReturn
 
+from pplx_edge.artifact import FORMATS
 from pplx_edge.backends import SESSIONS
 from pplx_edge.embedder import Embedder, load
 from pplx_edge.hub import BUILT_IN
-from pplx_edge.preparation import DEFAULT_FORMATS
 
 MODEL_HELP = f"{BUILT_IN}, a directory, an official name (pplx-embed-v1-0.6b) or a hub id (org/name)"
 
@@ -40,7 +40,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--format",
         metavar="FORMAT",
-        help=f"what a checkpoint is converted to when first opened; default {' or '.join(DEFAULT_FORMATS.values())}",
+        help=f"what a checkpoint is converted to when first opened; default {FORMATS['onnx'][0]}",
     )
     group.add_argument("--threads", type=positive, metavar="N", help="processor threads; default all")
     add_hub_options(group)

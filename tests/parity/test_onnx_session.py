@@ -20,7 +20,7 @@ from pplx_edge.batching import collate, plan_batches
 from pplx_edge.errors import ModelError, ModelNotFound
 from pplx_edge.quantize import int8_codes
 from pplx_edge.similarity import cosine_similarity
-from pplx_edge.types import BatchPolicy, TokenBatch, TokenRow
+from pplx_edge.types import BatchPolicy, SessionOptions, TokenBatch, TokenRow
 
 LENGTHS = (33, 1, 64, 64, 7, 128, 90, 64, 2, 16)
 
@@ -32,7 +32,7 @@ def int8_dir(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(int8_dir: Path) -> PackedSession:
-    opened = open_session(int8_dir, threads=2)
+    opened = open_session(int8_dir, SessionOptions(threads=2))
     assert isinstance(opened, PackedSession)
     return opened
 
@@ -63,7 +63,7 @@ def test_a_vector_does_not_depend_on_its_batch(
 def test_a_vector_does_not_depend_on_the_number_of_threads(
     int8_dir: Path, rows: list[TokenRow], alone: np.ndarray, threads: int
 ) -> None:
-    means = open_session(int8_dir, threads=threads).span_means(collate(rows, 0))
+    means = open_session(int8_dir, SessionOptions(threads=threads)).span_means(collate(rows, 0))
     np.testing.assert_array_equal(means, alone)
 
 

@@ -10,10 +10,10 @@ from fakes import FakeSession, fake_embedder, fake_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplx_edge import backends
-from pplx_edge.errors import InputError, NumericalError, TextTooLong
+from pplx_edge import backends, load
+from pplx_edge.errors import InputError, MissingExtra, NumericalError, TextTooLong
 from pplx_edge.quantize import quantize
-from pplx_edge.types import PRECISIONS, BatchPolicy, Precision
+from pplx_edge.types import PRECISIONS, BatchPolicy, Precision, SessionOptions
 
 BPE = tiny_tokenizer()
 TEXTS = ["The quick brown fox", "", "x", "dog " * 30, "機械学習", "x", "", "Der schnelle braune Fuchs springt"]
@@ -328,10 +328,32 @@ def test_similarity_is_the_package_s_own():
 # The table of backends
 
 
-def test_auto_is_the_first_backend_of_the_table():
-    assert backends.require_backend("auto") == next(iter(backends.SESSIONS))
+def test_auto_goes_by_what_is_there_and_then_by_the_machine(tiny_dir, tmp_path, monkeypatch):
+    assert backends.backend_for(tiny_dir) == "onnx"
+    monkeypatch.setattr(backends, "default_backend", lambda: "its own")
+    assert backends.backend_for(tiny_dir) == "its own"
+    (tmp_path / "model.onnx").touch()
+    assert backends.backend_for(tmp_path) == "onnx"
     for name in backends.SESSIONS:
-        assert backends.require_backend(name) == name
+        assert backends.backend_for(tiny_dir, name) == name
+
+
+@pytest.mark.parametrize(("system", "machine"), [("darwin", "x86_64"), ("linux", "arm64"), ("win32", "AMD64")])
+def test_only_apple_silicon_has_another_default_than_onnx(system: str, machine: str, monkeypatch):
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert backends.default_backend() == "onnx"
+
+
+def test_a_backend_without_its_package_is_an_error_with_the_command(tiny_dir, monkeypatch):
+    monkeypatch.setitem(backends.PACKAGES, "onnx", ("no_such_package", "extra"))
+    with pytest.raises(MissingExtra, match=r"the onnx backend needs: pip install 'pplx-edge\[extra\]'"):
+        load(tiny_dir, backend="onnx")
+
+
+def test_an_option_of_another_backend_is_refused(tiny_dir):
+    with pytest.raises(InputError, match="quantize: not an option of the onnx backend; its options are threads"):
+        backends.open_session("onnx", tiny_dir, SessionOptions(quantize="q8"))
 
 
 @pytest.mark.parametrize("name", ["", "ONNX", "tensorflow", "os"])

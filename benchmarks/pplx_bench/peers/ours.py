@@ -9,7 +9,7 @@ import numpy as np
 from pplx_bench.peers import Encode
 from pplx_edge import backends, quantize
 from pplx_edge.batching import collate, plan_batches
-from pplx_edge.types import Session, TokenRow
+from pplx_edge.types import Session, SessionOptions, TokenRow
 
 ARTIFACT = "artifact"
 
@@ -41,5 +41,5 @@ def prepare(checkpoint: Path, directory: Path, settings: Mapping[str, Any]) -> N
 
 def open_model(source: Path, threads: int, settings: Mapping[str, Any]) -> OursPeer:
     """The artifact in its backend."""
-    backend = settings["format"].partition("-")[0]
-    return OursPeer(backends.open_session(backend, source / ARTIFACT, threads=threads))
+    directory = source / ARTIFACT
+    return OursPeer(backends.open_session(backends.backend_for(directory), directory, SessionOptions(threads=threads)))

@@ -67,8 +67,8 @@ def split_format(name: str, format: str | None) -> tuple[str, str | None]:
 
 def _edge_system(name: str, opening: Opening) -> DenseSystem:
     model, format = split_format(name, opening.format)
-    backend = backends.require_backend(opening.backend)
     directory = hub.resolve(model, revision=opening.revision, offline=opening.offline)
+    backend = backends.backend_for(directory, opening.backend)
     directory = ready_directory(directory, backend, format, source_name=hub.source_name(model))
     spec = ModelSpec.from_directory(directory)
     reading = replace(
