@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pplx_edge.errors import ArtifactError, InputError, StorageError
@@ -38,6 +38,8 @@ _NOT_WRITABLE = (
 # What a checkpoint can be converted to, by the backend that opens it; the first is what it is converted to unasked.
 FORMATS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx-int8", "onnx-fp32"),
+    "mlx": ("mlx-bf16", "mlx-q8", "mlx-q4", "mlx-mxfp8", "mlx-mxfp4", "mlx-nvfp4", "mlx-mixed"),
+    "coreml": ("coreml-fp16", "coreml-int8", "coreml-pal4", "coreml-pal6", "coreml-pal8"),
 }
 # Files that a conversion copies from its source.
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -51,7 +53,27 @@ class OnnxLayout:
     weights: str = "model.onnx_data"
 
 
+@dataclass(frozen=True, slots=True)
+class MlxLayout:
+    """Files of an MLX artifact, beside TEXT_FILES: weights as checkpoints have them, or shards, and how to pool."""
+
+    shard: str = "model-{:05d}-of-{:05d}.safetensors"
+    modules: str = "modules.json"
+    pooling: str = "1_Pooling"
+
+
+@dataclass(frozen=True, slots=True)
+class CoremlLayout:
+    """Files of a Core ML artifact, beside TEXT_FILES: packages of programs, and the embedding table that they lack."""
+
+    package: str = "model.mlpackage"
+    flexible: str = "flexible.mlpackage"
+    table: str = "embedding.safetensors"
+
+
 ONNX_LAYOUT = OnnxLayout()
+MLX_LAYOUT = MlxLayout()
+COREML_LAYOUT = CoremlLayout()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +142,8 @@ class Artifact:
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name} must be an object")
         for name, entry in self.files.items():
-            if Path(name).name != name:
-                raise ValueError(f"{name!r} is not a plain file name")
+            if not name or PurePosixPath(name).is_absolute() or ".." in name.split("/") or "\\" in name:
+                raise ValueError(f"{name!r} is not a file in or below this directory")
             if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
                 raise TypeError(f"the entry of {name} needs bytes and sha256")
 

@@ -56,25 +56,15 @@ class WindowSizes:
         return cls(window, margin, options.sticky)
 
 
-def bytes_per_token(spec: ModelSpec) -> int:
-    """What a token of a row costs in memory while a model reads it: float32 activations of one layer.
-
-    The residual stream with its normed and quantised copies, q, k, v with their rotated copies and the attention's
-    output, and gate, up and their product; and the states that come out.
-    """
-    hidden, heads, inner = spec.hidden_size, 2 * spec.q_size + 2 * spec.kv_size, spec.intermediate_size
-    return 4 * (4 * hidden + heads + 3 * inner)
-
-
 def window_within(memory_mb: int, spec: ModelSpec) -> int:
     """The largest window whose activations take no more than so many megabytes beside the opened model.
 
     Raises InputError naming the least budget when there is none of 64 tokens.
     """
-    window = memory_mb * _MEGABYTE // bytes_per_token(spec)
+    window = memory_mb * _MEGABYTE // spec.activation_bytes
     least = min(_LEAST_WINDOW, spec.max_tokens)
     if window < least:
-        needed = -(-least * bytes_per_token(spec) // _MEGABYTE)
+        needed = -(-least * spec.activation_bytes // _MEGABYTE)
         raise InputError(f"memory_mb {memory_mb}: a window of {least} tokens needs at least {needed} beside the model")
     return min(window, spec.max_tokens)
 

@@ -17,6 +17,7 @@ from pplx_edge.checkpoint import has_weights, weight_files
 from pplx_edge.errors import InputError
 
 _PROGRESS_DELAY_SECONDS = 2.0
+_OPENS_CHECKPOINTS = ("mlx",)  # backends that need no conversion
 
 
 def ready_directory(
@@ -24,7 +25,8 @@ def ready_directory(
 ) -> Path:
     """The directory that the backend opens: the given one, or its conversion in the cache.
 
-    `format` names the conversion (None: the backend's default), `source_name` what its manifest calls the source.
+    `format` names the conversion (None: the backend's default, or none for a backend that opens checkpoints),
+    `source_name` what its manifest calls the source.
     A bar on a terminal's stderr shows a conversion that takes long.
 
     Raises InputError when the directory holds an artifact of another format or the format is not the backend's, and
@@ -38,9 +40,13 @@ def ready_directory(
         if format not in (None, found):
             raise InputError(f"{directory}: holds {found}, {format} was asked for; open its source or convert it again")
         return directory
-    if format is None and not has_weights(directory) and ready_graphs(directory):
+    if format is None and (backend in _OPENS_CHECKPOINTS or _holds_only_graphs(directory)):
         return directory
     return _converted(directory, wanted, source_name)
+
+
+def _holds_only_graphs(directory: Path) -> bool:
+    return bool(ready_graphs(directory)) and not has_weights(directory)
 
 
 @contextmanager

@@ -64,6 +64,16 @@ class ModelSpec:
         """Parameters of the encoder, embedding table included."""
         return sum(_product(shape) for shape in self.tensor_shapes().values())
 
+    @property
+    def activation_bytes(self) -> int:
+        """What a token of a row costs in memory while the model reads it: float32 activations of one layer.
+
+        The residual stream with its normed and quantised copies, q, k, v with their rotated copies and the attention's
+        output, and gate, up and their product; and the states that come out.
+        """
+        hidden, heads, inner = self.hidden_size, 2 * self.q_size + 2 * self.kv_size, self.intermediate_size
+        return 4 * (4 * hidden + heads + 3 * inner)
+
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names within a layer to shapes, `[out, in]` for projections."""
         hidden, inner = self.hidden_size, self.intermediate_size

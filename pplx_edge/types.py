@@ -19,6 +19,8 @@ TEXT_FORMATS: tuple[TextFormat, ...] = ("text", "markdown", "code")
 
 DEFAULT_CHUNK_TOKENS = 128
 
+COMPUTE_UNITS = ("all", "cpu", "cpu+gpu", "cpu+ane")
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:

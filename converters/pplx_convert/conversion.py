@@ -7,7 +7,7 @@ this frame runs the NumPy reference beside it and compares, with one layer of ei
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from pplx_convert.parity import LIMITS, PROBE_TEXTS, ParityLimits, ParityReport
 from pplx_edge.artifact import FORMATS, TEXT_FILES, Artifact, family_of, sha256, write_manifest, writing
+from pplx_edge.backends import require_installed
 from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.errors import InputError
 from pplx_edge.models.qwen3_numpy import layer_states
@@ -27,8 +28,29 @@ from pplx_edge.types import TokenRow
 # Modules, imported when a format of theirs is asked for.
 FAMILIES = {
     "onnx": "pplx_convert.onnx_convert",
+    "mlx": "pplx_convert.mlx_convert",
+    "coreml": "pplx_convert.coreml_convert",
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """What some formats can be told. `overrides` names how single matrices are kept, `{"layers.0.*": "q8"}`, by shell
+    patterns over their paths; the last that fits counts (mlx). `max_mb` is what all weights may take (mlx-mixed).
+    """
+
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    max_mb: int | None = None
+
+    def require_only(self, format: str, *names: str) -> None:
+        """Raises InputError naming an option that is set and that the format does not have."""
+        for option in fields(self):
+            if getattr(self, option.name) and option.name not in names:
+                raise InputError(f"{option.name}: not an option of {format}")
+
+
+_NO_OPTIONS = ConvertOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +66,7 @@ class Job:
     directory: Path
     rows: list[TokenRow]
     step: Callable[[], None]
+    options: ConvertOptions = _NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +96,7 @@ def family(format: str) -> Family:
     known = [name for formats in FORMATS.values() for name in formats]
     if format not in known:
         raise InputError(f"unknown format {format!r}: choose one of {', '.join(known)}")
+    require_installed(family_of(format))
     return import_module(FAMILIES[family_of(format)])  # type: ignore[return-value]
 
 
@@ -90,14 +114,15 @@ def convert(
     source_name: str | None = None,
     revision: str | None = None,
     limits: ParityLimits | None = None,
+    options: ConvertOptions = _NO_OPTIONS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Artifact:
     """The artifact written to `out` from the checkpoint directory `source`.
 
     Weights are read, converted and written tensor by tensor; the result is run layer by layer against the NumPy
     reference. `source_name` and `revision` go into the manifest (by default the directory's name, and its hub commit
-    when it is a hub snapshot). `replace` allows `out` to exist. `on_progress` is told the steps done and the steps in
-    all: each layer is stored, run, and compared.
+    when it is a hub snapshot). `replace` allows `out` to exist. `options` are those that some formats have.
+    `on_progress` is told the steps done and the steps in all: each layer is stored, run, and compared.
 
     Raises InputError, CheckpointError, UnsupportedModel, MissingExtra, ParityError or StorageError, and then leaves
     nothing behind.
@@ -109,7 +134,9 @@ def convert(
     step = _steps(checkpoint.spec, on_progress)
     with writing(out, replace=replace) as directory:
         copy_text_files(source, directory)
-        written = made_by.write(Job(checkpoint=checkpoint, format=format, directory=directory, rows=rows, step=step))
+        written = made_by.write(
+            Job(checkpoint=checkpoint, format=format, directory=directory, rows=rows, step=step, options=options)
+        )
         report = measure_parity(checkpoint, rows, written.states, step)
         report.require(limits or LIMITS[format])
         write_manifest(

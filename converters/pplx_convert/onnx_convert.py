@@ -24,6 +24,7 @@ REVISION = 2  # raise it when the graph or the numerics change, so that cached c
 
 def write(job: Job) -> Written:
     """Writes graph and data file."""
+    job.options.require_only(job.format)
     numerics = NUMERICS[job.format]()
     stored = write_graph(job.checkpoint, numerics, job.directory, job.step)
     return Written(

@@ -114,6 +114,14 @@ class ParityLimits:
 LIMITS = {
     "onnx-fp32": ParityLimits(min_cosine=0.99999, mean_cosine=0.99999, largest_step=1),
     "onnx-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=64),
+    "mlx-bf16": ParityLimits(min_cosine=0.9995, mean_cosine=0.9999, largest_step=16),
+    "mlx-q8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
+    "mlx-mxfp8": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=127),
+    # Four bits move many codes; the figures are in the manifest, and the limits are there to catch what is broken.
+    "mlx-q4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
+    "mlx-mxfp4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
+    "mlx-nvfp4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
+    "mlx-mixed": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
 }
 
 

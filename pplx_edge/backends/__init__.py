@@ -13,6 +13,8 @@ from pplx_edge.types import SESSION_DEFAULTS, Session, SessionOptions
 
 SESSIONS = {
     "onnx": "pplx_edge.backends.onnx_session",
+    "mlx": "pplx_edge.backends.mlx_session",
+    "coreml": "pplx_edge.backends.coreml_session",
 }
 # Backends that not every installation has: the package that they stand on, and the extra that brings it.
 PACKAGES = {"mlx": ("mlx", "mlx"), "coreml": ("coremltools", "coreml")}

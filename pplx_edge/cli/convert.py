@@ -6,7 +6,7 @@ from typing import Any
 
 from pplx_edge import hub
 from pplx_edge.artifact import FORMATS, is_artifact
-from pplx_edge.cli.options import MODEL_HELP, add_command, add_hub_options, offline
+from pplx_edge.cli.options import MODEL_HELP, add_command, add_hub_options, offline, positive
 from pplx_edge.cli.terminal import human_bytes, say
 from pplx_edge.errors import InputError
 from pplx_edge.preparation import conversion_bar
@@ -19,19 +19,29 @@ def add_parser(commands: Any) -> None:
         commands,
         "convert",
         "convert a checkpoint to a format that runs fast",
-        "pplx-edge convert pplx-embed-v1-0.6b --to onnx-int8 --out models/0.6b-int8",
+        "pplx-edge convert pplx-embed-v1-0.6b --to onnx-int8 --out models/0.6b-int8\n"
+        "pplx-edge convert pplx-embed-v1-0.6b --to mlx-mixed --max-mb 450 --out models/0.6b-mixed",
         description="The result is checked against the reference; a conversion that strays too far leaves nothing.",
     )
     parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
     parser.add_argument("--to", required=True, choices=ALL_FORMATS, metavar="FORMAT", help=", ".join(ALL_FORMATS))
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to write; its parent is made if missing")
     parser.add_argument("--force", action="store_true", help="replace the converted model that stands at DIR")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        type=_override,
+        metavar="PATTERN=Q",
+        help="mlx: matrices whose path fits are kept as Q (q8, q4, bf16, …); the last that fits counts",
+    )
+    parser.add_argument("--max-mb", type=positive, metavar="MB", help="mlx-mixed: what all weights may take")
     add_hub_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from pplx_convert import convert
+    from pplx_convert import ConvertOptions, convert
 
     out = Path(args.out)
     if out.exists() and not out.is_dir():
@@ -41,11 +51,22 @@ def run(args: argparse.Namespace) -> int:
     directory = hub.resolve(args.source, revision=args.revision, offline=offline(args))
     name = hub.source_name(args.source)
     with conversion_bar(name or args.source) as show:
-        artifact = convert(directory, out, args.to, replace=args.force, source_name=name, on_progress=show)
+        options = ConvertOptions(overrides=dict(args.override), max_mb=args.max_mb)
+        artifact = convert(
+            directory, out, args.to, replace=args.force, source_name=name, options=options, on_progress=show
+        )
     n_bytes = sum(entry["bytes"] for entry in artifact.files.values())
     say(f"{artifact.format}, {human_bytes(n_bytes)}; against the reference: {parity_line(artifact.parity)}")
     print(out)
     return 0
+
+
+def _override(text: str) -> tuple[str, str]:
+    """`(pattern, scheme)` of `layers.0.*=q8`, for argparse."""
+    pattern, equals, scheme = text.rpartition("=")
+    if not equals or not pattern or not scheme:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=Q, 'layers.0.*=q8' for one")
+    return pattern, scheme
 
 
 def parity_line(parity: Any) -> str:

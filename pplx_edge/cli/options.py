@@ -7,6 +7,7 @@ from pplx_edge.artifact import FORMATS
 from pplx_edge.backends import SESSIONS
 from pplx_edge.embedder import Embedder, load
 from pplx_edge.hub import BUILT_IN
+from pplx_edge.types import COMPUTE_UNITS
 
 MODEL_HELP = f"{BUILT_IN}, a directory, an official name (pplx-embed-v1-0.6b) or a hub id (org/name)"
 
@@ -40,9 +41,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--format",
         metavar="FORMAT",
-        help=f"what a checkpoint is converted to when first opened; default {FORMATS['onnx'][0]}",
+        help=f"what a checkpoint is converted to when first opened; default {FORMATS['onnx'][0]}, none for mlx",
     )
-    group.add_argument("--threads", type=positive, metavar="N", help="processor threads; default all")
+    group.add_argument("--threads", type=positive, metavar="N", help="onnx: processor threads; default all")
+    group.add_argument("--quantize", metavar="Q", help="mlx: weights become q8, q4, mxfp8, … while they are read")
+    group.add_argument("--memory-mb", type=positive, metavar="MB", help="mlx: what model and passes may take")
+    group.add_argument("--compute-units", choices=COMPUTE_UNITS, help="coreml: where it may run; default all")
     add_hub_options(group)
 
 
@@ -61,6 +65,9 @@ def open_model(args: argparse.Namespace) -> Embedder:
         revision=args.revision,
         offline=offline(args),
         threads=args.threads,
+        quantize=args.quantize,
+        memory_mb=args.memory_mb,
+        compute_units=args.compute_units,
     )
 
 

@@ -15,7 +15,6 @@ from pplx_edge.late_chunking import (
     RunningMean,
     Window,
     WindowSizes,
-    bytes_per_token,
     plan_windows,
     window_within,
 )
@@ -167,7 +166,7 @@ def test_a_window_stays_within_its_budget():
     spec = fake_spec(max_tokens=1 << 20)
     for memory_mb in (5, 50, 500):
         window = window_within(memory_mb, spec)
-        assert window * bytes_per_token(spec) <= memory_mb * 1_000_000 < (window + 1) * bytes_per_token(spec)
+        assert window * spec.activation_bytes <= memory_mb * 1_000_000 < (window + 1) * spec.activation_bytes
     assert window_within(500, fake_spec(max_tokens=512)) == 512
     with pytest.raises(InputError, match="at least 2 beside"):
         window_within(1, fake_spec(dim=1024))
