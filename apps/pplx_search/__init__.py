@@ -1,0 +1,1 @@
+"""Private search over a person's own files: read, embedded and kept on this machine."""
