@@ -29,6 +29,7 @@ TASKS = {
     "profile": ("pplx_bench.profiling", "profile_rows"),
     "convert": ("pplx_bench.memory", "convert_checkpoint"),
     "encode": ("pplx_bench.memory", "encode_once"),
+    "convert_to": ("pplx_bench.convert", "convert_to"),
     "stream": ("pplx_bench.streams.measuring", "stream_once"),
     "whole": ("pplx_bench.streams.whole", "late_chunk_once"),
 }

@@ -29,13 +29,15 @@ from pplx_edge.models.mlx_quantization import (
     quantized,
     scheme_named,
 )
-from pplx_edge.models.mlx_weights import as_numpy, matrices, open_model, plan_for
+from pplx_edge.models.mlx_weights import StoredWeights, as_numpy, matrices, open_model, plan_for
 from pplx_edge.models.qwen3_mlx import PREFIX
+from pplx_edge.models.qwen3_numpy import block, rms_norm
 from pplx_edge.spec import ModelSpec
 
 REVISION = 1
 MIXED = "mlx-mixed"
 SHARD_BYTES = 5_000_000_000
+_MOST_PRODUCTS = 5e10  # parameters times tokens
 _METADATA = {"format": "mlx"}
 _POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
 Tensor = tuple[str, tuple[int, ...]]
@@ -48,7 +50,10 @@ def write(job: Job) -> Written:
     write_weights(job.checkpoint, plan, job.directory, job.step)
     _write_config(job.directory, plan)
     _write_pooling(job.directory, spec)
-    return Written(states=_row_states(job), weights=_described(plan, spec))
+    in_mlx = _runs_in_mlx(job)
+    states = _row_states(job) if in_mlx else _decoded_states(job)
+    checked = {"checked": "run by MLX" if in_mlx else "weights decoded, run by NumPy in float32"}
+    return Written(states=states, weights=dict(_described(plan, spec)) | checked)
 
 
 def write_weights(checkpoint: Checkpoint, plan: QuantizationPlan, directory: Path, step: Callable[[], None]) -> None:
@@ -206,9 +211,28 @@ def _name_of(scheme: Scheme | None) -> str:
     return next((name for name, known in SCHEMES.items() if known == scheme), f"{scheme.mode} {scheme.bits}")
 
 
+def _runs_in_mlx(job: Job) -> bool:
+    """Whether MLX runs the probe rows; on a processor its kernels take an hour for a model of the family."""
+    products = job.checkpoint.spec.n_parameters * sum(len(row) for row in job.rows)
+    return mx.metal.is_available() or products < _MOST_PRODUCTS
+
+
 def _row_states(job: Job) -> Iterator[list[np.ndarray]]:
     """States of the probe rows, run by MLX from what was written, each row alone."""
     encoder = open_model(job.directory).model
     passes = [encoder.states(mx.array(row.ids[None])) for row in job.rows]
     for _ in range(job.checkpoint.spec.n_layers + 2):
         yield [as_numpy(next(states))[0] for states in passes]
+
+
+def _decoded_states(job: Job) -> Iterator[list[np.ndarray]]:
+    """States of the probe rows, run by NumPy in float32 with the weights that are left of what was written."""
+    spec, written = job.checkpoint.spec, StoredWeights(job.directory, job.checkpoint.spec)
+    states = [written.rows("embed_tokens", row.ids) for row in job.rows]
+    yield states
+    for layer in range(spec.n_layers):
+        weights = {name: written.read(f"layers.{layer}.{name}") for name in spec.layer_shapes()}
+        states = [block(x, weights, spec) for x in states]
+        yield states
+    norm = written.read("norm.weight")
+    yield [rms_norm(x, norm, spec.rms_norm_eps) for x in states]

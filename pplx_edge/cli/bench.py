@@ -10,6 +10,7 @@ from pplx_edge.errors import MissingExtra
 BENCHMARKS = {
     "speed": "measure tokens a second beside other runtimes, on weights of the true 0.6b shape",
     "memory": "measure peak memory of converting, opening and encoding",
+    "convert": "take a model through every format: seconds, peak memory, size, parity",
     "quality": "measure retrieval (nDCG@10 and others) on folders in BEIR layout, beside BM25 and MiniLM",
     "stream": "measure streaming late chunking: memory, fidelity, retrieval and many small documents",
     "mteb": "run tasks and benchmarks of mteb, and ConTEB's, which are fetched from the hub",
@@ -18,6 +19,7 @@ BENCHMARKS = {
 EXAMPLES = {
     "speed": "",
     "memory": " --shape 0.6b",
+    "convert": " --model nano --formats onnx-int8,mlx-q8,coreml-int8",
     "quality": " data/bench --tasks squad-dev --peers minilm,bm25 --precisions float32,int8",
     "stream": " data/bench --what fidelity,quality --json stream.jsonl --plot .",
     "mteb": " --model pplx-embed-v1-0.6b --tasks MIRACLRetrieval --languages deu",

@@ -45,7 +45,7 @@ def open_model(directory: Path, quantize: str | None = None) -> Model:
         return _from_floats(Checkpoint.open(directory, spec), quantize or "bf16")
     if quantize is not None:
         raise InputError(f"{directory}: its weights are quantised already; open it without quantize={quantize!r}")
-    return _from_mlx(directory, spec, plan)
+    return _from_mlx(directory, spec)
 
 
 def plan_for(spec: ModelSpec, scheme: Scheme) -> QuantizationPlan:
@@ -74,7 +74,43 @@ def _from_floats(checkpoint: Checkpoint, quantize: str) -> Model:
     return _assembled(checkpoint.spec, weights, {path: plan.scheme(path) for path in matrices(checkpoint.spec)})
 
 
-def _from_mlx(directory: Path, spec: ModelSpec, plan: QuantizationPlan) -> Model:
+class StoredWeights:
+    """The tensors of a repository that MLX tools have written, mapped from its files and decoded one by one."""
+
+    def __init__(self, directory: Path, spec: ModelSpec):
+        """Raises CheckpointError for a file that MLX cannot read, or a tensor that is not as it should be."""
+        plan = QuantizationPlan.from_config(_config(directory), str(directory / "config.json"))
+        self.arrays = _arrays(directory)
+        self.schemes = {
+            path: _stored_scheme(directory, self.arrays, path, shape, plan) for path, shape in matrices(spec).items()
+        }
+        _require_match(directory, spec, self.arrays, self.schemes)
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor by its name in checkpoints, float32, as it is left by its quantisation."""
+        return self._decoded(name.removesuffix(".weight"), slice(None))
+
+    def rows(self, path: str, rows: np.ndarray) -> np.ndarray:
+        """Rows `[R]` of a matrix: float32 `[R, columns]`."""
+        return self._decoded(path, mx.array(rows))
+
+    def _decoded(self, path: str, rows: mx.array | slice) -> np.ndarray:
+        weight, scheme = self.arrays[f"{path}.weight"][rows], self.schemes.get(path)
+        if scheme is None:
+            return as_numpy(weight)
+        scales, biases = self.arrays[f"{path}.scales"][rows], None
+        if scheme.mode == "affine":  # float32 first, or products are rounded to bfloat16
+            scales = scales.astype(mx.float32)
+            biases = self.arrays[f"{path}.biases"][rows].astype(mx.float32)
+        return as_numpy(mx.dequantize(weight, scales, biases, scheme.group_size, scheme.bits, mode=scheme.mode))
+
+
+def _from_mlx(directory: Path, spec: ModelSpec) -> Model:
+    stored = StoredWeights(directory, spec)
+    return _assembled(spec, stored.arrays, stored.schemes)
+
+
+def _arrays(directory: Path) -> dict[str, mx.array]:
     weights: dict[str, mx.array] = {}
     for path in weight_files(directory):
         try:
@@ -82,10 +118,7 @@ def _from_mlx(directory: Path, spec: ModelSpec, plan: QuantizationPlan) -> Model
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: MLX cannot read it ({error})") from error
         weights |= {name.removeprefix(PREFIX): array for name, array in loaded.items()}
-    weights = {name: array for name, array in weights.items() if not name.startswith(HEAD)}
-    schemes = {path: _stored_scheme(directory, weights, path, shape, plan) for path, shape in matrices(spec).items()}
-    _require_match(directory, spec, weights, schemes)
-    return _assembled(spec, weights, schemes)
+    return {name: array for name, array in weights.items() if not name.startswith(HEAD)}
 
 
 def _stored_scheme(

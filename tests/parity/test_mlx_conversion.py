@@ -343,3 +343,38 @@ def test_a_missing_package_is_an_error_with_the_command(source: Path, tmp_path: 
     monkeypatch.setitem(backends.PACKAGES, "mlx", ("no_such_package", "mlx"))
     with pytest.raises(MissingExtra, match=r"the mlx backend needs: pip install 'pplx-edge\[mlx\]'"):
         convert(source, tmp_path / "out", "mlx-q8")
+
+
+@pytest.mark.parametrize("format", FORMATS["mlx"])
+def test_decoded_weights_in_numpy_are_the_model_that_mlx_runs(
+    artifacts: dict[str, Artifact], source: Path, format: str
+) -> None:
+    """What stands in for MLX where a processor would take an hour: the same model, but for roundings to bfloat16.
+
+    MLX decodes affine weights in bfloat16, `scale · code` before the bias is added: that costs more than eight bits do.
+    """
+    decodes_roughly = {"mlx-q8", "mlx-q4", "mlx-mixed"}
+    artifact = artifacts[format]
+    job = Job(
+        checkpoint=Checkpoint.open(source),
+        format=format,
+        directory=artifact.directory,
+        rows=[TokenRow(IDS, ())],
+        step=lambda: None,
+    )
+    decoded = list(pplx_convert.mlx_convert._decoded_states(job))
+    run = list(pplx_convert.mlx_convert._row_states(job))
+    assert len(decoded) == len(run) == 4
+    for (a,), (b,) in zip(decoded, run, strict=True):
+        a, b = a.mean(0), b.mean(0)
+        cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        assert cosine > (0.998 if format in decodes_roughly else 0.9998)
+    assert artifact.weights["checked"] == "run by MLX"
+
+
+def test_large_models_are_checked_by_numpy_on_a_processor(source: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pplx_convert.mlx_convert, "_MOST_PRODUCTS", 1)
+    artifact = convert(source, tmp_path / "out", "mlx-q8")
+    if not mx.metal.is_available():
+        assert artifact.weights["checked"] == "weights decoded, run by NumPy in float32"
+    assert artifact.parity["min_cosine"] > 0.999
