@@ -52,7 +52,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", default=BUILT_IN, metavar="MODEL", help=f"what is measured; default {BUILT_IN}")
     parser.add_argument("--shape", choices=SHAPES, help="instead of a model: random weights of this shape")
     parser.add_argument("--layers", type=positive, metavar="N", help="of the shape, a quick trial, not a result")
-    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads; default all")
+    parser.add_argument(
+        "--backend", default="auto", choices=["auto", *backends.SESSIONS], help="what it runs on (default: auto)"
+    )
+    parser.add_argument("--quantize", metavar="Q", help="mlx: what weights become while they are read")
+    parser.add_argument("--threads", type=positive, metavar="N", help="onnx: processor threads; default all")
     _add_stream(parser.add_argument_group("stream"))
     _add_parts(parser)
     group = parser.add_argument_group("output")
@@ -156,6 +160,8 @@ class _Bench:
         self.args = args
         self.work: Path = args.work or default_work()
         self.label = f"{shape_name(args.shape, args.layers)} shape, random" if args.shape else label_of(args.model)
+        if args.backend != "auto":
+            self.label += f", {args.backend} {args.quantize or ''}".rstrip()
         self.threads: int = args.threads or machine.n_cores()
         self.header: dict[str, Any] = {"shape": args.shape, "layers": args.layers} | machine.run()
         self.results = Results(self.header, args.json)
@@ -170,7 +176,18 @@ class _Bench:
     @cached_property
     def model(self) -> Path:
         """What is opened: the checkpoint's conversion."""
-        return ready_directory(self.checkpoint, backends.backend_for(self.checkpoint))
+        return ready_directory(self.checkpoint, self.backend)
+
+    @cached_property
+    def backend(self) -> str:
+        """What the model runs on."""
+        return backends.backend_for(self.checkpoint, self.args.backend)
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """How the model is opened."""
+        threads = self.threads if self.backend == "onnx" else self.args.threads
+        return {"backend": self.backend, "threads": threads, "quantize": self.args.quantize}
 
     @cached_property
     def model_hash(self) -> str:
@@ -180,7 +197,7 @@ class _Bench:
     @cached_property
     def embedder(self) -> Embedder:
         """The opened model."""
-        return pplx_edge.load(self.model, threads=self.threads)
+        return pplx_edge.load(self.model, **self.opening)
 
     @cached_property
     def books(self) -> list[Book]:
@@ -232,6 +249,7 @@ class _Bench:
                 macro_window=self.args.macro_window,
                 overlap=self.args.overlap,
                 threads=self.threads,
+                opening=self.opening,
                 limit=self.args.limit,
                 logs=self.work / "logs",
             ),

@@ -23,7 +23,7 @@ def stream_once(arguments: Mapping[str, Any], send: Send) -> None:
     from pplx_edge.types import StreamOptions
 
     started = time.perf_counter()
-    embedder, session = counted(pplx_edge.load(arguments["model"], threads=arguments["threads"]))
+    embedder, session = counted(pplx_edge.load(arguments["model"], **arguments["opening"]))
     opened = {"load_seconds": time.perf_counter() - started, "rss_opened": rss(), "rss_opening": peak_rss()}
     source = pieces(read_books(Path(arguments["books"])), arguments["n_characters"])
     options = StreamOptions(**arguments["options"])

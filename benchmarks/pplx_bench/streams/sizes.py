@@ -42,6 +42,7 @@ class SizeRun:
     macro_window: int
     overlap: int
     threads: int
+    opening: Mapping[str, Any]
     limit: float
     logs: Path
 
@@ -117,6 +118,7 @@ def _made(run: SizeRun, spec: ModelSpec, method: str, n_tokens: int, n_character
         "n_characters": n_characters,
         "n_tokens": n_tokens,
         "threads": run.threads,
+        "opening": dict(run.opening),
         "options": dict(run.options),
         "chunk_tokens": run.chunk_tokens,
         "window": spec.max_tokens + 1 if method == WHOLE else min(run.macro_window, spec.max_tokens),
