@@ -43,15 +43,15 @@ def load(
 
     `format` is what a checkpoint is turned into when it is opened for the first time (`onnx-int8` when None); the
     result is kept in the cache. `revision` pins a hub commit. `offline` forbids the network (None: as the environment
-    says). `backend` is onnx, mlx, coreml, or auto: what opens the files that are there, and for a checkpoint mlx on
-    Apple Silicon and onnx elsewhere. The rest are options of single backends, refused by the others: see
-    `SessionOptions`.
+    says). `backend` is onnx, mlx, coreml, or auto: what opens the format or the files that are there, and for a
+    checkpoint mlx on Apple Silicon and onnx elsewhere. The rest are options of single backends, refused by the
+    others: see `SessionOptions`.
 
     Raises ModelNotFound, OfflineError, CheckpointError, UnsupportedModel, ArtifactError, MissingExtra or InputError.
     """
     options = SessionOptions(threads=threads, quantize=quantize, memory_mb=memory_mb, compute_units=compute_units)
     directory = hub.resolve(name_or_path, revision=revision, offline=offline)
-    backend = backends.backend_for(directory, backend)
+    backend = backends.backend_for(directory, backend, format)
     backends.require_installed(backend)
     directory = ready_directory(directory, backend, format, source_name=hub.source_name(name_or_path))
     session = backends.open_session(backend, directory, options)

@@ -13,8 +13,8 @@ from typing import Any
 import pplx_edge
 from pplx_bench import machine, report
 from pplx_bench.beir import read_task, task_folders
+from pplx_bench.naming import label_of
 from pplx_bench.quality.encoders import EdgeEncoder
-from pplx_bench.quality.opening import label_of
 from pplx_bench.quality.options import comma_list, one_of, require_writable
 from pplx_bench.quality.systems import directory_digest
 from pplx_bench.shapes import SHAPES, make_checkpoint, shape_name

@@ -20,14 +20,17 @@ SESSIONS = {
 PACKAGES = {"mlx": ("mlx", "mlx"), "coreml": ("coremltools", "coreml")}
 
 
-def backend_for(directory: Path, backend: str = "auto") -> str:
+def backend_for(directory: Path, backend: str = "auto", format: str | None = None) -> str:
     """The backend that opens what is in a directory.
 
-    `auto` goes by what is there: a converted model has one that opens it, ready ONNX graphs have onnx, and a checkpoint
-    has the machine's own: mlx on Apple Silicon, onnx elsewhere. Raises InputError for an unknown name.
+    `auto` goes by the format that is asked for, and else by what is there: a converted model has one that opens it,
+    ready ONNX graphs have onnx, and a checkpoint has the machine's own: mlx on Apple Silicon, onnx elsewhere. Raises
+    InputError for an unknown name.
     """
     if backend != "auto":
         return _require_known(backend)
+    if format is not None and family_of(format) in SESSIONS:
+        return family_of(format)
     if is_artifact(directory):
         format = Artifact.open(directory).format
         if (found := family_of(format)) not in SESSIONS:

@@ -1,7 +1,7 @@
 """The command `pplx-edge`: results on stdout, all else on stderr, errors in one line.
 
-Exit status: 0 done, 1 nothing found (`search`), 2 error, 130 interrupted, 141 the reader of stdout went away,
-143 terminated.
+Exit status: 0 done, 1 nothing found (`search`) or not sound (`doctor`), 2 error, 130 interrupted, 141 the reader of
+stdout went away, 143 terminated.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pplx_edge.cli.options import Parser
 from pplx_edge.cli.terminal import say
 from pplx_edge.errors import EdgeError
 
-COMMANDS = ("search", "embed", "convert", "info", "models", "verify", "bench")
+COMMANDS = ("search", "embed", "convert", "compare", "info", "models", "verify", "bench", "doctor")
 _ERROR, _INTERRUPTED, _BROKEN_PIPE, _TERMINATED = 2, 130, 141, 143
 
 

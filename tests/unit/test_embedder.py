@@ -334,6 +334,7 @@ def test_auto_goes_by_what_is_there_and_then_by_the_machine(tiny_dir, tmp_path, 
     assert backends.backend_for(tiny_dir) == "its own"
     (tmp_path / "model.onnx").touch()
     assert backends.backend_for(tmp_path) == "onnx"
+    assert backends.backend_for(tiny_dir, format="mlx-q8") == "mlx"
     for name in backends.SESSIONS:
         assert backends.backend_for(tiny_dir, name) == name
 

@@ -7,6 +7,7 @@ from functools import partial
 from importlib import util
 from pathlib import Path
 
+from pplx_bench.naming import label_of, split_format
 from pplx_bench.quality.contexts import ALONE, CONTEXTS
 from pplx_bench.quality.encoders import EXTRA, EdgeEncoder, Encoder, SentenceTransformerEncoder
 from pplx_bench.quality.systems import SCORED_AS, DenseSystem, Reading, System, TermSystem, Variant, directory_digest
@@ -55,20 +56,10 @@ def open_systems(models: Sequence[str], peers: Sequence[str], opening: Opening) 
     return systems
 
 
-def split_format(name: str, format: str | None) -> tuple[str, str | None]:
-    """Model and format of `MODEL@FORMAT`; the given format where the name has none."""
-    model, at, wanted = name.rpartition("@")
-    if not at or Path(name).expanduser().is_dir():
-        return name, format
-    if not model or not wanted:
-        raise InputError(f"{name!r}: a model with a format is written MODEL@FORMAT, nano@onnx-fp32 for one")
-    return model, wanted
-
-
 def _edge_system(name: str, opening: Opening) -> DenseSystem:
     model, format = split_format(name, opening.format)
     directory = hub.resolve(model, revision=opening.revision, offline=opening.offline)
-    backend = backends.backend_for(directory, opening.backend)
+    backend = backends.backend_for(directory, opening.backend, format)
     directory = ready_directory(directory, backend, format, source_name=hub.source_name(model))
     spec = ModelSpec.from_directory(directory)
     reading = replace(
@@ -121,12 +112,6 @@ def _require_package(package: str, peer: str) -> Path:
     if found is None or found.origin is None:
         raise MissingExtra(f"the peer {peer} ({package} is not installed)", EXTRA)
     return Path(found.origin)
-
-
-def label_of(name: str) -> str:
-    """A built-in or hub name as it is, a directory by its own name."""
-    path = Path(name).expanduser()
-    return path.resolve().name if path.is_dir() else name
 
 
 def _digest(directory: Path) -> str:

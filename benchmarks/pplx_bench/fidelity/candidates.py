@@ -1,0 +1,144 @@
+"""Names on the command line to artifacts that can be compared: what each is, what it takes on disk, how it opens."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pplx_bench.naming import label_of, split_format
+from pplx_edge import backends, hub
+from pplx_edge.artifact import Artifact, family_of, is_artifact, ready_graphs, sha256
+from pplx_edge.checkpoint import has_weights, weight_files
+from pplx_edge.embedder import Embedder
+from pplx_edge.errors import InputError
+from pplx_edge.preparation import ready_directory
+from pplx_edge.spec import ModelSpec
+from pplx_edge.tokenization import Tokenizer
+from pplx_edge.types import Session
+
+_CHECKPOINT, _READY_GRAPH = "safetensors", "onnx"  # formats of what was not converted by this project
+_HASH_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way in which a model is kept.
+
+    `n_bytes` are those of weights and graph. `sources` are the SHA-256 of the weight files that it was made from, empty
+    where nothing says so. `layer_cosines` are its manifest's: the least cosine with the reference of the converter
+    after the embedding, each layer and the final norm, empty where there are none. `evaluated`: nothing here can run
+    it, so its program is evaluated.
+    """
+
+    label: str
+    format: str
+    directory: Path
+    backend: str
+    spec: ModelSpec
+    n_bytes: int
+    sources: frozenset[str]
+    layer_cosines: tuple[float, ...]
+    evaluated: bool = False
+
+    def open(self) -> Embedder:
+        """An embedder over it."""
+        session = self._session()
+        return Embedder(session, Tokenizer.open(self.directory, session.spec))
+
+    def _session(self) -> Session:
+        if not self.evaluated:
+            return backends.open_session(self.backend, self.directory)
+        from pplx_bench.fidelity.program import ProgramSession
+
+        return ProgramSession(self.directory)
+
+
+def find_candidates(
+    names: Sequence[str], *, revision: str | None = None, offline: bool | None = None
+) -> list[Candidate]:
+    """What the names mean, in their order; a checkpoint that is named with a format is converted now if it was not.
+
+    Raises InputError for a name that comes twice, and for one whose vectors have another width than the first's;
+    ModelNotFound, MissingExtra and what converters raise for one that cannot be had.
+    """
+    found: list[Candidate] = []
+    for name in names:
+        candidate = _found(name, revision, offline)
+        if any(other.label == candidate.label for other in found):
+            raise InputError(f"two models would both be called {candidate.label!r}; name each once, or rename one")
+        if found and candidate.spec.dim != found[0].spec.dim:
+            raise InputError(
+                f"{candidate.label} gives vectors of {candidate.spec.dim} components, {found[0].label} of "
+                f"{found[0].spec.dim}: not one model; compare artifacts of the same checkpoint"
+            )
+        found.append(candidate)
+    return found
+
+
+def source_doubts(reference: Candidate, candidates: Iterable[Candidate]) -> list[str]:
+    """A line for each candidate that was made from other weights than the reference, or does not say from which."""
+    lines = []
+    for candidate in candidates:
+        if not candidate.sources or not reference.sources:
+            silent = reference if candidate.sources else candidate
+            lines.append(f"{silent.label} does not say which weights it was made from; it may be another model")
+        elif candidate.sources != reference.sources:
+            lines.append(
+                f"{candidate.label} and {reference.label} were made from different weights (SHA-256 "
+                f"{_short(candidate.sources)} and {_short(reference.sources)}); the figures are those of two models"
+            )
+    return list(dict.fromkeys(lines))
+
+
+def _found(name: str, revision: str | None, offline: bool | None) -> Candidate:
+    model, format = split_format(name)
+    given = hub.resolve(model, revision=revision, offline=offline)
+    backend = family_of(format) if format else backends.backend_for(given)
+    backends.require_installed(backend)
+    directory = ready_directory(given, backend, format, source_name=hub.source_name(model))
+    artifact = Artifact.open(directory) if is_artifact(directory) else None
+    kept_as = artifact.format if artifact else _CHECKPOINT if has_weights(directory) else _READY_GRAPH
+    return Candidate(
+        label=label_of(model) if directory == given else f"{label_of(model)}@{kept_as}",
+        format=kept_as,
+        directory=directory,
+        backend=backend,
+        spec=ModelSpec.from_directory(directory),
+        n_bytes=_n_bytes(_model_files(directory, artifact)),
+        sources=_sources(directory, artifact),
+        layer_cosines=tuple(artifact.parity.get("layer_cosines", ())) if artifact else (),
+        evaluated=backend == "coreml" and _needs_evaluation(directory),
+    )
+
+
+def _needs_evaluation(directory: Path) -> bool:
+    from pplx_bench.fidelity.program import needs_evaluation
+
+    return needs_evaluation(directory)
+
+
+def _model_files(directory: Path, artifact: Artifact | None) -> list[Path]:
+    """The files that hold weights or a graph."""
+    if artifact:
+        return [artifact.path(name) for name in artifact.files if not name.endswith(".json")]
+    if has_weights(directory):
+        return weight_files(directory)
+    graph = ready_graphs(directory)[0]
+    return [graph, *graph.parent.glob(f"{graph.name}_data*")]
+
+
+def _n_bytes(files: Iterable[Path]) -> int:
+    """Bytes on disk; a file with two names counts once."""
+    found = {(stat.st_dev, stat.st_ino): stat.st_size for stat in (path.stat() for path in files)}
+    return sum(found.values())
+
+
+def _sources(directory: Path, artifact: Artifact | None) -> frozenset[str]:
+    """SHA-256 of the weight files that were converted, or of the checkpoint's own."""
+    if artifact:
+        hashes = artifact.source.get("sha256") or {}
+        return frozenset(hashes.values())
+    return frozenset(sha256(path) for path in weight_files(directory)) if has_weights(directory) else frozenset()
+
+
+def _short(hashes: frozenset[str]) -> str:
+    return ", ".join(sorted(f"{each[:_HASH_DIGITS]}…" for each in hashes))

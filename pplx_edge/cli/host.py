@@ -1,0 +1,84 @@
+"""The machine that this process runs on, as far as the standard library and the system's own tools say."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_KIBIBYTE = 1024
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Chip, system and memory. `n_cores` are those that this process may use, `available_bytes` None where unknown."""
+
+    chip: str
+    n_cores: int
+    system: str
+    memory_bytes: int
+    available_bytes: int | None
+
+
+def describe_host() -> Host:
+    """What this machine is."""
+    on_mac = sys.platform == "darwin"
+    return Host(
+        chip=(_sysctl("machdep.cpu.brand_string") if on_mac else _linux_chip()) or platform.processor() or _UNKNOWN,
+        n_cores=_n_cores(),
+        system=_mac_system() if on_mac else f"{platform.system()} {platform.release()} {platform.machine()}",
+        memory_bytes=int(_sysctl("hw.memsize") or 0) if on_mac else _proc_bytes("/proc/meminfo", "MemTotal") or 0,
+        available_bytes=_proc_bytes("/proc/meminfo", "MemAvailable"),
+    )
+
+
+def peak_rss() -> int:
+    """Largest resident set of this process so far, in bytes.
+
+    ru_maxrss counts bytes on a Mac and KiB elsewhere; on Linux it begins with the size of the process that started
+    this one, which VmHWM does not.
+    """
+    if (found := _proc_bytes("/proc/self/status", "VmHWM")) is not None:
+        return found
+    unit = 1 if sys.platform == "darwin" else _KIBIBYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _mac_system() -> str:
+    translated = _sysctl("sysctl.proc_translated") == "1"
+    hint = " (translated by Rosetta: a Python for arm64 is needed for MLX)" if translated else ""
+    return f"macOS {platform.mac_ver()[0]} {platform.machine()}{hint}"
+
+
+def _linux_chip() -> str:
+    """The model name of the first processor, empty where the system does not tell."""
+    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return names[0] if names else ""
+
+
+def _sysctl(name: str) -> str:
+    """A value of a Mac's kernel, empty where it cannot be had."""
+    try:
+        return subprocess.run(["sysctl", "-n", name], check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _proc_bytes(path: str, name: str) -> int | None:
+    """A field of a /proc file that counts KiB; None where there is no such file or field."""
+    found = [line.split()[1] for line in _lines(path) if line.startswith(f"{name}:")]
+    return int(found[0]) * _KIBIBYTE if found else None
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
