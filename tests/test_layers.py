@@ -58,7 +58,7 @@ BELOW = {
     "server": {"base", "text", "numbers", "embedder", "facade", "server"},
     "convert": COLUMNS | {"convert"},
     "quant": COLUMNS | {"quant"},
-    "search": {"base", "text", "numbers", "facade", "search"},
+    "search": {"base", "text", "numbers", "facade", "cli", "search"},
     "bench": COLUMNS
     | {"preparation", "streaming", "embedder", "facade", "convert", "quant", "search", "cli", "data", "bench"},
 }

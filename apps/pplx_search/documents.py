@@ -3,7 +3,7 @@
 Offsets are characters of the canonical text, which is all pieces of a document one after the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pplx_edge import StreamOptions
@@ -23,6 +23,8 @@ class Piece:
 class Document:
     """A text that is found and shown as one.
 
+    `pieces` may be iterated any number of times; those of a long document are read from a file each time.
+
     `part` tells the documents of one file apart (a message of a mailbox); it is "" for a file that is one document, and
     stays the same as long as the part does. `kind` is what the file is (`pdf`, `markdown`, `mail`, …), `text_format`
     how headings are told in the text (`markdown`, `text` or `code`). `metadata` holds what the file says of itself, of
@@ -30,7 +32,7 @@ class Document:
     """
 
     kind: str
-    pieces: tuple[Piece, ...]
+    pieces: Iterable[Piece]
     part: str = ""
     title: str = ""
     text_format: str = _TEXT_FORMAT

@@ -1,0 +1,44 @@
+"""`pplx-search get`: the text of a document, or some of its lines."""
+
+import argparse
+import sys
+from typing import Any
+
+from pplx_edge.cli.options import add_command
+from pplx_search.cli.opening import open_index
+
+_LINES = 20
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "get",
+        "print the text of a document as it was indexed",
+        "pplx-search get 12\npplx-search get 12:240:10",
+        description="Documents are named by the number in brackets that search prints.",
+    )
+    parser.add_argument(
+        "place", type=_place, metavar="ID[:LINE[:COUNT]]", help=f"all of it, or COUNT ({_LINES}) lines from LINE on"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    number, line, count = args.place
+    with open_index(args) as store:
+        document = store.document(number)
+        if line is not None:
+            sys.stdout.write(store.lines(document.content, line, count))
+        else:
+            for piece in store.pieces(document.content):
+                sys.stdout.write(piece.text)
+    return 0
+
+
+def _place(text: str) -> tuple[int, int | None, int]:
+    parts = text.split(":")
+    if not 1 <= len(parts) <= 3 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ID, ID:LINE or ID:LINE:COUNT")
+    numbers = [int(part) for part in parts]
+    return numbers[0], numbers[1] if len(numbers) > 1 else None, numbers[2] if len(numbers) > 2 else _LINES

@@ -1,0 +1,52 @@
+"""`pplx-search open`: the file of a document, in the program that the system has for it."""
+
+import argparse
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pplx_edge.cli.options import add_command
+from pplx_edge.errors import EdgeError, InputError
+from pplx_search.cli.opening import open_index
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "open",
+        "open the file of a document",
+        "pplx-search open 12",
+        description="Documents are named by the number in brackets that search prints. What could run is not opened; "
+        "its folder is shown instead.",
+    )
+    parser.add_argument("document", type=int, metavar="ID", help="number of the document")
+    parser.add_argument("--reveal", action="store_true", help="show the folder that it is in")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    with open_index(args) as store:
+        path = Path(os.fsdecode(store.document(args.document).path))
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; bring the index up to date: pplx-search update") from error
+    runs = not stat.S_ISREG(info.st_mode) or bool(info.st_mode & 0o111)
+    command = command_for(path, reveal=args.reveal or runs)
+    try:
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError as error:
+        raise EdgeError(f"{command[0]} is not there to open {path} with; open it yourself") from error
+    except subprocess.CalledProcessError as error:
+        raise EdgeError(f"{command[0]} could not open {path} (status {error.returncode})") from error
+    return 0
+
+
+def command_for(path: Path, *, reveal: bool) -> list[str]:
+    """The system's own way to open a file, or to show the folder that holds it."""
+    if sys.platform == "darwin":
+        return ["open", "-R", str(path)] if reveal else ["open", str(path)]
+    return ["xdg-open", str(path.parent if reveal else path)]

@@ -1,0 +1,44 @@
+"""`pplx-search reembed`: all vectors anew, by another model, while the old ones serve."""
+
+import argparse
+from typing import Any
+
+from pplx_edge.cli.options import add_command
+from pplx_edge.errors import InputError
+from pplx_search.cli.opening import add_model_options, open_index, open_model, say
+from pplx_search.cli.progress import Bar
+from pplx_search.indexing import Indexer
+from pplx_search.settings import options_for, settings_of
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "reembed",
+        "embed everything anew with another model; searches use the old vectors until it is done",
+        "pplx-search reembed --model pplx-embed-context-v1-0.6b",
+        description="Interrupt it at any time: run it again to go on there.",
+    )
+    parser.add_argument("--model", metavar="MODEL", help="what pplx-edge opens; default the one that was begun")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no bar, no summary")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    with open_index(args, write=True) as store:
+        begun = store.vectors.building or store.vectors.serving
+        if begun is None:
+            raise InputError("the index is empty; begin with: pplx-search add FOLDER")
+        name = args.model or str(begun.settings["model"])
+        model = open_model(name, args)
+        options = options_for(model)
+        with model, Bar(args.quiet) as bar:
+            indexer = Indexer(store, model, options, settings_of(name, model, options), on_progress=bar.show)
+            if indexer.generation.serving:
+                say(f"the vectors are those of {name} already")
+                return 0
+            indexer.rebuild()
+    if not args.quiet:
+        say(f"{name} serves now; {indexer.report.n_tokens:,} tokens embedded")
+    return 0

@@ -1,0 +1,47 @@
+"""`pplx-search rm`: folders, files or collections out of the index."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from pplx_edge.cli.options import add_command
+from pplx_edge.cli.terminal import human_bytes
+from pplx_edge.errors import InputError
+from pplx_search.cli.opening import open_index, say
+from pplx_search.store import Store
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "rm",
+        "take folders, files or collections out of the index; the files themselves stay",
+        "pplx-search rm ~/Documents/old\npplx-search rm --collection mail",
+        description="A folder that was added is not looked at any more. Of a folder or file below one, what is indexed "
+        "goes, and comes back with the next update unless a rule of the collection passes over it.",
+    )
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="folders and files")
+    parser.add_argument("-c", "--collection", metavar="NAME", help="the whole collection")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if bool(args.paths) == bool(args.collection):
+        raise InputError("say either which paths or which collection")
+    with open_index(args, write=True) as store:
+        if args.collection:
+            store.collections.remove(args.collection)
+        for path in args.paths:
+            _remove(store, os.fsencode(path.expanduser().absolute()))
+        swept = store.compact()
+    say(f"done; {human_bytes(max(0, swept.bytes_before - swept.bytes_after))} given back")
+    return 0
+
+
+def _remove(store: Store, path: bytes) -> None:
+    roots = [root for collection in store.collections.all() for root in collection.roots if root.path == path]
+    for root in roots:
+        store.collections.remove_root(root.id)
+    if not store.files.remove(path) and not roots:
+        raise InputError(f"{os.fsdecode(path)}: nothing of it is in the index")

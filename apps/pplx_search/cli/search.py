@@ -1,0 +1,133 @@
+"""`pplx-search search`: the passages of one's files that answer a question."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pplx_edge.cli.options import add_command, positive
+from pplx_edge.cli.terminal import colours, paint, printable
+from pplx_edge.errors import InputError
+from pplx_search.cli.opening import add_model_options, model_of, open_index, shown_path
+from pplx_search.snippets import snippet
+from pplx_search.store import Filter, Hit, Query, Store
+
+_SCHEMA = 1
+_WIDTH, _INDENT = 100, "    "
+_FOUND, _NOTHING = 0, 1
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "search",
+        "find the passages that answer a question",
+        'pplx-search search "when does the lease end?"\n'
+        'pplx-search search "invoice 4711" --type pdf --in ~/Documents --since 2026-01-01 --json',
+        description="Vectors and words are ranked and fused; exact phrases and file names win. Exit status: 0 hits, "
+        "1 none, 2 error.",
+    )
+    parser.add_argument("query", metavar="QUERY", help="a question or a few words")
+    parser.add_argument("-k", type=positive, default=10, metavar="N", help="the N best passages; default 10")
+    group = parser.add_argument_group("only files")
+    group.add_argument("-c", "--collection", action="append", default=[], metavar="NAME", help="of this collection")
+    group.add_argument(
+        "--in", dest="folders", action="append", default=[], type=Path, metavar="FOLDER", help="below it"
+    )
+    group.add_argument("--type", action="append", default=[], metavar="KIND", help="pdf, markdown, mail, code, …")
+    group.add_argument("--since", type=_date, metavar="DATE", help="of this day or later: 2026-01-31")
+    group.add_argument("--until", type=_date, metavar="DATE", help="before this day")
+    group.add_argument("--author", default="", metavar="TEXT", help="whose author or sender holds this")
+    group.add_argument("--to", default="", metavar="TEXT", help="mail whose recipients hold this")
+    group = parser.add_argument_group("output")
+    group.add_argument("--words-only", action="store_true", help="no vectors: the model is not even opened")
+    group.add_argument("--explain", action="store_true", help="rank and score in each of the rankings")
+    group.add_argument("--json", action="store_true", help="one JSON object a hit")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.query.strip():
+        raise InputError("the question is empty; say what to look for")
+    with open_index(args) as store:
+        codes = None
+        if not args.words_only:
+            model, _ = model_of(store, args)
+            with model:
+                (codes,) = model.encode_query([args.query], show_progress=False)
+        hits = store.search(Query(codes=codes, words=args.query, k=args.k, filter=_filter(args)))
+        for number, hit in enumerate(hits, start=1):
+            text = store.text(hit)
+            print(_json(hit, text, store) if args.json else _block(number, hit, text, args))
+    return _FOUND if hits else _NOTHING
+
+
+def _filter(args: argparse.Namespace) -> Filter:
+    return Filter(
+        collections=tuple(args.collection),
+        folders=tuple(os.fsencode(folder.expanduser().absolute()) for folder in args.folders),
+        kinds=tuple(args.type),
+        since=args.since,
+        until=args.until,
+        author=args.author,
+        recipient=args.to,
+    )
+
+
+def _date(text: str) -> float:
+    """Seconds since 1970 of a day, or of a moment, in local time, for argparse."""
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date; write 2026-01-31") from None
+
+
+def _block(number: int, hit: Hit, text: str, args: argparse.Namespace) -> str:
+    wanted = colours(sys.stdout)
+    place = f"page {hit.page}" if hit.page is not None else f"line {hit.line}"
+    score = "" if hit.cosine is None else f"  {paint(f'{hit.cosine:.3f}', 'score', wanted)}"
+    name = paint(shown_path(hit.path), "path", wanted)
+    more = f"  and {hit.copies} copies" if hit.copies else ""
+    lines = [f"{number:2}  {name}:{paint(place, 'line', wanted)}{score}  [{hit.document}]{more}"]
+    told = " > ".join(dict.fromkeys(part for part in (hit.title, *hit.heading) if part))
+    if told:
+        lines.append(_INDENT + printable(told))
+    width = (shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH) - len(_INDENT)
+    lines.append(_INDENT + printable(snippet(text, args.query, max(40, 2 * width))))
+    if args.explain:
+        legs = ", ".join(f"{leg} {rank}" for leg, rank in hit.ranks.items())
+        bm25 = "" if hit.bm25 is None else f"; BM25 {hit.bm25:.2f}"
+        lines.append(f"{_INDENT}ranks: {legs}{bm25}")
+    return "\n".join(lines)
+
+
+def _json(hit: Hit, text: str, store: Store) -> str:
+    document = store.document(hit.document)
+    return json.dumps(
+        {
+            "schema": _SCHEMA,
+            "document": hit.document,
+            "path": os.fsdecode(hit.path).encode("utf-8", "replace").decode(),
+            "part": hit.part,
+            "title": hit.title,
+            "kind": hit.kind,
+            "collection": document.collection,
+            "date": document.date,
+            "line": hit.line,
+            "page": hit.page,
+            "heading": list(hit.heading),
+            "start": hit.start,
+            "stop": hit.stop,
+            "cosine": None if hit.cosine is None else round(hit.cosine, 4),
+            "bm25": None if hit.bm25 is None else round(hit.bm25, 4),
+            "ranks": dict(hit.ranks),
+            "copies": hit.copies,
+            "text": text,
+        },
+        ensure_ascii=False,
+    )

@@ -1,0 +1,67 @@
+"""`pplx-search watch`: keeps the index up to date while it runs."""
+
+import argparse
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from watchfiles import watch as watch_files
+
+from pplx_edge.cli.options import add_command
+from pplx_edge.errors import InputError
+from pplx_search.cli.opening import add_model_options, model_of, open_index, say
+from pplx_search.cli.update import tell
+from pplx_search.indexing import Indexer
+from pplx_search.settings import options_from
+
+_TICK_SECONDS = 5.0
+_RESCAN_SECONDS = 3600.0  # events are hints: some file systems send none, and some get lost
+_SLEPT_SECONDS = 60.0  # a tick that took so much longer means that the machine slept
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "watch",
+        "keep the index up to date until it is interrupted",
+        "pplx-search watch",
+        description="Looks at everything at the start, after the machine slept and once an hour, and in between when "
+        "the system says that files have changed.",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what was indexed")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    with open_index(args, write=True) as store:
+        model, settings = model_of(store, args)
+        with model:
+            roots = [os.fsdecode(root.path) for each in store.collections.all() for root in each.roots]
+            if not roots:
+                raise InputError("there is nothing to watch yet; begin with: pplx-search add FOLDER")
+            for _ in reasons_to_look(roots):
+                indexer = Indexer(store, model, options_from(settings), settings)
+                report = indexer.update()
+                store.compact()
+                if report.indexed or report.known or report.forgotten or report.moved or report.failed:
+                    tell(report, args.quiet)
+                elif not args.quiet:
+                    say("up to date")
+    return 0
+
+
+def reasons_to_look(roots: list[str], stop: threading.Event | None = None) -> Iterator[str]:
+    """Why all roots should be looked at again, each time that there is a reason: start, files, wake, hour."""
+    yield "start"
+    looked = tick = time.time()
+    there = [root for root in roots if os.path.exists(root)]
+    milliseconds = int(1000 * _TICK_SECONDS)
+    for changes in watch_files(*there, yield_on_timeout=True, rust_timeout=milliseconds, stop_event=stop):
+        now = time.time()
+        slept, tick = now - tick > _TICK_SECONDS + _SLEPT_SECONDS, now
+        if changes or slept or now - looked > _RESCAN_SECONDS:
+            yield "files" if changes else "wake" if slept else "hour"
+            looked = tick = time.time()

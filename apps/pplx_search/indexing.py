@@ -1,0 +1,261 @@
+"""Files to the index: what is new or changed is read and embedded, what is gone is forgotten, the rest costs nothing.
+
+`walk -> scan of the store -> tasks -> read ahead -> texts in the store -> vectors -> finished files`
+
+Files go in groups: each group's texts are committed, then embedded together, then its files are finished. An
+interruption at any moment loses no more than the last two seconds of vectors; the next run goes on there.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pplx_edge import Embedder, StreamOptions
+from pplx_edge.errors import NumericalError
+from pplx_search.embedding import TextEmbedder
+from pplx_search.ingest.reading import Reader, ReadFailed, ReadFile, ReadLimits
+from pplx_search.ingest.walk import FoundFile, MissingRoot, SkippedFile, WalkRules, walk
+from pplx_search.reading_ahead import ReadAhead, Task
+from pplx_search.settings import fingerprint_of
+from pplx_search.store import (
+    Collection,
+    FileFacts,
+    FileState,
+    Generation,
+    Root,
+    Scan,
+    Store,
+    content_digest,
+)
+
+_GROUP_FILES = 64
+_GROUP_BYTES = 4_000_000
+_MAX_ATTEMPTS = 3  # at reading a file as it is
+_TO_READ = (FileState.NEW, FileState.CHANGED, FileState.PENDING)
+_READ_LIMITS = ReadLimits()
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did, in files; `missing` are roots and folders that could not be looked into."""
+
+    indexed: int = 0
+    unchanged: int = 0
+    moved: int = 0
+    known: int = 0
+    failed: int = 0
+    skipped: int = 0
+    forgotten: int = 0
+    changing: int = 0
+    n_tokens: int = 0
+    missing: list[MissingRoot] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: files and bytes that had to be read, and tokens embedded so far."""
+
+    n_files: int
+    n_bytes: int
+    files: int
+    bytes: int
+    tokens: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Indexer:
+    """Brings an index up to date with the files of its collections. The store is open for writing, by nobody else."""
+
+    def __init__(
+        self,
+        store: Store,
+        model: Embedder,
+        options: StreamOptions,
+        settings: dict[str, object],
+        *,
+        limits: ReadLimits = _READ_LIMITS,
+        on_progress: OnProgress = lambda progress: None,
+    ):
+        self.store, self.limits, self.on_progress = store, limits, on_progress
+        self.generation: Generation = store.vectors.use(fingerprint_of(settings), settings, model.dim)
+        self.texts = TextEmbedder(store, model, self.generation, options, self._count)
+        self.report = Report()
+        self._total_files = self._total_bytes = self._files = self._bytes = 0
+
+    def update(self, collections: Iterable[Collection] | None = None, *, retry: bool = False) -> Report:
+        """Scans and indexes. `retry` reads those again that failed before."""
+        tasks = [
+            task
+            for collection in (self.store.collections.all() if collections is None else collections)
+            for root in collection.roots
+            for task in self._scan(root, rules_of(collection), retry)
+        ]
+        self._total_files, self._total_bytes = len(tasks), sum(task.found.size for task in tasks)
+        self._tell()
+        with Reader(self.limits) as reader:
+            changed = self._index(reader, tasks)
+            for task in self._index(reader, changed):
+                self.report.changing += 1  # it is written to all the time; the next run tries again
+                self._done(task)
+        return self.report
+
+    def rebuild(self) -> None:
+        """Embeds all texts anew for the generation of this indexer, which serves from then on."""
+        self.texts.embed(self.store.vectors.pending(self.generation))
+        self.store.vectors.switch(self.generation)
+        self.store.compact()
+
+    def _scan(self, root: Root, rules: WalkRules, retry: bool) -> Iterator[Task]:
+        scan, complete = self.store.files.scan(root.id), True
+        for found in walk([os.fsdecode(root.path)], rules):
+            match found:
+                case FoundFile():
+                    yield from self._see(scan, found, retry)
+                case SkippedFile(path, reason):
+                    self.report.skipped += 1
+                    scan.skip(FileFacts(path=os.fsencode(path)), reason, reason)
+                case MissingRoot():
+                    complete = False
+                    self.report.missing.append(found)
+        if complete:
+            self.report.forgotten += len(scan.forget_unseen())
+
+    def _see(self, scan: Scan, found: FoundFile, retry: bool) -> Iterator[Task]:
+        seen = scan.see(facts_of(found))
+        hopeless = seen.state == FileState.FAILED and not retry
+        if seen.state in _TO_READ or (seen.state == FileState.FAILED and retry):
+            yield Task(seen.file, found)
+        elif seen.state == FileState.MOVED:
+            self.report.moved += 1
+        else:
+            self.report.failed += hopeless
+            self.report.unchanged += not hopeless
+
+    def _index(self, reader: Reader, tasks: list[Task]) -> list[Task]:
+        """Reads, embeds and finishes; returns those that were written to while they were read."""
+        changed: list[Task] = []
+        with ReadAhead(reader, tasks) as ahead:
+            for group in _groups(ahead):
+                changed += self._index_group(group)
+        return changed
+
+    def _index_group(self, group: list[tuple[Task, ReadFile | ReadFailed]]) -> list[Task]:
+        again: list[Task] = []
+        staged: list[tuple[Task, ReadFile]] = []
+        contents: list[int] = []
+        try:
+            for task, outcome in group:
+                if outcome.changed:
+                    again.append(task)
+                elif isinstance(outcome, ReadFailed):
+                    self._fail(task, outcome.code, outcome.message, outcome.sha256)
+                elif self.store.files.adopt(task.file, _facts_read(task, outcome), bytes.fromhex(outcome.sha256)):
+                    self.report.known += 1
+                    self._done(task)
+                else:
+                    contents += self._stage(task, outcome)
+                    staged.append((task, outcome))
+        finally:
+            for _, outcome in group:
+                if isinstance(outcome, ReadFile):
+                    outcome.close()
+        try:
+            self.texts.embed(contents)
+        except NumericalError as error:
+            return again + self._one_by_one(staged, error)
+        self._finish(staged)
+        return again
+
+    def _stage(self, task: Task, read: ReadFile) -> list[int]:
+        """The texts of a file's documents, committed at once."""
+        with self.store.transaction():
+            self.store.files.begin(task.file)
+            staged = [
+                self.store.files.stage(task.file, document, content_digest(document)) for document in read.documents
+            ]
+        return [each.content for each in staged]
+
+    def _finish(self, staged: list[tuple[Task, ReadFile]]) -> None:
+        with self.store.transaction():
+            for task, read in staged:
+                self.store.files.finish(task.file, _facts_read(task, read), bytes.fromhex(read.sha256))
+        for task, _ in staged:
+            self.report.indexed += 1
+            self._done(task)
+
+    def _one_by_one(self, staged: list[tuple[Task, ReadFile]], error: NumericalError) -> list[Task]:
+        """A group with a text that the model gives no finite vector for: every file on its own."""
+        for task, read in staged:
+            try:
+                with Reader(self.limits) as reader, reader.read(task.found.path, task.found.kind) as fresh:
+                    self.texts.embed(self._stage(task, fresh))
+                self._finish([(task, read)])
+            except NumericalError as failure:
+                self._fail(task, "model", str(failure), read.sha256)
+            except ReadFailed as failure:
+                self._fail(task, failure.code, failure.message, failure.sha256)
+        return []
+
+    def _fail(self, task: Task, code: str, message: str, sha256: str) -> None:
+        facts = facts_of(task.found)
+        with contextlib.suppress(OSError):
+            facts = FileFacts.of(facts.path, os.stat(task.found.path))
+        self.store.files.fail(task.file, facts, bytes.fromhex(sha256) or None, code, message)
+        self.report.failed += 1
+        self._done(task)
+
+    def _done(self, task: Task) -> None:
+        self._files, self._bytes = self._files + 1, self._bytes + task.found.size
+        self._tell()
+
+    def _count(self, n_tokens: int) -> None:
+        self.report.n_tokens += n_tokens
+        self._tell()
+
+    def _tell(self) -> None:
+        self.on_progress(Progress(self._total_files, self._total_bytes, self._files, self._bytes, self.report.n_tokens))
+
+
+def rules_of(collection: Collection) -> WalkRules:
+    """What a collection's walks pass over."""
+    kept = {name: collection.rules[name] for name in ("include", "exclude") if name in collection.rules}
+    return WalkRules(hidden=bool(collection.rules.get("hidden")), **{name: tuple(kept[name]) for name in kept})
+
+
+def facts_of(found: FoundFile) -> FileFacts:
+    """What the store knows files by."""
+    return FileFacts(
+        path=os.fsencode(found.path),
+        size=found.size,
+        mtime_ns=found.mtime_ns,
+        inode=_signed(found.inode),
+        device=_signed(found.device),
+    )
+
+
+def _facts_read(task: Task, read: ReadFile) -> FileFacts:
+    """The facts of what was parsed, which may be newer than those of the walk."""
+    found = facts_of(task.found)
+    return FileFacts(path=found.path, size=read.size, mtime_ns=read.mtime_ns, inode=found.inode, device=found.device)
+
+
+def _groups(ahead: ReadAhead) -> Iterator[list[tuple[Task, ReadFile | ReadFailed]]]:
+    """Files that are committed and embedded together: some dozens, or fewer large ones."""
+    group: list[tuple[Task, ReadFile | ReadFailed]] = []
+    n_bytes = 0
+    for task, outcome in ahead:
+        group.append((task, outcome))
+        n_bytes += task.found.size
+        if len(group) >= _GROUP_FILES or n_bytes >= _GROUP_BYTES:
+            yield group
+            group, n_bytes = [], 0
+    if group:
+        yield group
+
+
+def _signed(number: int) -> int:
+    """SQLite's integers have a sign; some file systems' inode numbers use all 64 bits."""
+    return number - (1 << 64) if number >= 1 << 63 else number

@@ -1,0 +1,88 @@
+"""Which files the ignore files of a tree leave out, as git reads them: the deepest file's last match decides."""
+
+import os
+from dataclasses import dataclass
+
+from pathspec import GitIgnoreSpec
+
+_MAX_BYTES = 1 << 20
+_MAX_STARS = 4  # in one part of a path: a match takes time to the power of their number
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """The patterns of one ignore file; they speak of paths below `base`."""
+
+    base: str
+    spec: GitIgnoreSpec
+
+    def verdict(self, path: str) -> bool | None:
+        return self.spec.check_file(path[len(self.base) :].lstrip("/")).include
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """The ignore files in force in a folder, the outermost first."""
+
+    chain: tuple[_Rules, ...] = ()
+
+    def __contains__(self, path: str) -> bool:
+        """Whether a path is left out; that of a folder ends with a slash."""
+        for rules in reversed(self.chain):
+            if (verdict := rules.verdict(path)) is not None:
+                return verdict
+        return False
+
+    def within(self, folder: str, lines: list[str]) -> "Ignored":
+        """What is in force below a folder whose ignore file has these lines."""
+        return Ignored((*self.chain, _Rules(folder, patterns(lines)))) if lines else self
+
+
+def patterns(lines: list[str]) -> GitIgnoreSpec:
+    """The lines as one matcher, without those that are no patterns (`bad_lines`)."""
+    refused = set(bad_lines(lines))
+    return GitIgnoreSpec.from_lines([line for line in lines if line not in refused])
+
+
+def bad_lines(lines: list[str]) -> list[str]:
+    """Lines that are no patterns, or would take too long to match."""
+    return [line for line in lines if _too_many_stars(line) or not _is_pattern(line)]
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of an ignore file; none when it is not there or cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return []
+    try:
+        return os.read(descriptor, _MAX_BYTES).decode("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return []
+    finally:
+        os.close(descriptor)
+
+
+def above(root: str) -> Ignored:
+    """What the ignore files of a repository say of a folder in it, from those above the folder."""
+    folders, folder = [], os.path.dirname(root)
+    while not os.path.exists(os.path.join(folder, ".git")):
+        folders.append(folder)
+        if folder == (folder := os.path.dirname(folder)):
+            return Ignored()
+    ignored = Ignored()
+    for each in [folder, *reversed(folders)]:
+        ignored = ignored.within(each, read_lines(os.path.join(each, ".gitignore")))
+    return ignored
+
+
+def _is_pattern(line: str) -> bool:
+    try:
+        GitIgnoreSpec.from_lines([line])
+    except ValueError:
+        return False
+    return True
+
+
+def _too_many_stars(line: str) -> bool:
+    return any(part.count("*") > _MAX_STARS for part in line.split("/"))

@@ -1,0 +1,79 @@
+"""An opened file: its content for parsers, its hash, and whether it changed while it was read."""
+
+import hashlib
+import os
+import stat
+from typing import BinaryIO
+
+from pplx_search.ingest.failures import ParseFailed
+
+MAX_HASHED_BYTES = 64 << 20  # of a file that could not be read: longer ones take long and their hash is of little use
+_BLOCK = 1 << 20
+
+
+class OpenedFile:
+    """A plain file, opened for reading. Parsers take `file`, or the whole content when it is short (`content`)."""
+
+    def __init__(self, path: str, kind: str, max_bytes: int):
+        self.path, self.kind = path, kind
+        self._sha256 = ""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise ParseFailed("unreadable", _why(error)) from error
+        self.file: BinaryIO = os.fdopen(descriptor, "rb")
+        self.info = os.fstat(descriptor)
+        try:
+            self._require_plain(max_bytes)
+        except ParseFailed:
+            self.close()
+            raise
+
+    def _require_plain(self, max_bytes: int) -> None:
+        if not stat.S_ISREG(self.info.st_mode):
+            raise ParseFailed("unreadable", "not a plain file")
+        if self.size > max_bytes:
+            raise ParseFailed("too-large", f"{self.size / 1e6:,.0f} MB, limit {max_bytes / 1e6:,.0f} MB")
+
+    @property
+    def size(self) -> int:
+        return self.info.st_size
+
+    def content(self) -> bytes:
+        """All of it, and remembers its hash: what is parsed is then what was hashed."""
+        self.file.seek(0)
+        content = self.file.read(self.size + 1)[: self.size]
+        self._sha256 = hashlib.sha256(content).hexdigest()
+        return content
+
+    def note_hash(self, sha256: str) -> None:
+        """Spares a second reading to a parser that hashed all that it read."""
+        self._sha256 = sha256
+
+    def sha256(self) -> str:
+        if not self._sha256:
+            digest = hashlib.sha256()
+            self.file.seek(0)
+            while block := self.file.read(_BLOCK):
+                digest.update(block)
+            self._sha256 = digest.hexdigest()
+        return self._sha256
+
+    def changed(self) -> bool:
+        """Whether the file is another one now, or was written to since it was opened."""
+        try:
+            now, there = os.fstat(self.file.fileno()), os.stat(self.path)
+        except OSError:
+            return True
+        return _state(self.info) != _state(now) or _state(now) != _state(there)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _state(info: os.stat_result) -> tuple[int, int, int, int]:
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)

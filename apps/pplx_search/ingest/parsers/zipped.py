@@ -1,0 +1,155 @@
+"""Documents that are zip archives of XML, opened with care.
+
+How many entries there are, how large they say they are and how much they are compressed is looked at before anything is
+unpacked, and no more is unpacked than was said.
+"""
+
+import posixpath
+import struct
+import zipfile
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from pplx_search.ingest.failures import ParseFailed
+from pplx_search.ingest.opening import OpenedFile
+from pplx_search.ingest.parsers.xml_events import Event, xml_events
+
+_MAX_ENTRIES = 50_000
+_MAX_DIRECTORY_BYTES = 16 << 20
+_MAX_UNPACKED_BYTES = 2 << 30
+_FREE_BYTES = 64 << 20  # what may be unpacked whatever the ratio
+_MAX_RATIO = 200
+_BLOCK = 1 << 16
+
+_END = struct.Struct("<4s4H2LH")  # end of central directory: signature, disks, entries, size and place of it, comment
+_END_64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR_64 = struct.Struct("<4sLQL")
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_ENCRYPTED_PACKAGE = "EncryptedPackage".encode("utf-16-le")
+
+
+class Archive:
+    """The entries of a document that is a zip archive."""
+
+    def __init__(self, opened: OpenedFile):
+        _require_zip(opened)
+        try:
+            self._zip = zipfile.ZipFile(opened.file)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+            raise ParseFailed("damaged", f"not a whole zip archive: {error}") from error
+        self._entries = {entry.filename: entry for entry in self._zip.infolist()}
+        self._n_unpacked = 0
+        self._require_sane(opened.size)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def _require_sane(self, size: int) -> None:
+        packed = unpacked = 0
+        for entry in self._zip.infolist():
+            if _leads_outside(entry.filename):
+                raise ParseFailed("unsafe", f"holds an entry named {entry.filename[:200]!r}, which leads outside")
+            if entry.flag_bits & 1:
+                raise ParseFailed("encrypted", "the archive is encrypted")
+            if not 0 <= entry.header_offset < size:
+                raise ParseFailed("damaged", f"{entry.filename[:200]!r} begins outside the archive")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ParseFailed("damaged", f"{entry.filename[:200]!r} is packed in a way that documents do not use")
+            packed, unpacked = packed + entry.compress_size, unpacked + entry.file_size
+            _require_ratio(entry.compress_size, entry.file_size)
+        _require_ratio(packed, unpacked)
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The content of an entry. Raises ParseFailed when it is not there or more than it says."""
+        if name not in self._entries:
+            raise ParseFailed("damaged", f"{name} is missing in the archive")
+        entry = self._entries[name]
+        try:
+            with self._zip.open(entry) as file:
+                while block := file.read(_BLOCK):
+                    self._n_unpacked += len(block)
+                    if self._n_unpacked > _MAX_UNPACKED_BYTES:
+                        raise ParseFailed("zip-bomb", f"unpacks to more than {_MAX_UNPACKED_BYTES >> 20:,} MB")
+                    yield block
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            raise ParseFailed("damaged", f"{name}: {error}") from error
+
+    def content(self, name: str) -> bytes:
+        return b"".join(self.blocks(name))
+
+    def events(self, name: str) -> Iterator[Event]:
+        """The XML of an entry, event by event."""
+        return xml_events(self.blocks(name), name)
+
+    def relationships(self, name: str) -> "dict[str, Relationship]":
+        """What a part of an office document refers to inside the archive, by id."""
+        folder, base = posixpath.split(name)
+        source = posixpath.join(folder, "_rels", f"{base}.rels")
+        found = {}
+        for event in self.events(source) if source in self else ():
+            if event.what == "start" and event.name == "Relationship" and event.get("TargetMode") != "External":
+                target = posixpath.normpath(posixpath.join("/", folder, event.get("Target"))).lstrip("/")
+                found[event.get("Id")] = Relationship(event.get("Type").rsplit("/", 1)[-1], target)
+        return found
+
+    def main_part(self, fallback: str) -> str:
+        """The part that an office document begins with."""
+        for each in self.relationships("").values():
+            if each.kind == "officeDocument" and each.target in self:
+                return each.target
+        return fallback
+
+
+class Relationship(NamedTuple):
+    kind: str
+    target: str
+
+
+def _require_zip(opened: OpenedFile) -> None:
+    """Refuses what is no zip archive, and one with more entries than can be listed, before listing them."""
+    file = opened.file
+    file.seek(0)
+    head = file.read(len(_OLE))
+    if head == _OLE:
+        file.seek(0)
+        if _ENCRYPTED_PACKAGE in file.read(1 << 20) or _ENCRYPTED_PACKAGE in _tail(file, opened.size, 1 << 20):
+            raise ParseFailed("encrypted", "a password is needed to read the document")
+        raise ParseFailed("unsupported", "a document of an old office program under a new name; save it anew")
+    if not head.startswith(b"PK"):
+        raise ParseFailed("damaged", "not a zip archive" if head else "the file is empty")
+    n_entries, n_bytes = _directory_of(file, opened.size)
+    if n_entries > _MAX_ENTRIES or n_bytes > _MAX_DIRECTORY_BYTES:
+        raise ParseFailed("zip-bomb", f"{n_entries:,} entries in the archive, limit {_MAX_ENTRIES:,}")
+    file.seek(0)
+
+
+def _directory_of(file: BinaryIO, size: int) -> tuple[int, int]:
+    """How many entries an archive says it has, and how many bytes their list takes."""
+    tail = _tail(file, size, _END.size + 0xFFFF)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) - at < _END.size:
+        raise ParseFailed("damaged", "the zip archive is cut short: its list of entries is missing")
+    _, _, _, _, n_entries, n_bytes, _, _ = _END.unpack_from(tail, at)
+    locator = at - _LOCATOR_64.size
+    if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
+        _, _, place, _ = _LOCATOR_64.unpack_from(tail, locator)
+        file.seek(min(place, size))
+        record = file.read(_END_64.size)
+        if len(record) == _END_64.size and record.startswith(b"PK\x06\x06"):
+            _, _, _, _, _, _, _, n_entries, n_bytes, _ = _END_64.unpack(record)
+    return n_entries, n_bytes
+
+
+def _tail(file: BinaryIO, size: int, n_bytes: int) -> bytes:
+    file.seek(max(0, size - n_bytes))
+    return file.read(n_bytes)
+
+
+def _leads_outside(name: str) -> bool:
+    parts = name.replace("\\", "/").split("/")
+    return ".." in parts or name.startswith(("/", "\\")) or (len(parts[0]) == 2 and parts[0][1] == ":")
+
+
+def _require_ratio(packed: int, unpacked: int) -> None:
+    if unpacked > _MAX_UNPACKED_BYTES or unpacked > max(_FREE_BYTES, packed * _MAX_RATIO):
+        raise ParseFailed("zip-bomb", f"{packed:,} bytes that would unpack to {unpacked:,}")

@@ -1,0 +1,215 @@
+"""The files below folders, each with what was found out about it without reading it, or with why it is passed over."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pplx_edge.errors import InputError
+from pplx_search.ingest import ignoring
+from pplx_search.ingest.ignoring import Ignored
+from pplx_search.ingest.kinds import kind_of, suffix_of
+
+_DATALESS = 0x40000000  # macOS SF_DATALESS: the content is in the cloud, and reading it would fetch it
+_HIDDEN = 0x8000  # macOS UF_HIDDEN
+_BUNDLES = {"app", "framework", "bundle", "photoslibrary", "musiclibrary", "tvlibrary", "xcodeproj", "xcassets"}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file that can be read. `kind` chooses its parser; size and times are those of the walk."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    device: int
+    inode: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedFile:
+    """A file, or a folder with all that is in it, that the rules pass over."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MissingRoot:
+    """A path of which nothing can be known now: not there, not mounted, or not to be looked into.
+
+    It stands for a root, or for a file or folder below one that could not be looked at. Whatever was found there before
+    must be kept: that it was not found now says nothing.
+    """
+
+    path: Path
+    reason: str
+
+
+Found = FoundFile | SkippedFile | MissingRoot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalkRules:
+    """What is passed over below a root.
+
+    `include` and `exclude` are globs as in `.gitignore`, relative to the root: `*.md`, `drafts/`, `/top/*.txt`. With
+    `include`, only files that match are found. `hidden` files and folders are looked at when it is set. `ignore_files`
+    are read as git reads `.gitignore`. Folders named in `generated` are what tools put beside people's files.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    hidden: bool = False
+    ignore_files: tuple[str, ...] = (".gitignore",)
+    generated: tuple[str, ...] = ("__pycache__", "node_modules")
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            if bad := ignoring.bad_lines(list(getattr(self, name))):
+                raise InputError(f"{name}: {bad[0]!r} is not a pattern; write it as in .gitignore, such as '*.md'")
+
+
+def walk(roots: Iterable[Path | str], rules: WalkRules = WalkRules()) -> Iterator[Found]:
+    """Every file below the roots once, in the order of the roots and of names within them.
+
+    A root may be a file; it is found even when it is hidden or ignored. Symbolic links are followed when they are roots
+    and passed over below them, where they could lead in circles or outside. Paths are absolute.
+    """
+    paths = [os.path.abspath(root) for root in roots]
+    walker = _Walker(rules, paths)
+    for path in paths:
+        yield from walker.root(path)
+
+
+class _Walker:
+    def __init__(self, rules: WalkRules, roots: list[str]):
+        self.rules = rules
+        self.roots = set(roots)
+        self.include = ignoring.patterns(list(rules.include)) if rules.include else None
+        self.exclude = ignoring.patterns(list(rules.exclude))
+        self.folders_seen: set[tuple[int, int]] = set()
+        self.roots_found: set[str] = set()
+
+    def root(self, path: str) -> Iterator[Found]:
+        try:
+            info = os.stat(path)
+        except OSError as error:
+            yield MissingRoot(Path(path), _why(error))
+            return
+        if not stat.S_ISDIR(info.st_mode):
+            if (found := self.file(path, os.path.basename(path), info)) is not None:
+                yield found
+            return
+        ignored = ignoring.above(path) if self.rules.ignore_files else Ignored()
+        yield from _Tree(self, path).below(path, info, ignored)
+
+    def file(self, path: str, name: str, info: os.stat_result) -> FoundFile | SkippedFile | None:
+        """What becomes of a file that no rule is against; None for a root that was found below another already."""
+        if path in self.roots_found:
+            return None
+        if path in self.roots:
+            self.roots_found.add(path)
+        if not stat.S_ISREG(info.st_mode):
+            return SkippedFile(Path(path), "not a plain file")
+        if getattr(info, "st_flags", 0) & _DATALESS:
+            return SkippedFile(Path(path), "in the cloud only")
+        if name.startswith("~$"):
+            return SkippedFile(Path(path), "temporary file of an office program")
+        if (kind := kind_of(name)) is None:
+            return SkippedFile(Path(path), f"no reader for .{suffix_of(name)} files")
+        return FoundFile(Path(path), info.st_size, info.st_mtime_ns, info.st_dev, info.st_ino, kind)
+
+
+class _Tree:
+    """The walk of one root; folders that were met below another are not entered again."""
+
+    def __init__(self, walker: _Walker, root: str):
+        self.walker, self.rules, self.root = walker, walker.rules, root
+
+    def below(self, path: str, info: os.stat_result, ignored: Ignored) -> Iterator[Found]:
+        """All below the root, without recursion: paths may be as deep as the system lets them be."""
+        levels = [self._enter(path, info, ignored)]
+        while levels:
+            found = next(levels[-1], None)
+            if found is None:
+                levels.pop()
+            elif isinstance(found, _Folder):
+                levels.append(self._enter(found.path, found.info, found.ignored))
+            else:
+                yield found
+
+    def _enter(self, path: str, info: os.stat_result, ignored: Ignored) -> "Iterator[Found | _Folder]":
+        identity = (info.st_dev, info.st_ino)
+        if identity in self.walker.folders_seen and info.st_ino:
+            return
+        self.walker.folders_seen.add(identity)
+        try:
+            with os.scandir(path) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            yield MissingRoot(Path(path), _why(error))
+            return
+        if not entries and path == self.root:
+            yield MissingRoot(Path(path), "empty folder; is the disk mounted?")
+            return
+        for name in self.rules.ignore_files:
+            lines = ignoring.read_lines(os.path.join(path, name))
+            ignored = ignored.within(path, lines)
+            if ignoring.bad_lines(lines):
+                yield SkippedFile(Path(path, name), "has lines that are no patterns, which are not applied")
+        for entry in entries:
+            if (found := self._entry(entry, os.path.join(path, entry.name), ignored)) is not None:
+                yield found
+
+    def _entry(self, entry: "os.DirEntry[str]", path: str, ignored: Ignored) -> "Found | _Folder | None":
+        if entry.name.startswith(".") and not self.rules.hidden:
+            return SkippedFile(Path(path), "hidden")
+        try:
+            if entry.is_symlink():
+                return SkippedFile(Path(path), "symbolic link")
+            info = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # deleted since the folder was listed
+            return None
+        except OSError as error:
+            return MissingRoot(Path(path), _why(error))
+        is_folder = stat.S_ISDIR(info.st_mode)
+        if reason := self._rule_against(path + "/" * is_folder, info, ignored):
+            return SkippedFile(Path(path), reason)
+        if is_folder:
+            return self._folder(entry.name, path, info, ignored)
+        if self.walker.include and not self.walker.include.match_file(self._relative(path)):
+            return SkippedFile(Path(path), "not included")
+        return self.walker.file(path, entry.name, info)
+
+    def _rule_against(self, path: str, info: os.stat_result, ignored: Ignored) -> str:
+        if not self.rules.hidden and getattr(info, "st_flags", 0) & _HIDDEN:
+            return "hidden"
+        if self.rules.exclude and self.walker.exclude.match_file(self._relative(path)):
+            return "excluded"
+        return "ignored by .gitignore" if path in ignored else ""
+
+    def _folder(self, name: str, path: str, info: os.stat_result, ignored: Ignored) -> "SkippedFile | _Folder":
+        if name in self.rules.generated:
+            return SkippedFile(Path(path), "made by tools")
+        if getattr(info, "st_flags", 0) & _DATALESS:
+            return SkippedFile(Path(path), "in the cloud only")
+        if suffix_of(name) in _BUNDLES:
+            return SkippedFile(Path(path), "application or library bundle")
+        return _Folder(path, info, ignored)
+
+    def _relative(self, path: str) -> str:
+        return path[len(self.root) :].lstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    path: str
+    info: os.stat_result
+    ignored: Ignored
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)

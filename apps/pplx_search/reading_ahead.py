@@ -1,0 +1,86 @@
+"""Files read in a thread, a few ahead of the one who embeds them, so that the model does not wait for parsers."""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from pplx_edge.errors import EdgeError
+from pplx_search.ingest.reading import Reader, ReadFailed, ReadFile
+from pplx_search.ingest.walk import FoundFile
+
+_AHEAD = 32
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A file that has to be read: its number in the store, and what the walk found."""
+
+    file: int
+    found: FoundFile
+
+
+Outcome = ReadFile | ReadFailed
+_Message = tuple[Task, Outcome] | EdgeError | None
+
+
+class ReadAhead:
+    """`(task, what was read or why not)` of each task, in order. Closing it ends the thread and its reader."""
+
+    def __init__(self, reader: Reader, tasks: Sequence[Task]):
+        self._reader, self._tasks = reader, tasks
+        self._queue: queue.Queue[_Message] = queue.Queue(_AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pplx-search-reading", daemon=True)
+
+    def __enter__(self) -> "ReadAhead":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        self._thread.join()
+        while not self._queue.empty():
+            message = self._queue.get()
+            if isinstance(message, tuple) and isinstance(message[1], ReadFile):
+                message[1].close()
+
+    def __iter__(self) -> Iterator[tuple[Task, Outcome]]:
+        """Raises what reading raised when it is not of a file, such as a full disk."""
+        while (message := self._queue.get()) is not None:
+            if isinstance(message, EdgeError):
+                raise message
+            yield message
+
+    def _run(self) -> None:
+        try:
+            for task in self._tasks:
+                try:
+                    outcome: Outcome = self._reader.read(task.found.path, task.found.kind)
+                except ReadFailed as failure:
+                    outcome = failure
+                if not self._put((task, outcome)):
+                    if isinstance(outcome, ReadFile):
+                        outcome.close()
+                    return
+            self._put(None)
+        except EdgeError as error:
+            self._put(error)
+        except Exception as error:
+            failed = EdgeError(f"reading files ended: {error!r}")
+            failed.__cause__ = error
+            self._put(failed)
+
+    def _put(self, message: _Message) -> bool:
+        """False when nobody wants it any more."""
+        while not self._closed.is_set():
+            try:
+                self._queue.put(message, timeout=_POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False

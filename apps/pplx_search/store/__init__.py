@@ -1,0 +1,53 @@
+"""The index of a person's files on disk: texts, words and vectors, and searches over them. See `store.Store`."""
+
+from pplx_search.store.digests import content_digest
+from pplx_search.store.errors import StoreBusy, StoreDamaged
+from pplx_search.store.files import Files, Scan
+from pplx_search.store.roots import Collections
+from pplx_search.store.store import Store
+from pplx_search.store.sweeping import Swept
+from pplx_search.store.values import (
+    Collection,
+    FileFacts,
+    FileReport,
+    FileState,
+    Filter,
+    Generation,
+    Hit,
+    Progress,
+    Query,
+    Root,
+    Seen,
+    Staged,
+    Status,
+    StoredChunk,
+    StoredDocument,
+)
+from pplx_search.store.vectors import Vectors
+
+__all__ = [
+    "Collection",
+    "Collections",
+    "FileFacts",
+    "FileReport",
+    "FileState",
+    "Files",
+    "Filter",
+    "Generation",
+    "Hit",
+    "Progress",
+    "Query",
+    "Root",
+    "Scan",
+    "Seen",
+    "Staged",
+    "Status",
+    "Store",
+    "StoreBusy",
+    "StoreDamaged",
+    "StoredChunk",
+    "StoredDocument",
+    "Swept",
+    "Vectors",
+    "content_digest",
+]

@@ -1,0 +1,55 @@
+"""From numbers of chunks to what is shown."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from pplx_search.store.database import Database
+from pplx_search.store.snapshot import filter_sql
+from pplx_search.store.values import Filter, Hit
+
+
+def read_hits(
+    database: Database,
+    chunks: Sequence[int],
+    wanted: Filter,
+    legs: Mapping[str, Sequence[int]],
+    cosines: Mapping[int, float],
+    bm25: Mapping[int, float],
+) -> list[Hit]:
+    """The hits of chunks, in their order, each in the first document with its text that the filter lets through."""
+    condition, values = filter_sql(wanted)
+    ranks = {name: {chunk: rank for rank, chunk in enumerate(leg, start=1)} for name, leg in legs.items()}
+    hits = []
+    for chunk in chunks:
+        ((content, start, stop, line, page, heading),) = database.rows(
+            "SELECT content, start, stop, line, page, heading FROM chunks JOIN embeddings ON embeddings.id = embedding"
+            " WHERE chunks.id = ?",
+            (chunk,),
+        )
+        holders = database.rows(
+            "SELECT documents.id, files.path, part, title, kind FROM documents JOIN files ON files.id = file"
+            f" JOIN roots ON roots.id = root WHERE documents.content = ? AND {condition} ORDER BY documents.id",
+            (content, *values),
+        )
+        document, path, part, title, kind = holders[0]
+        hits.append(
+            Hit(
+                chunk=chunk,
+                document=document,
+                content=content,
+                path=path,
+                part=part,
+                title=title,
+                kind=kind,
+                start=start,
+                stop=stop,
+                line=line,
+                page=page,
+                heading=tuple(json.loads(heading)) if heading else (),
+                cosine=cosines.get(chunk),
+                bm25=bm25.get(chunk),
+                ranks={name: leg[chunk] for name, leg in ranks.items() if chunk in leg},
+                copies=len(holders) - 1,
+            )
+        )
+    return hits

@@ -1,0 +1,169 @@
+"""The tables of an index, and the numbered steps that bring an older one up to date.
+
+One file says everything: which files there are and what became of them, the texts, the chunks and their vectors.
+
+    collections ─< roots ─< files ─< documents >─ contents ─< blocks          texts, compressed
+                                                     │
+                                     generations ─< embeddings ─< runs, chunks          vectors
+                                          └── words_<generation>                        chunks' words, FTS5
+
+A text is stored once however many documents hold it, and has its vectors once a generation. Chunks are numbered as they
+come and never again, so those of one text are a few runs of consecutive numbers; a run also says which rows of the
+generation's bits file are its own, and their checksum. Rows of the bits file that no run claims are dead.
+"""
+
+from collections.abc import Callable, Sequence
+
+import apsw
+
+from pplx_edge.lexical import TOKENIZER
+from pplx_search.store.errors import StoreDamaged
+
+APPLICATION_ID = 0x70706C78  # "pplx"
+
+# `unmerged` counts chunks that came or went since the full-text indexes were last put in order.
+# `sha256` is of the version that is indexed, where one was ever `complete`; `tried` of the one that failed last.
+# `live` documents are searched; the others wait for their file to be complete. `round` counts how often a file was
+# begun: what the last round did not hand over is not in the file any more.
+_TABLES = f"""
+CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counters VALUES ('next_chunk', 1), ('unmerged', 0);
+
+CREATE TABLE collections(id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, rules TEXT NOT NULL);
+CREATE TABLE roots(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    collection INTEGER NOT NULL REFERENCES collections(id),
+    path BLOB NOT NULL,
+    UNIQUE(collection, path)
+);
+CREATE TABLE files(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    root INTEGER NOT NULL REFERENCES roots(id),
+    path BLOB NOT NULL,
+    size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, inode INTEGER NOT NULL, device INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('pending', 'indexed', 'failed', 'skipped')),
+    sha256 BLOB,
+    complete INTEGER NOT NULL DEFAULT 0,
+    round INTEGER NOT NULL DEFAULT 0,
+    tried BLOB,
+    code TEXT NOT NULL DEFAULT '', message TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0, time REAL,
+    UNIQUE(root, path)
+);
+CREATE INDEX files_by_inode ON files(inode);
+CREATE INDEX files_by_sha256 ON files(sha256) WHERE sha256 IS NOT NULL;
+CREATE INDEX files_not_indexed ON files(state) WHERE state <> 'indexed';
+
+CREATE TABLE contents(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    digest BLOB NOT NULL UNIQUE,
+    text_format TEXT NOT NULL,
+    n_chars INTEGER NOT NULL,
+    pages BLOB
+);
+CREATE TABLE blocks(
+    content INTEGER NOT NULL REFERENCES contents(id), number INTEGER NOT NULL, data BLOB NOT NULL,
+    UNIQUE(content, number)
+);
+CREATE TABLE documents(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    file INTEGER NOT NULL REFERENCES files(id),
+    part TEXT NOT NULL,
+    live INTEGER NOT NULL CHECK (live IN (0, 1)),
+    round INTEGER NOT NULL,
+    content INTEGER NOT NULL REFERENCES contents(id),
+    kind TEXT NOT NULL, title TEXT NOT NULL, author TEXT NOT NULL, recipient TEXT NOT NULL, date REAL,
+    metadata TEXT NOT NULL, remarks TEXT NOT NULL,
+    UNIQUE(file, part, live)
+);
+CREATE INDEX documents_by_content ON documents(content);
+CREATE VIRTUAL TABLE names USING fts5(name, title, content='', contentless_delete=1, tokenize='{TOKENIZER}');
+
+CREATE TABLE generations(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    fingerprint TEXT UNIQUE,
+    settings TEXT NOT NULL,
+    dim INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('serving', 'building', 'retired')),
+    next_slot INTEGER NOT NULL DEFAULT 0,
+    epoch INTEGER NOT NULL DEFAULT 1
+);
+CREATE UNIQUE INDEX one_generation_serves ON generations(state) WHERE state = 'serving';
+CREATE TABLE embeddings(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    content INTEGER NOT NULL REFERENCES contents(id),
+    generation INTEGER NOT NULL REFERENCES generations(id),
+    n_chunks INTEGER NOT NULL DEFAULT 0,
+    position TEXT,
+    complete INTEGER NOT NULL DEFAULT 0,
+    UNIQUE(content, generation)
+);
+CREATE INDEX embeddings_by_generation ON embeddings(generation);
+CREATE TABLE runs(
+    first_chunk INTEGER PRIMARY KEY,
+    embedding INTEGER NOT NULL REFERENCES embeddings(id),
+    n_chunks INTEGER NOT NULL, slot INTEGER NOT NULL, checksum INTEGER NOT NULL
+);
+CREATE INDEX runs_by_embedding ON runs(embedding);
+CREATE TABLE chunks(
+    id INTEGER PRIMARY KEY,
+    embedding INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL,
+    start INTEGER NOT NULL, stop INTEGER NOT NULL, line INTEGER NOT NULL, page INTEGER, heading TEXT,
+    codes BLOB NOT NULL
+);
+"""
+
+
+def _first_tables(database: apsw.Connection) -> None:
+    database.execute(_TABLES)
+
+
+MIGRATIONS: Sequence[Callable[[apsw.Connection], None]] = (_first_tables,)
+
+
+def migrate(database: apsw.Connection, migrations: Sequence[Callable[[apsw.Connection], None]] = MIGRATIONS) -> None:
+    """Brings an index up to date, each step in a transaction of its own.
+
+    Raises StoreDamaged for a database of something else, or of a newer release.
+    """
+    version = require_readable(database, len(migrations))
+    for number, step in enumerate(migrations[version:], start=version + 1):
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            step(database)
+            database.pragma("application_id", APPLICATION_ID)
+            database.pragma("user_version", number)
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+
+
+def require_readable(database: apsw.Connection, newest: int = len(MIGRATIONS)) -> int:
+    """The version of an index, 0 for an empty file. Raises StoreDamaged for one that this release cannot read."""
+    version, owner = database.pragma("user_version"), database.pragma("application_id")
+    has_tables = bool(database.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall())
+    if owner != APPLICATION_ID and (has_tables or version):
+        raise StoreDamaged(f"{database.filename}: a database of another program; choose another directory")
+    if version > newest:
+        raise StoreDamaged(
+            f"{database.filename}: version {version} of the index, this release reads up to {newest}; update pplx-edge"
+        )
+    return version
+
+
+def create_words(database: apsw.Connection, generation: int) -> None:
+    """The full-text index of a generation's chunks.
+
+    The text is the first column because FTS5 takes two bytes more for each word of a chunk in any other.
+    """
+    database.execute(
+        f"CREATE VIRTUAL TABLE {words_table(generation)} USING"
+        f" fts5(text, heading, content='', contentless_delete=1, tokenize='{TOKENIZER}')"
+    )
+
+
+def words_table(generation: int) -> str:
+    """The name of the full-text index of a generation."""
+    return f"words_{generation:d}"

@@ -1,0 +1,235 @@
+"""Searches: rankings by vectors, by words, by the exact phrase and by name, fused by reciprocal ranks.
+
+- `dense`: the rows of bits nearest to the query's, in the order in which the query's own sizes put them, then their
+  exact cosines, a batch at a time until a whole batch has brought nothing into the best.
+- `words`: BM25 of chunks that hold any of the words (in a large index: of those words that are not everywhere).
+- `phrase`: the chunks of these that hold the whole question, or what it has in double quotes, word for word.
+- `name`: chunks of documents whose file name or title holds every word of the question, the best of each document.
+
+A filter limits all of them before anything is ranked.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pplx_edge.errors import InputError
+from pplx_edge.lexical import match_expression
+from pplx_edge.similarity import reciprocal_rank_fusion
+from pplx_search.store.bits import signs
+from pplx_search.store.database import Database
+from pplx_search.store.hits import read_hits
+from pplx_search.store.kernel import Kernel, Scanner, cosines, leanings
+from pplx_search.store.schema import words_table
+from pplx_search.store.snapshot import Allowed, Snapshot, load_snapshot
+from pplx_search.store.values import Generation, Hit, Query
+from pplx_search.store.vectors import Vectors, searchable
+
+_BATCH = 128  # of chunks that are compared exactly, before it is asked whether it was worth it
+_FEW = 0.2  # share of rows below which picking them out is cheaper than passing over the others
+_LEG = 1000  # hits of a ranking by words
+_NAMES = 100
+_COMMON = 20_000  # chunks with a word, above which it is not looked for beside rarer ones
+_QUOTED = re.compile(r'"([^"]+)"')
+
+
+@dataclass(slots=True)
+class _Rankings:
+    """What each leg found, best first, and the figures behind it, by chunk."""
+
+    legs: dict[str, list[int]] = field(default_factory=dict)
+    cosines: dict[int, float] = field(default_factory=dict)
+    bm25: dict[int, float] = field(default_factory=dict)
+
+
+class Searcher:
+    """Answers queries on the present state of an index."""
+
+    def __init__(self, database: Database, directory: Path, vectors: Vectors, kernel: Kernel, threads: int):
+        self._database, self._directory, self._vectors = database, directory, vectors
+        self.kernel, self._scanner = kernel, Scanner(kernel, threads)
+        self._snapshot: Snapshot | None = None
+        self._state: tuple[int, int, int] | None = None
+
+    def search(self, query: Query) -> list[Hit]:
+        """The best `k` chunks, best first. Raises InputError for a vector of another width than the index has."""
+        with self._database.reading():
+            snapshot = self.snapshot()
+            if snapshot is None:
+                return []
+            allowed = snapshot.allowed(self._database, query.filter)
+            found = _Rankings()
+            if query.codes is not None:
+                self._dense(query, snapshot, allowed, found)
+            if query.words.strip():
+                self._by_words(query, snapshot, allowed, found)
+                self._by_name(query, snapshot, allowed, found)
+            chosen = reciprocal_rank_fusion(list(found.legs.values()))[: query.k]
+            self._add_cosines(query, snapshot, chosen, found)
+            return read_hits(self._database, chosen, query.filter, found.legs, found.cosines, found.bm25)
+
+    def snapshot(self) -> Snapshot | None:
+        """The serving generation as it is now, None when there is none; loaded when something changed."""
+        state = self._database.state
+        if state != self._state:
+            generation = self._vectors.serving
+            before = self._snapshot
+            self._snapshot = generation and load_snapshot(self._database, generation, self._directory, before)
+            self._state = state
+        return self._snapshot
+
+    def _dense(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: _Rankings) -> None:
+        codes = self._checked(query, snapshot.generation)
+        slots = self._nearest(codes, snapshot, allowed, query.depth)
+        chunks = snapshot.chunks_at(slots)
+        scores = self._rescored(codes, chunks, query.k, snapshot.generation)
+        chunks = chunks[: len(scores)]
+        order = np.lexsort((chunks, -scores))
+        found.legs["dense"] = chunks[order].tolist()
+        found.cosines.update(zip(chunks.tolist(), scores.tolist(), strict=True))
+
+    def _nearest(self, codes: np.ndarray, snapshot: Snapshot, allowed: Allowed, depth: int) -> np.ndarray:
+        """Rows of the bits, those first that are likely to be most alike."""
+        bits = signs(codes[None])[0]
+        if allowed.slots is not None and allowed.n_slots < _FEW * snapshot.n_slots:
+            slots, _ = self._scanner.nearest_of(bits, snapshot.bits, depth, np.flatnonzero(allowed.slots))
+        else:
+            slots, _ = self._scanner.nearest(bits, snapshot.bits, depth, allowed.slots)
+        return slots[np.argsort(-leanings(self.kernel, codes, snapshot.bits[slots]), kind="stable")]
+
+    def _rescored(self, codes: np.ndarray, chunks: np.ndarray, k: int, generation: Generation) -> np.ndarray:
+        """Exact cosines of chunks, which come likeliest first, until a batch of them has none of the best `k`."""
+        scores = np.zeros(0)
+        for start in range(0, len(chunks), max(_BATCH, k)):
+            batch = chunks[start : start + max(_BATCH, k)]
+            least = np.partition(scores, -k)[-k] if len(scores) >= k else -np.inf
+            fresh = self._cosines(codes, batch, generation)
+            scores = np.concatenate([scores, fresh])
+            if fresh.max() <= least:
+                break
+        return scores
+
+    def _cosines(self, codes: np.ndarray, chunks: np.ndarray, generation: Generation) -> np.ndarray:
+        order = np.argsort(chunks)  # neighbours in the file are read together
+        rows = np.empty((len(chunks), generation.dim), np.int8)
+        into = rows.data.cast("B")
+        self._database.read_blobs("chunks", "codes", chunks[order].tolist(), into, generation.dim)
+        scores = np.empty(len(chunks))
+        scores[order] = cosines(self.kernel, codes, rows)
+        return scores
+
+    def _by_words(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: _Rankings) -> None:
+        table = words_table(snapshot.generation.id)
+        expression = self._affordable(table, query.words, snapshot)
+        if not expression:
+            return
+        rows = self._matches(table, expression, snapshot, allowed)
+        found.bm25.update(rows)
+        found.legs["words"] = [chunk for chunk, _ in rows]
+        phrases = [*_phrases(query.words)]
+        if phrases:
+            exact = self._matches(table, " AND ".join(phrases), snapshot, allowed)
+            for chunk, score in exact:
+                found.bm25.setdefault(chunk, score)
+            found.legs["phrase"] = [chunk for chunk, _ in exact]
+
+    def _affordable(self, table: str, words: str, snapshot: Snapshot) -> str:
+        """An FTS5 expression for any of the words, without those that a great many chunks hold.
+
+        They add next to nothing to BM25, and ranking all that hold them is what takes time. Where there are no others,
+        all are asked for at once.
+        """
+        if snapshot.n_slots <= _COMMON:
+            return match_expression(words)
+        terms = [expression for word in words.split() if (expression := match_expression(word))]
+        for term in terms:
+            if term not in snapshot.common:
+                sql = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {table} MATCH ? LIMIT ?)"
+                snapshot.common[term] = self._database.value(sql, (term, _COMMON + 1)) > _COMMON
+        rare = [term for term in terms if not snapshot.common[term]]
+        return " OR ".join(rare) if rare else " AND ".join(f"({term})" for term in terms)
+
+    def _matches(self, table: str, expression: str, snapshot: Snapshot, allowed: Allowed) -> list[tuple[int, float]]:
+        """Chunks that match and that the filter lets through, with BM25, higher for better, the best first."""
+        rows = self._database.each(
+            f"SELECT rowid, -bm25({table}) AS score FROM {table} WHERE {table} MATCH ? ORDER BY score DESC, rowid",
+            (expression,),
+        )
+        return _first_allowed(rows, lambda chunks: allowed.contents[snapshot.contents_of(chunks)], _LEG)
+
+    def _by_name(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: _Rankings) -> None:
+        expression = _all_terms(query.words)
+        if not expression:
+            return
+        rows = self._database.rows(
+            "SELECT DISTINCT content FROM (SELECT content FROM names JOIN documents ON documents.id = names.rowid"
+            " WHERE names MATCH ? ORDER BY rank, documents.id LIMIT ?)",
+            (expression, _NAMES),
+        )
+        named = [content for (content,) in rows if content <= snapshot.n_contents and allowed.contents[content]]
+        if not named:
+            return
+        best = self._best_of_each(snapshot, found)
+        chunks = (best.get(content) or self._first_chunk(content, snapshot) for content in named)
+        found.legs["name"] = [chunk for chunk in chunks if chunk is not None]
+
+    def _best_of_each(self, snapshot: Snapshot, found: _Rankings) -> dict[int, int]:
+        """The best chunk so far of each text."""
+        ranked = np.array(reciprocal_rank_fusion(list(found.legs.values())), np.int64)
+        best: dict[int, int] = {}
+        for content, chunk in zip(snapshot.contents_of(ranked).tolist(), ranked.tolist(), strict=True):
+            best.setdefault(content, chunk)
+        return best
+
+    def _first_chunk(self, content: int, snapshot: Snapshot) -> int | None:
+        runs = np.flatnonzero(snapshot.contents == content)
+        return int(snapshot.first_chunks[runs[0]]) if len(runs) else None
+
+    def _add_cosines(self, query: Query, snapshot: Snapshot, chosen: Sequence[int], found: _Rankings) -> None:
+        """Cosines of those among the chosen that the ranking by vectors does not name."""
+        missing = [chunk for chunk in chosen if chunk not in found.cosines]
+        if query.codes is None or not missing:
+            return
+        scores = self._cosines(
+            self._checked(query, snapshot.generation), np.array(missing, np.int64), snapshot.generation
+        )
+        found.cosines.update(zip(missing, scores.tolist(), strict=True))
+
+    def _checked(self, query: Query, generation: Generation) -> np.ndarray:
+        codes = query.codes
+        if codes is None or codes.shape != (generation.dim,):
+            width = None if codes is None else len(codes)
+            raise InputError(
+                f"the query's vector has {width} dimensions, the index {generation.dim}: encode it with the same model"
+            )
+        return np.ascontiguousarray(codes)
+
+
+def _first_allowed(rows: Any, let_through: Callable[[np.ndarray], np.ndarray], limit: int) -> list[tuple[int, float]]:
+    """The first `limit` of rows (chunk, score) whose chunk is let through; looked at some hundreds at a time."""
+    found: list[tuple[int, float]] = []
+    while len(found) < limit:
+        block = [row for _, row in zip(range(limit), rows, strict=False)]
+        if not block:
+            break
+        flags = let_through(np.array([chunk for chunk, _ in block], np.int64))
+        found += [row for row, flag in zip(block, flags.tolist(), strict=True) if flag]
+    return found[:limit]
+
+
+def _phrases(words: str) -> list[str]:
+    """FTS5 phrases of what stands in double quotes, or of the whole question when it has several words."""
+    texts = _QUOTED.findall(words) or ([words] if len(words.split()) > 1 else [])
+    return [
+        '"{}"'.format(searchable(text).replace('"', " ").replace("\0", " ")) for text in texts if match_expression(text)
+    ]
+
+
+def _all_terms(words: str) -> str:
+    """An FTS5 expression for names that hold every word of a question."""
+    terms = [expression for word in words.split() if (expression := match_expression(word))]
+    return " AND ".join(f"({term})" for term in terms)

@@ -1,0 +1,101 @@
+"""Texts, compressed in blocks of equal length, so that a passage is read without the rest."""
+
+import json
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from pplx_edge.errors import InputError
+from pplx_search.documents import Piece
+from pplx_search.store.database import Database
+
+BLOCK_CHARS = 65_536
+_CACHED_BLOCKS = 32
+_LEVEL = 6
+_UTF8 = ("utf-8", "surrogatepass")  # a text may hold halves of characters, and comes back as it was
+
+
+class Texts:
+    """The texts of an index; recently read blocks are kept."""
+
+    def __init__(self, database: Database):
+        self._database = database
+        self._cache: OrderedDict[tuple[int, int], str] = OrderedDict()
+        self._cached_at = database.n_undone
+
+    def add(self, digest: bytes, text_format: str, pieces: Iterable[Piece]) -> int:
+        """Stores a text and returns its number. It is written as it comes, and is there once the transaction is."""
+        content = self._database.insert(
+            "INSERT INTO contents(digest, text_format, n_chars) VALUES (?, ?, 0)", (digest, text_format)
+        )
+        pages: list[tuple[int, int | None]] = []
+        n_chars = 0
+        for number, block in enumerate(_blocks(_counted(pieces, pages))):
+            data = zlib.compress(block.encode(*_UTF8), _LEVEL)
+            self._database.run("INSERT INTO blocks(content, number, data) VALUES (?, ?, ?)", (content, number, data))
+            n_chars += len(block)
+        packed = zlib.compress(json.dumps(pages).encode(), _LEVEL) if pages and pages != [(0, None)] else None
+        self._database.run("UPDATE contents SET n_chars = ?, pages = ? WHERE id = ?", (n_chars, packed, content))
+        return content
+
+    def read(self, content: int, start: int = 0, stop: int | None = None) -> str:
+        """The slice `[start, stop)` of a text, cut to what there is."""
+        n_chars = self._database.value("SELECT n_chars FROM contents WHERE id = ?", (content,))
+        if n_chars is None:
+            raise InputError(f"text {content} is not in the index any more; search again")
+        begin, end = max(0, start), n_chars if stop is None else min(stop, n_chars)
+        if end <= begin:
+            return ""
+        first, last = begin // BLOCK_CHARS, (end - 1) // BLOCK_CHARS
+        text = "".join(self._block(content, number) for number in range(first, last + 1))
+        return text[begin - first * BLOCK_CHARS : end - first * BLOCK_CHARS]
+
+    def pieces(self, content: int) -> Iterator[Piece]:
+        """A whole text in the pieces that it came in, those of one page joined; made for embedding it again."""
+        row = self._database.row("SELECT n_chars, pages FROM contents WHERE id = ?", (content,))
+        if row is None:
+            raise InputError(f"text {content} is not in the index any more; search again")
+        n_chars, packed = row
+        pages = json.loads(zlib.decompress(packed)) if packed else [(0, None)]
+        edges = [*(start for start, _ in pages), n_chars]
+        for (start, page), stop in zip(pages, edges[1:], strict=True):
+            for position in range(start, stop, BLOCK_CHARS):
+                yield Piece(self.read(content, position, min(stop, position + BLOCK_CHARS)), page)
+
+    def _block(self, content: int, number: int) -> str:
+        if self._cached_at != self._database.n_undone:  # numbers of texts that were undone are given out again
+            self._cache.clear()
+            self._cached_at = self._database.n_undone
+        key = (content, number)
+        if key not in self._cache:
+            data = self._database.value("SELECT data FROM blocks WHERE content = ? AND number = ?", key)
+            self._cache[key] = zlib.decompress(data).decode(*_UTF8)
+            while len(self._cache) > _CACHED_BLOCKS:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+
+def _counted(pieces: Iterable[Piece], pages: list[tuple[int, int | None]]) -> Iterator[str]:
+    """The texts of pieces; `pages` comes to hold where each page begins."""
+    position = 0
+    for piece in pieces:
+        if piece.text and (not pages or pages[-1][1] != piece.page):
+            pages.append((position, piece.page))
+        position += len(piece.text)
+        yield piece.text
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[str]:
+    """The same text in blocks of `BLOCK_CHARS`, the last one shorter."""
+    waiting: list[str] = []
+    n_chars = 0
+    for text in texts:
+        while n_chars + len(text) >= BLOCK_CHARS:
+            room = BLOCK_CHARS - n_chars
+            yield "".join([*waiting, text[:room]])
+            waiting, n_chars, text = [], 0, text[room:]
+        waiting.append(text)
+        n_chars += len(text)
+    if n_chars:
+        yield "".join(waiting)

@@ -1,0 +1,153 @@
+"""Writers that are killed: what was committed is there, the index is sound, and the next writer goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import killed_writer
+import numpy as np
+import pytest
+from pplx_search.store import Query, Store
+from small_index import CHUNK_CHARS, cosine, make_codes, make_text
+
+STEPS = (
+    "bits written",
+    "file finished",
+    "commit",
+    "committed",
+    "switch",
+    "contents dropped",
+    "embeddings dropped",
+    "generation dropped",
+    "bits compacted",
+    "words merged",
+    "pages returned",
+)
+
+
+@dataclass
+class Ledger:
+    """What writers said: the text of each file for good, and one change that was under way when they were killed."""
+
+    sure: dict[str, int] = field(default_factory=dict)
+    maybe: tuple[str, int | None] | None = None
+
+    def read(self, output: str) -> None:
+        for line in output.split("\n")[:-1]:
+            words = line.split()
+            tried = words[0] == "try"
+            words = words[tried:]
+            if words[0] not in ("put", "gone"):
+                continue
+            seed = int(words[2]) if words[0] == "put" else None
+            if tried:
+                self.maybe = (words[1], seed)
+                continue
+            self.maybe = None
+            self.settle(words[1], seed)
+
+    def settle(self, path: str, seed: int | None) -> None:
+        if seed is None:
+            self.sure.pop(path, None)
+        else:
+            self.sure[path] = seed
+
+
+def start(directory: Path, seed: int, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, killed_writer.__file__, str(directory), str(seed), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def kill_after(writer: subprocess.Popen[str], seconds: float) -> str:
+    assert writer.stdout is not None
+    first = writer.stdout.readline()  # its imports are not what is tested
+    time.sleep(seconds)
+    writer.send_signal(signal.SIGKILL)
+    rest = writer.stdout.read()
+    writer.stdout.close()
+    writer.wait()
+    return first + rest
+
+
+def until_killed(writer: subprocess.Popen[str]) -> str:
+    output, _ = writer.communicate(timeout=120)
+    assert writer.returncode == -signal.SIGKILL, output
+    return output
+
+
+def verify(directory: Path, ledger: Ledger) -> None:
+    """Opens the index as a reader and as the next writer, and compares everything with what was said."""
+    with Store.open(directory, kernel="numpy") as store:
+        found = indexed_texts(store)
+    with Store.open(directory, write=True, kernel="numpy") as store:
+        assert store.check() == []
+        assert indexed_texts(store) == found
+        if ledger.maybe is not None:
+            path, seed = ledger.maybe
+            before = ledger.sure.get(path)
+            assert found.get(path) in (text_of(before), text_of(seed))
+            ledger.settle(path, seed if found.get(path) == text_of(seed) and seed != before else before)
+            ledger.maybe = None
+        assert found == {path: text_of(seed) for path, seed in ledger.sure.items()}
+        require_same_as_from_scratch(store)
+
+
+def indexed_texts(store: Store) -> dict[str, str | None]:
+    """The text of every live document, by its path."""
+    return {os.fsdecode(found.path): store.read(found.content) for found in store.documents()}
+
+
+def text_of(seed: int | None) -> str | None:
+    return None if seed is None else make_text(seed, 5 + seed % 400)
+
+
+def require_same_as_from_scratch(store: Store) -> None:
+    """Every vector is that of its text, and a search finds what brute force over all of them finds."""
+    serving = store.vectors.serving
+    assert serving is not None
+    query = make_codes("a question", 0, "any")
+    scores = {}
+    for found in store.documents():
+        text = store.read(found.content)
+        expected = [make_codes(text, index, serving.fingerprint) for index in range(-(-len(text) // CHUNK_CHARS))]
+        chunks = list(store.chunks(found.content))
+        assert len(chunks) == len(expected) or not found.complete
+        for chunk, codes in zip(chunks, expected, strict=False):
+            assert np.array_equal(chunk.codes, codes)
+            scores[chunk.id] = cosine(query, codes)
+    hits = store.search(Query(codes=query, k=100_000, depth=100_000))
+    assert {hit.chunk: hit.cosine for hit in hits} == scores
+    assert [hit.cosine for hit in hits] == sorted(scores.values(), reverse=True)
+
+
+def survive(directory: Path, kills: int, seed: int) -> dict[str, int]:
+    """Kills writers, half of them at a step and half at any time, and verifies the index after each of them."""
+    rng = np.random.default_rng(seed)
+    ledger, at_steps = Ledger(), dict.fromkeys(STEPS, 0)
+    for number in range(kills):
+        if number % 2:
+            writer = start(directory, seed + number)
+            output = kill_after(writer, float(rng.uniform(0, 0.4)))
+        else:
+            step = STEPS[number // 2 % len(STEPS)]
+            output = until_killed(start(directory, seed + number, step, 1 + int(rng.integers(4))))
+            at_steps[step] += 1
+        ledger.read(output)
+        verify(directory, ledger)
+    assert ledger.sure
+    return at_steps
+
+
+def test_killed_writers_lose_nothing(tmp_path: Path):
+    survive(tmp_path, kills=22, seed=1)
+
+
+@pytest.mark.slow
+def test_many_killed_writers_lose_nothing(tmp_path: Path):
+    at_steps = survive(tmp_path, kills=220, seed=1000)
+    assert all(at_steps.values())
+    print(f"240 kills, of which at steps: {at_steps}")
