@@ -2,17 +2,20 @@
 
 import argparse
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pplx_edge import hub
-from pplx_edge.artifact import Artifact, is_artifact, ready_graphs
+from pplx_edge.artifact import Artifact, family_of, is_artifact, ready_graphs
+from pplx_edge.backends import require_installed
 from pplx_edge.checkpoint import Checkpoint, has_weights
 from pplx_edge.cli.convert import parity_line
 from pplx_edge.cli.options import MODEL_HELP, add_command
 from pplx_edge.cli.terminal import human_bytes
-from pplx_edge.errors import CheckpointError
+from pplx_edge.errors import CheckpointError, EdgeError, InputError
 from pplx_edge.quantize import MIN_DIM
 from pplx_edge.spec import ModelSpec
 
@@ -22,17 +25,25 @@ def add_parser(commands: Any) -> None:
         commands,
         "info",
         "say what a model is: sizes, format, files, parity",
-        "pplx-edge info nano",
-        description="Reads headers only, and only what is on this machine.",
+        "pplx-edge info nano\npplx-edge info models/nano-coreml-int8 --evaluate",
+        description="Reads headers only (but for --evaluate), and only what is on this machine.",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--revision", metavar="REV", help="commit, tag or branch of a hub repository")
+    parser.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="compute a Core ML program in NumPy on the probe texts, and say what float16 and its weights cost",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    facts = describe(args.model, hub.path(args.model, revision=args.revision))
+    directory = hub.path(args.model, revision=args.revision)
+    facts = describe(args.model, directory)
+    if args.evaluate:
+        facts["evaluation"] = evaluate(directory)
     if args.json:
         print(json.dumps(facts))
     else:
@@ -57,6 +68,27 @@ def describe(name: str, directory: Path) -> dict[str, Any]:
         "files": files,
         "bytes": sum(files.values()),
     }
+
+
+def evaluate(directory: Path) -> dict[str, Any]:
+    """Figures of a Core ML artifact's program, computed from its saved files wherever this runs.
+
+    `rounding` compares it with float16 rounding to it without; `reference` with the checkpoint that it was made from,
+    None when that is not on this machine. Raises InputError for what is no Core ML artifact.
+    """
+    if not is_artifact(directory) or family_of(Artifact.open(directory).format) != "coreml":
+        raise InputError(f"{directory}: not a Core ML model; --evaluate computes those, others run as they are")
+    require_installed("coreml")
+    from pplx_convert.evaluation import evaluate_program
+
+    return evaluate_program(directory, _source_directory(Artifact.open(directory).source))
+
+
+def _source_directory(source: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that an artifact was made from, if it is on this machine."""
+    with suppress(EdgeError):
+        return hub.path(str(source.get("name")), revision=source.get("revision"))
+    return None
 
 
 def _source_format(directory: Path, spec: ModelSpec) -> str:
@@ -89,4 +121,9 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         revision = facts["source"].get("revision")
         lines.append(("source", str(facts["source"].get("name")) + (f" at {revision}" if revision else "")))
         lines.append(("parity", parity_line(facts["parity"])))
+    if evaluation := facts.get("evaluation"):
+        lines.append(("evaluated", f"float16 against float32: {parity_line(evaluation['rounding'])}"))
+        beside = evaluation["reference"]
+        told = parity_line(beside) if beside else "its checkpoint is not on this machine"
+        lines.append(("", f"against the reference: {told}"))
     return lines + [("file", f"{human_bytes(size):>10}  {name}") for name, size in facts["files"].items()]

@@ -1,0 +1,149 @@
+"""Core ML packages on Apple hardware: rows one by one, each through the shortest function that holds it.
+
+Everything but the prediction itself is independent of the machine: the session is given a `Predict`, Core ML's own on a
+Mac (`coreml_runtime`), and anything that computes the same elsewhere.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pplx_edge.artifact import COREML_LAYOUT, Artifact, is_artifact
+from pplx_edge.backends import coreml_io as io
+from pplx_edge.backends.coreml_runtime import CoreMLRuntime, require_mac
+from pplx_edge.backends.coreml_table import EmbeddingTable
+from pplx_edge.errors import ArtifactError, InputError, ModelNotFound, TextTooLong
+from pplx_edge.pooling import mean_of
+from pplx_edge.spec import ModelSpec
+from pplx_edge.types import SESSION_DEFAULTS, BatchPolicy, SessionOptions, Span, TokenBatch
+
+# A function's length and its inputs to its outputs, as `coreml_io` describes them.
+Predict = Callable[[int, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+# The flexible program is for the graphics processor, which prepares itself for a new length quickly.
+FLEXIBLE_UNITS = "cpu+gpu"
+DEFAULT_UNITS = "all"
+COMPUTE_UNITS = (DEFAULT_UNITS, "cpu", FLEXIBLE_UNITS, "cpu+ane")
+
+
+def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "CoreMLSession":
+    """The converted model in a directory, on the compute units that `options` names (all of them by default).
+
+    Raises InputError for other options and on machines without Core ML, ArtifactError or ModelNotFound when there is no
+    Core ML artifact, and ModelError when Core ML refuses it.
+    """
+    options.require_only("coreml", "compute_units")
+    units = options.compute_units or DEFAULT_UNITS
+    if units not in COMPUTE_UNITS:
+        raise InputError(f"unknown compute units {units!r}: choose one of {', '.join(COMPUTE_UNITS)}")
+    artifact = open_artifact(directory)
+    require_mac(directory)
+    spec = ModelSpec.from_directory(directory)
+    lengths = row_lengths(artifact, spec, units)
+    fixed = isinstance(lengths, io.FixedLengths)
+    package = artifact.path(COREML_LAYOUT.package if fixed else COREML_LAYOUT.flexible)
+    runtime = CoreMLRuntime(package, artifact.fingerprint, units, fixed=fixed)
+    return CoreMLSession(spec, open_table(artifact, spec), lengths, runtime.predict, lambda: runtime.device)
+
+
+def open_artifact(directory: Path) -> Artifact:
+    """The Core ML artifact in a directory."""
+    if not is_artifact(directory):
+        raise ModelNotFound(
+            f"{directory}: no Core ML model here; convert it: pplx-edge convert {directory} --to coreml-fp16 --out DIR"
+        )
+    artifact = Artifact.open(directory)
+    if not artifact.format.startswith("coreml-"):
+        raise ArtifactError(f"{directory}: holds {artifact.format}, which the coreml backend does not open")
+    return artifact
+
+
+def open_table(artifact: Artifact, spec: ModelSpec) -> EmbeddingTable:
+    """The embedding table of an artifact."""
+    return EmbeddingTable.open(artifact.path(COREML_LAYOUT.table), (spec.vocab_size, spec.hidden_size))
+
+
+def row_lengths(artifact: Artifact, spec: ModelSpec, units: str) -> io.Lengths:
+    """How long rows may be on the given compute units, from the manifest."""
+    if units == FLEXIBLE_UNITS:
+        return io.FlexibleLengths(spec)
+    lengths = artifact.weights.get("lengths")
+    if not isinstance(lengths, list) or not lengths or not all(isinstance(length, int) for length in lengths):
+        raise ArtifactError(f"{artifact.directory}: the manifest names no function lengths; convert the model again")
+    return io.FixedLengths(tuple(lengths))
+
+
+class CoreMLSession:
+    """Rows through functions of fixed or free length. `spec.max_tokens` is what the longest of them takes."""
+
+    backend = "coreml"
+    policy = BatchPolicy(max_tokens=512)
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        table: EmbeddingTable,
+        lengths: io.Lengths,
+        predict: Predict,
+        device: Callable[[], str] = lambda: "unknown",
+    ):
+        self.spec = replace(spec, max_tokens=min(spec.max_tokens, lengths.limit))
+        self._table, self._lengths, self._predict, self._read_device = table, lengths, predict, device
+
+    @property
+    def device(self) -> str:
+        """Where the operators run, read back from Core ML's own plan."""
+        return self._read_device()
+
+    def token_states(self, batch: TokenBatch) -> np.ndarray:
+        """Final hidden states, float32 `[B, T, D]`, zeros at padding."""
+        states = np.zeros((*batch.input_ids.shape, self.spec.dim), np.float32)
+        for row, mask in enumerate(batch.attention_mask.astype(bool)):
+            if mask.any():
+                outputs = self._run(batch, row, ())
+                states[row, mask] = outputs[io.TOKEN_STATES][0, : mask.sum()]
+        return states
+
+    def span_means(self, batch: TokenBatch) -> np.ndarray:
+        """Mean state of each span, float32 `[N, D]`; an empty span gives zeros.
+
+        Up to MAX_SPANS spans of a row are pooled within the program, more of them on the host, so that a row is run
+        once however many it has. Either sums in float32; their last bits differ.
+        """
+        means = np.zeros((len(batch.spans), self.spec.dim), np.float32)
+        for row, wanted in _by_row(batch.spans).items():
+            spans = [batch.spans[i] for i in wanted]
+            pooled_inside = len(spans) <= io.MAX_SPANS
+            outputs = self._run(batch, row, spans if pooled_inside else ())
+            if pooled_inside:
+                means[wanted] = outputs[io.SPAN_MEANS][0, : len(spans)]
+            else:
+                states = outputs[io.TOKEN_STATES][0]
+                means[wanted] = [mean_of(states[span.start : span.stop]) for span in spans]
+        return means
+
+    def _run(self, batch: TokenBatch, row: int, spans: Sequence[Span]) -> Mapping[str, np.ndarray]:
+        """The outputs for one row, whose real tokens come first in them."""
+        ids = batch.input_ids[row][batch.attention_mask[row].astype(bool)]
+        if len(ids) > self.spec.max_tokens:
+            raise TextTooLong(
+                f"row {row}: {len(ids):,} tokens, this Core ML model takes {self.spec.max_tokens:,} at once; "
+                "use encode_stream() or truncate=True",
+                index=row,
+                n_tokens=len(ids),
+                limit=self.spec.max_tokens,
+            )
+        length = self._lengths.fitting(len(ids))
+        inputs = io.row_inputs(self._table.rows(ids), length, [(span.start, span.stop) for span in spans])
+        return self._predict(length, inputs | self._lengths.extra_inputs(length))
+
+
+def _by_row(spans: Sequence[Span]) -> dict[int, list[int]]:
+    """The places of the spans that are not empty, by row; a row without any is not run."""
+    rows: dict[int, list[int]] = {}
+    for i, span in enumerate(spans):
+        if span.n_tokens:
+            rows.setdefault(span.row, []).append(i)
+    return rows
