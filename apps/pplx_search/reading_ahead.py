@@ -58,11 +58,8 @@ class ReadAhead:
 
     def _run(self) -> None:
         try:
-            for task in self._tasks:
-                try:
-                    outcome: Outcome = self._reader.read(task.found.path, task.found.kind)
-                except ReadFailed as failure:
-                    outcome = failure
+            wanted = ((task.found.path, task.found.kind) for task in self._tasks)
+            for task, (_, outcome) in zip(self._tasks, self._reader.read_all(wanted), strict=True):
                 if not self._put((task, outcome)):
                     if isinstance(outcome, ReadFile):
                         outcome.close()
