@@ -30,7 +30,6 @@ def test_kernels_give_the_integers_of_plain_arithmetic(name: str, seed: int, n_r
     assert kernel.dots(query, rows).tolist() == (wide @ query.astype(np.int64)).tolist()
     assert kernel.squares(rows).tolist() == (wide**2).sum(axis=1).tolist()
     distances = kernel.hamming(signs(query[None])[0], signs(rows))
-    assert distances.dtype == np.uint16
     assert distances.tolist() == ((rows >= 0) != (query >= 0)).sum(axis=1).tolist()
 
 

@@ -19,7 +19,7 @@ class Kernel(Protocol):
     name: str
 
     def hamming(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Bits that differ between packed bits `[W]` and each of `[N, W]`, uint16 `[N]`."""
+        """Bits that differ between packed bits `[W]` and each of `[N, W]`, whole numbers `[N]` of any type."""
         ...
 
     def dots(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -73,9 +73,8 @@ class NumkongKernel:
     def hamming(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """See `Kernel`."""
         if not len(rows):
-            return np.zeros(0, np.uint16)
-        found = self._numkong.cdist(query[None], rows, "hamming", dtype="uint1")
-        return np.asarray(found)[0].astype(np.uint16)
+            return np.zeros(0)
+        return np.asarray(self._numkong.cdist(query[None], rows, "hamming", dtype="uint1"))[0]
 
     def dots(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """See `Kernel`."""
@@ -139,58 +138,62 @@ class Scanner:
         Nearest first; rows at the same distance in their order.
         """
         if self.threads == 1 or len(bits) < self.least_for_threads:
-            return _merged([self._scan(query, bits, 0, len(bits), count, allowed)], count)
+            return _sorted([self._scan(query, bits, 0, len(bits), count, allowed)], count)
         edges = np.linspace(0, len(bits), self.threads + 1).astype(int).tolist()
         with ThreadPoolExecutor(self.threads) as pool:
             shares = [
                 pool.submit(self._scan, query, bits, start, stop, count, allowed) for start, stop in pairwise(edges)
             ]
-            return _merged([share.result() for share in shares], count)
+            return _sorted([share.result() for share in shares], count)
 
     def nearest_of(
         self, query: np.ndarray, bits: np.ndarray, count: int, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `nearest`, of the given rows (int64, ascending) alone: cheaper where they are few."""
-        parts = []
+        kept = _Kept(count)
         for start in range(0, len(rows), self.block):
             some = rows[start : start + self.block]
             distances = self.kernel.hamming(query, bits[some])
-            parts.append(_nearest(some, distances, count))
-        return _merged(parts, count)
+            near = np.flatnonzero(distances < kept.limit)
+            kept.add(some[near], distances[near])
+        return _sorted([kept], count)
 
     def _scan(
         self, query: np.ndarray, bits: np.ndarray, first: int, last: int, count: int, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        kept: list[tuple[np.ndarray, np.ndarray]] = []
-        n_kept, limit = 0, np.iinfo(np.uint16).max  # of distances: one that is at it cannot come in any more
+    ) -> "_Kept":
+        kept = _Kept(count)
         for start in range(first, last, self.block):
             stop = min(start + self.block, last)
             distances = self.kernel.hamming(query, bits[start:stop])
-            near = np.flatnonzero(distances < limit)
+            near = np.flatnonzero(distances < kept.limit)
             if allowed is not None:
                 near = near[allowed[start:stop][near]]
-            kept.append((near + start, distances[near]))
-            n_kept += len(near)
-            if n_kept > 2 * count:
-                kept = [_merged(kept, count)]
-                n_kept, limit = count, int(kept[0][1][-1])
-                kept = [_in_order(*kept[0])]
-        return _merged(kept, count)
+            kept.add(near + start, distances[near])
+        return kept
 
 
-def _merged(parts: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of several findings whose rows ascend from one to the next."""
-    if not parts:
-        return np.zeros(0, np.int64), np.zeros(0, np.uint16)
-    rows, distances = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return _nearest(rows, distances, count)
+class _Kept:
+    """The nearest of the rows that were added so far, ascending; those at the `limit` cannot come in any more."""
+
+    def __init__(self, count: int):
+        self.count, self.limit = count, np.iinfo(np.uint16).max
+        self.rows, self.distances = np.zeros(0, np.int64), np.zeros(0, np.uint16)
+
+    def add(self, rows: np.ndarray, distances: np.ndarray) -> None:
+        """Takes rows that come after all before, and lets go of what is too far once twice the count is there."""
+        self.rows = np.concatenate([self.rows, rows])
+        self.distances = np.concatenate([self.distances, distances.astype(np.uint16)])
+        if len(self.rows) > 2 * self.count:
+            self.limit = int(np.partition(self.distances, self.count - 1)[self.count - 1])
+            nearer = np.flatnonzero(self.distances < self.limit)
+            equal = np.flatnonzero(self.distances == self.limit)[: self.count - len(nearer)]
+            chosen = np.sort(np.concatenate([nearer, equal]))
+            self.rows, self.distances = self.rows[chosen], self.distances[chosen]
 
 
-def _nearest(rows: np.ndarray, distances: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _sorted(parts: Sequence[_Kept], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of several parts whose rows ascend from one to the next, nearest first."""
+    rows = np.concatenate([part.rows for part in parts])
+    distances = np.concatenate([part.distances for part in parts])
     best = np.argsort(distances, kind="stable")[:count]
-    return rows[best].astype(np.int64, copy=False), distances[best]
-
-
-def _in_order(rows: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(rows)
-    return rows[order], distances[order]
+    return rows[best], distances[best]

@@ -85,9 +85,7 @@ class Searcher:
     def _dense(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: _Rankings) -> None:
         codes = self._checked(query, snapshot.generation)
         slots = self._nearest(codes, snapshot, allowed, query.depth)
-        chunks = snapshot.chunks_at(slots)
-        scores = self._rescored(codes, chunks, query.k, snapshot.generation)
-        chunks = chunks[: len(scores)]
+        chunks, scores = self._rescored(codes, slots, query.k, snapshot)
         order = np.lexsort((chunks, -scores))
         found.legs["dense"] = chunks[order].tolist()
         found.cosines.update(zip(chunks.tolist(), scores.tolist(), strict=True))
@@ -101,17 +99,20 @@ class Searcher:
             slots, _ = self._scanner.nearest(bits, snapshot.bits, depth, allowed.slots)
         return slots[np.argsort(-leanings(self.kernel, codes, snapshot.bits[slots]), kind="stable")]
 
-    def _rescored(self, codes: np.ndarray, chunks: np.ndarray, k: int, generation: Generation) -> np.ndarray:
-        """Exact cosines of chunks, which come likeliest first, until a batch of them has none of the best `k`."""
-        scores = np.zeros(0)
-        for start in range(0, len(chunks), max(_BATCH, k)):
-            batch = chunks[start : start + max(_BATCH, k)]
+    def _rescored(
+        self, codes: np.ndarray, slots: np.ndarray, k: int, snapshot: Snapshot
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Chunks and their exact cosines, the likeliest rows first, until a batch of them has none of the best `k`."""
+        chunks, scores = np.zeros(0, np.int64), np.zeros(0)
+        size = max(_BATCH, k)
+        for start in range(0, len(slots), size):
+            batch = snapshot.chunks_at(slots[start : start + size])
+            fresh = self._cosines(codes, batch, snapshot.generation)
             least = np.partition(scores, -k)[-k] if len(scores) >= k else -np.inf
-            fresh = self._cosines(codes, batch, generation)
-            scores = np.concatenate([scores, fresh])
+            chunks, scores = np.concatenate([chunks, batch]), np.concatenate([scores, fresh])
             if fresh.max() <= least:
                 break
-        return scores
+        return chunks, scores
 
     def _cosines(self, codes: np.ndarray, chunks: np.ndarray, generation: Generation) -> np.ndarray:
         order = np.argsort(chunks)  # neighbours in the file are read together
