@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from pplx_convert.graph_builder import UNUSED, GraphBuilder, WeightFile
+from pplx_convert.heads import grouped_heads
 from pplx_convert.numerics import Activations, Numerics
 from pplx_edge.backends.onnx_session import PACKED_STATES, ROW_MEANS
 from pplx_edge.checkpoint import Checkpoint
@@ -298,16 +299,6 @@ def store_weights(
     angles = rotary_angles(spec.max_tokens, spec)
     builder.weight(COS, np.cos(angles), file)
     builder.weight(SIN, np.sin(angles), file)
-
-
-def grouped_heads(name: str, weight: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """q_proj and o_proj with their heads reordered from (key head, group) to (group, key head); others as they are."""
-    split = (spec.n_kv_heads, spec.heads_per_kv, spec.head_dim)
-    if name.endswith("q_proj.weight"):
-        return weight.reshape(*split, spec.hidden_size).swapaxes(0, 1).reshape(weight.shape)
-    if name.endswith("o_proj.weight"):
-        return weight.reshape(spec.hidden_size, *split).swapaxes(1, 2).reshape(weight.shape)
-    return weight
 
 
 def tensor(name: str, dtype: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:

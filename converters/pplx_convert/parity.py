@@ -122,6 +122,11 @@ LIMITS = {
     "mlx-mxfp4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
     "mlx-nvfp4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
     "mlx-mixed": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
+    "coreml-fp16": ParityLimits(min_cosine=0.9995, mean_cosine=0.9999, largest_step=16),
+    "coreml-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=96),
+    "coreml-pal8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
+    "coreml-pal6": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=96),
+    "coreml-pal4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
 }
 
 
