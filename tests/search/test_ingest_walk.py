@@ -195,7 +195,7 @@ def test_globs_choose_and_leave_out(tmp_path: Path):
     assert skipped(tmp_path, include=("*.md",), exclude=("/deep",)) == {"b.txt": "not included", "deep": "excluded"}
 
 
-@pytest.mark.parametrize("pattern", ["!", "*a*a*a*a*a*a*a*a*b"])
+@pytest.mark.parametrize("pattern", ["!", "**/a/**/a/**/a/**/a/**/a"])
 def test_a_glob_that_is_none_or_that_would_take_for_ever_is_refused(pattern: str):
     with pytest.raises(InputError, match="is not a pattern"):
         WalkRules(exclude=(pattern,))
@@ -247,7 +247,7 @@ def test_ignore_files_are_passed_by_when_asked(tmp_path: Path):
 
 def test_an_ignore_file_with_bad_lines_is_named_and_its_other_lines_hold(tmp_path: Path):
     plant(tmp_path, "a.log", "b.txt")
-    (tmp_path / ".gitignore").write_text("*a*a*a*a*a*b\n*.log\n", encoding="utf-8")
+    (tmp_path / ".gitignore").write_text("**/a/**/a/**/a/**/a/**/a\n*.log\n", encoding="utf-8")
     assert found(tmp_path) == ["b.txt"]
     assert skipped(tmp_path)[".gitignore"] == "hidden"
     items = [item for item in walk([tmp_path]) if item.path.name == ".gitignore"]

@@ -3,10 +3,9 @@
 import os
 from dataclasses import dataclass
 
-from pathspec import GitIgnoreSpec
+from pplx_search.ingest.gitignore import Patterns, is_bad
 
 _MAX_BYTES = 1 << 20
-_MAX_STARS = 4  # in one part of a path: a match takes time to the power of their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +13,10 @@ class _Rules:
     """The patterns of one ignore file; they speak of paths below `base`."""
 
     base: str
-    spec: GitIgnoreSpec
+    patterns: Patterns
 
     def verdict(self, path: str) -> bool | None:
-        return self.spec.check_file(path[len(self.base) :].lstrip("/")).include
+        return self.patterns.verdict(path[len(self.base) :].lstrip("/"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +34,12 @@ class Ignored:
 
     def within(self, folder: str, lines: list[str]) -> "Ignored":
         """What is in force below a folder whose ignore file has these lines."""
-        return Ignored((*self.chain, _Rules(folder, patterns(lines)))) if lines else self
-
-
-def patterns(lines: list[str]) -> GitIgnoreSpec:
-    """The lines as one matcher, without those that are no patterns (`bad_lines`)."""
-    refused = set(bad_lines(lines))
-    return GitIgnoreSpec.from_lines([line for line in lines if line not in refused])
+        return Ignored((*self.chain, _Rules(folder, Patterns(lines)))) if lines else self
 
 
 def bad_lines(lines: list[str]) -> list[str]:
     """Lines that are no patterns, or would take too long to match."""
-    return [line for line in lines if _too_many_stars(line) or not _is_pattern(line)]
+    return [line for line in lines if is_bad(line)]
 
 
 def read_lines(path: str) -> list[str]:
@@ -74,15 +67,3 @@ def above(root: str) -> Ignored:
     for each in [folder, *reversed(folders)]:
         ignored = ignored.within(each, read_lines(os.path.join(each, ".gitignore")))
     return ignored
-
-
-def _is_pattern(line: str) -> bool:
-    try:
-        GitIgnoreSpec.from_lines([line])
-    except ValueError:
-        return False
-    return True
-
-
-def _too_many_stars(line: str) -> bool:
-    return any(part.count("*") > _MAX_STARS for part in line.split("/"))

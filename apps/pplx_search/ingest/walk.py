@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pplx_edge.errors import InputError
 from pplx_search.ingest import ignoring
+from pplx_search.ingest.gitignore import Patterns
 from pplx_search.ingest.ignoring import Ignored
 from pplx_search.ingest.kinds import kind_of, suffix_of
 
@@ -88,8 +89,8 @@ class _Walker:
     def __init__(self, rules: WalkRules, roots: list[str]):
         self.rules = rules
         self.roots = set(roots)
-        self.include = ignoring.patterns(list(rules.include)) if rules.include else None
-        self.exclude = ignoring.patterns(list(rules.exclude))
+        self.include = Patterns(rules.include) if rules.include else None
+        self.exclude = Patterns(rules.exclude)
         self.folders_seen: set[tuple[int, int]] = set()
         self.roots_found: set[str] = set()
 
@@ -180,14 +181,14 @@ class _Tree:
             return SkippedFile(Path(path), reason)
         if is_folder:
             return self._folder(entry.name, path, info, ignored)
-        if self.walker.include and not self.walker.include.match_file(self._relative(path)):
+        if self.walker.include and not self.walker.include.includes(self._relative(path)):
             return SkippedFile(Path(path), "not included")
         return self.walker.file(path, entry.name, info)
 
     def _rule_against(self, path: str, info: os.stat_result, ignored: Ignored) -> str:
         if not self.rules.hidden and getattr(info, "st_flags", 0) & _HIDDEN:
             return "hidden"
-        if self.rules.exclude and self.walker.exclude.match_file(self._relative(path)):
+        if self.rules.exclude and self.walker.exclude.includes(self._relative(path)):
             return "excluded"
         return "ignored by .gitignore" if path in ignored else ""
 

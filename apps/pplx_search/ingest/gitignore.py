@@ -1,0 +1,193 @@
+"""Patterns as git reads them in ignore files: the last one that matches a path decides on it.
+
+Paths are relative to the folder of the patterns, with slashes; that of a folder ends with one. The rules are those of
+git's documentation of `.gitignore`; git itself judges them in the tests.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+_MAX_DEEP_STARS = 4  # `**/` in one pattern: a match takes time to the power of their number
+_ESCAPED_SPACE = "\\ "
+_CLASSES = {
+    "alnum": "A-Za-z0-9",
+    "alpha": "A-Za-z",
+    "blank": " \\t",
+    "cntrl": "\\x00-\\x1f\\x7f",
+    "digit": "0-9",
+    "graph": "!-~",
+    "lower": "a-z",
+    "print": " -~",
+    "punct": "!-/:-@\\[-`{-~",
+    "space": "\\s",
+    "upper": "A-Z",
+    "xdigit": "0-9A-Fa-f",
+}
+
+
+class BadPattern(ValueError):
+    """A line that is no pattern, or one that would take too long to match."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One line. `anchored` patterns are matched with the whole path, others with its last part."""
+
+    matcher: re.Pattern[str]
+    negated: bool
+    folders_only: bool
+    anchored: bool
+
+    @classmethod
+    def parse(cls, line: str) -> "Pattern | None":
+        """The pattern of a line, None for a blank line and a comment. Raises BadPattern."""
+        text = _without_spaces(line.rstrip("\r\n"))
+        if not text or text.startswith("#"):
+            return None
+        negated = text.startswith("!")
+        text = text[negated:]
+        folders_only = text.endswith("/") and not text.endswith("\\/")
+        text = text.rstrip("/") if folders_only else text
+        anchored = "/" in text
+        text = text.removeprefix("/")
+        if not text:
+            raise BadPattern(f"{line!r} names nothing")
+        if text.split("/").count("**") > _MAX_DEEP_STARS:
+            raise BadPattern(f"{line!r} has ** more than {_MAX_DEEP_STARS} times")
+        return cls(re.compile(_translated(text), re.DOTALL), negated, folders_only, anchored)
+
+    def matches(self, path: str) -> bool:
+        """Whether it speaks of a path itself, not of a folder above it."""
+        if self.folders_only and not path.endswith("/"):
+            return False
+        whole = path.rstrip("/")
+        return self.matcher.fullmatch(whole if self.anchored else whole.rpartition("/")[2]) is not None
+
+
+class Patterns:
+    """The patterns of some lines, in order; lines that are none are left out."""
+
+    def __init__(self, lines: Iterable[str]):
+        self.patterns = [pattern for line in lines if not is_bad(line) for pattern in [Pattern.parse(line)] if pattern]
+
+    def verdict(self, path: str) -> bool | None:
+        """True for a path that is matched, False for one that is taken back by `!`, None for one not spoken of.
+
+        Folders above the path are not looked at: who walks a tree does not enter what is matched.
+        """
+        for pattern in reversed(self.patterns):
+            if pattern.matches(path):
+                return not pattern.negated
+        return None
+
+    def includes(self, path: str) -> bool:
+        """Whether a path or a folder above it is matched."""
+        return any(self.verdict(above) for above in _from_the_top(path))
+
+
+def is_bad(line: str) -> bool:
+    """Whether a line is no pattern, or would take too long to match."""
+    try:
+        Pattern.parse(line)
+    except BadPattern:
+        return True
+    return False
+
+
+def _from_the_top(path: str) -> Iterator[str]:
+    """`a/`, `a/b/` and `a/b/c` for the last of them."""
+    parts = re.findall(r"[^/]+/?", path)
+    return accumulate(parts)
+
+
+def _without_spaces(text: str) -> str:
+    """Without blanks at the end, but for one that is escaped."""
+    while text.endswith(" ") and not text.endswith(_ESCAPED_SPACE):
+        text = text[:-1]
+    return text
+
+
+def _translated(text: str) -> str:
+    """The regular expression of a pattern without its marks at either end."""
+    parts = text.split("/")
+    found = ""
+    for i, part in enumerate(parts):
+        is_last = i + 1 == len(parts)
+        if part == "**" and not is_last:
+            found += "(?:.*/)?"
+        elif part == "**" and i:
+            found += ".+"
+        else:
+            found += _part(part) + ("" if is_last else "/")
+    return found
+
+
+def _part(part: str) -> str:
+    """The expression of what stands between slashes.
+
+    What follows a star is looked for at the first place where it fits and nowhere else, but for the last of them, which
+    has to reach the end: so a match takes no more than the length of the path times that of the pattern.
+    """
+    first, *others = _between_stars(part)
+    if not others:
+        return first
+    *middle, last = others
+    return first + "".join(f"(?>[^/]*?{piece})" for piece in middle if piece) + f"[^/]*{last}"
+
+
+def _between_stars(part: str) -> list[str]:
+    """The expressions of the stretches between the stars of a part."""
+    found, i = [""], 0
+    while i < len(part):
+        if part[i] == "*":
+            found.append("")
+            i += 1
+        elif part[i] == "?":
+            found[-1] += "[^/]"
+            i += 1
+        elif part[i] == "[":
+            piece, i = _bracket(part, i)
+            found[-1] += piece
+        elif part[i] == "\\":
+            if i + 1 == len(part):
+                raise BadPattern(f"{part!r} ends with a backslash")
+            found[-1] += re.escape(part[i + 1])
+            i += 2
+        else:
+            found[-1] += re.escape(part[i])
+            i += 1
+    return found
+
+
+def _bracket(text: str, start: int) -> tuple[str, int]:
+    """The expression of a set of characters that begins at `start`, and where it ends. Raises BadPattern."""
+    i = start + 1
+    negated = text[i : i + 1] in ("!", "^")
+    i += negated
+    inner, first = "", True
+    while i < len(text) and (text[i] != "]" or first):
+        first = False
+        if text.startswith("[:", i) and (end := text.find(":]", i)) > 0:
+            name = text[i + 2 : end]
+            if name not in _CLASSES:
+                raise BadPattern(f"{text!r}: there is no class [:{name}:]")
+            inner, i = inner + _CLASSES[name], end + 2
+            continue
+        if text[i] == "\\" and i + 1 < len(text):
+            i += 1
+        low, i = text[i], i + 1
+        if text[i : i + 1] == "-" and text[i + 1 : i + 2] not in ("", "]"):
+            i += 1
+            if text[i] == "\\" and i + 1 < len(text):
+                i += 1
+            high, i = text[i], i + 1
+            inner += f"{re.escape(low)}-{re.escape(high)}" if low <= high else re.escape(low)
+        else:
+            inner += re.escape(low)
+    if i >= len(text):
+        raise BadPattern(f"{text!r} opens a set of characters and does not close it")
+    if not inner:
+        return ("[^/]" if negated else "(?!)"), i + 1
+    return f"(?!/)[{'^' if negated else ''}{inner}]", i + 1
