@@ -13,6 +13,8 @@ _OTHER_COLOUR = "#b8bec4"
 _PANEL_INCHES = (3.6, 3.0)
 _BAR_INCHES = 0.26
 Lines = Sequence[Mapping[str, Any]]
+_WIDE = 10  # times, from which on heights are drawn on a logarithmic axis
+_HEADROOM = 1.1
 
 
 def draw_size(results: Lines, out: Path) -> None:
@@ -20,12 +22,12 @@ def draw_size(results: Lines, out: Path) -> None:
     done = [result for result in results if "seconds" in result]
     figure, panels = _figure(3)
     names = list(dict.fromkeys((result["label"], result["method"]) for result in done))
-    values: tuple[tuple[str, str, Callable[[Mapping[str, Any]], float]], ...] = (
-        ("peak memory, GB", "linear", lambda result: result["rss"] / 1e9),
-        ("tokens a second", "linear", lambda result: result["tokens_per_second"]),
-        ("seconds to the first vector", "log", lambda result: result["first_seconds"]),  # from tenths to minutes
+    values: tuple[tuple[str, Callable[[Mapping[str, Any]], float]], ...] = (
+        ("peak memory, GB", lambda result: result["rss"] / 1e9),
+        ("tokens a second", lambda result: result["tokens_per_second"]),
+        ("seconds to the first vector", lambda result: result["first_seconds"]),
     )
-    for panel, (title, scale, value) in zip(panels, values, strict=True):
+    for panel, (title, value) in zip(panels, values, strict=True):
         for i, (label, method) in enumerate(names):
             own = [result for result in done if (result["label"], result["method"]) == (label, method)]
             style = "-o" if method == STREAM else "--s"
@@ -34,12 +36,18 @@ def draw_size(results: Lines, out: Path) -> None:
                 places, heights, style, color=_COLOURS[i % len(_COLOURS)], label=f"{label}, {method}", markersize=3
             )
         panel.set_xscale("log")
-        panel.set_yscale(scale)
-        if scale == "linear":
-            panel.set_ylim(bottom=0)
+        _scale(panel, [value(result) for result in done])
         _finish(panel, title, "tokens of the document")
     _legend(figure, panels)
     _save(figure, out)
+
+
+def _scale(panel: Any, heights: Sequence[float]) -> None:
+    """From zero, or logarithmic where heights are more than an order of magnitude apart."""
+    if heights and max(heights) > _WIDE * min(heights):
+        panel.set_yscale("log")
+    else:
+        panel.set_ylim(0, _HEADROOM * max(heights, default=1))
 
 
 def draw_fidelity(results: Lines, out: Path) -> None:
