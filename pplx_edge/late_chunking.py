@@ -24,7 +24,9 @@ from pplx_edge.types import StreamOptions, TextChunk, TokenRow
 # The defaults of StreamOptions that depend on the model or on each other.
 DEFAULT_WINDOW = 4096
 DEFAULT_MARGIN = 256  # benchmarks/README.md, Fidelity: windows decide, margins past this bring nothing
+DEFAULT_STICKY = 64  # of models trained for context; benchmarks/README.md, Quality: it helps books and short documents
 _MARGIN_SHARE = 8  # of a window that is too small for the default margin
+_STICKY_SHARE = 8  # likewise
 _LEAST_CORE_SHARE = 4
 _LEAST_WINDOW = 64
 _MEGABYTE = 1_000_000
@@ -47,13 +49,17 @@ class WindowSizes:
         if window > spec.max_tokens:
             raise InputError(f"window {window:,}: this model reads {spec.max_tokens:,} tokens at most")
         margin = min(DEFAULT_MARGIN, window // _MARGIN_SHARE) if options.margin is None else options.margin
-        core = window - 2 * margin - options.sticky
+        sticky = options.sticky
+        if sticky is None:
+            room = window - 2 * margin - -(-window // _LEAST_CORE_SHARE)
+            sticky = max(0, min(DEFAULT_STICKY, window // _STICKY_SHARE, room)) if spec.contextual else 0
+        core = window - 2 * margin - sticky
         if core * _LEAST_CORE_SHARE < window:
             raise InputError(
-                f"two margins of {margin:,} and {options.sticky:,} sticky tokens leave {max(core, 0):,} of a window of "
+                f"two margins of {margin:,} and {sticky:,} sticky tokens leave {max(core, 0):,} of a window of "
                 f"{window:,} for chunks, at least a quarter is needed; choose a larger window or smaller margins"
             )
-        return cls(window, margin, options.sticky)
+        return cls(window, margin, sticky)
 
 
 def window_within(memory_mb: int, spec: ModelSpec) -> int:

@@ -76,7 +76,8 @@ class StreamOptions:
     `window` is what the model reads at once (None: 4,096, or the model's limit when that is less); `memory_mb` asks
     for the window that this many megabytes beside the opened model allow instead. `margin` is the context on either
     side of a window's own chunks (None: 256, or an eighth of a smaller window). `sticky` tokens of the document's
-    first chunk, its title as a rule, and of the headings in force go ahead of each later window (0: none).
+    first chunk, its title as a rule, and of the headings in force go ahead of each later window (None: 64, or what a
+    small window has room for, for models that were trained with context; none for others).
     `separator` joins chunks with the model's separator token; None does so for models that were trained with it.
 
     A chunk has at most `chunk_tokens`, the first `overlap` of which repeat the end of the chunk before. `format` says
@@ -87,16 +88,16 @@ class StreamOptions:
     memory_mb: int | None = None
     margin: int | None = None
     separator: bool | None = None
-    sticky: int = 0
+    sticky: int | None = None
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     overlap: int = 0
     format: TextFormat = "markdown"
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("memory_mb", 1), ("margin", 0)):
+        for name, least in (("window", 1), ("memory_mb", 1), ("margin", 0), ("sticky", 0)):
             if getattr(self, name) is not None:
                 self._require_whole(name, least)
-        for name, least in (("sticky", 0), ("chunk_tokens", 1), ("overlap", 0)):
+        for name, least in (("chunk_tokens", 1), ("overlap", 0)):
             self._require_whole(name, least)
         if self.window is not None and self.memory_mb is not None:
             raise InputError("window and memory_mb were both given; choose one: each decides the other")

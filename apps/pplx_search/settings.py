@@ -37,7 +37,7 @@ def options_for(model: Embedder, options: StreamOptions = INDEX_OPTIONS) -> Stre
         chunk_tokens=chunk_tokens,
         window=window,
         margin=int((options.margin or 0) * share),
-        sticky=int(options.sticky * share),
+        sticky=int((options.sticky or 0) * share),
     )
 
 

@@ -37,7 +37,12 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", type=positive, metavar="N", help="what is read at once; default 4096 if possible")
     group.add_argument("--memory", type=positive, metavar="MB", help="the window that fits beside the model instead")
     group.add_argument("--margin", type=natural, metavar="N", help="context on either side of a window's chunks")
-    group.add_argument("--sticky", type=natural, default=0, metavar="N", help="of title and headings in each window")
+    group.add_argument(
+        "--sticky",
+        type=natural,
+        metavar="N",
+        help="of title and headings in each window; default 64 for models trained for context, else none",
+    )
     group.add_argument(
         "--separator", action=argparse.BooleanOptionalAction, help="between chunks; default as the model was trained"
     )

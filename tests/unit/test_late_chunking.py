@@ -1,6 +1,7 @@
 """Windows against the sequence that they are cut from: each token of a chunk once, with the margins around it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,3 +171,13 @@ def test_a_window_stays_within_its_budget():
     assert window_within(500, fake_spec(max_tokens=512)) == 512
     with pytest.raises(InputError, match="at least 2 beside"):
         window_within(1, fake_spec(dim=1024))
+
+
+@pytest.mark.parametrize(
+    ("window", "margin", "sticky"), [(None, None, 64), (512, None, 64), (256, None, 32), (64, 24, 0), (64, 20, 8)]
+)
+def test_models_with_context_take_the_beginning_along_where_there_is_room(window, margin, sticky: int):
+    options = StreamOptions(window=window, margin=margin)
+    assert WindowSizes.of(options, fake_spec(max_tokens=8192, contextual=True)).sticky == sticky
+    assert WindowSizes.of(options, fake_spec(max_tokens=8192)).sticky == 0
+    assert WindowSizes.of(replace(options, sticky=0), fake_spec(max_tokens=8192, contextual=True)).sticky == 0
