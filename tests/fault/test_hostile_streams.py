@@ -60,3 +60,25 @@ def test_a_reader_that_raises_and_a_lone_surrogate_come_after_what_is_final():
     with pytest.raises(InputError, match="lone surrogate at character 49,400 "):
         found.extend(vector.stop for vector in stream)
     assert len(found) > 300
+
+
+@pytest.mark.slow
+def test_a_line_of_fifty_megabytes_without_a_space_is_read_in_bounded_memory():
+    n_pieces, piece = 12_500, "abcdefghijklmnopqrst" * 200
+    session = FakeSession()
+    tracemalloc.start()
+    try:
+        stop = n_chunks = peak_early = 0
+        for vector in fake_embedder(session).encode_stream(
+            (piece for _ in range(n_pieces)), options=StreamOptions(window=512, chunk_tokens=128)
+        ):
+            assert vector.start == stop
+            stop, n_chunks = vector.stop, n_chunks + 1
+            session.batches.clear()
+            if n_chunks == 100:
+                peak_early = tracemalloc.get_traced_memory()[1]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert stop == n_pieces * len(piece) == 50_000_000
+    assert peak < 1.5 * peak_early
