@@ -21,6 +21,7 @@ from pplx_edge.types import TokenRow
 
 mx = pytest.importorskip("mlx.core")
 mlx_utils = pytest.importorskip("mlx_lm.utils")
+tree_flatten = pytest.importorskip("mlx.utils").tree_flatten
 
 import pplx_convert.mlx_convert  # noqa: E402
 import pplx_convert.mlx_plan  # noqa: E402
@@ -159,6 +160,28 @@ def test_ours_opens_what_mlx_lm_saves_with_mixed_bits(artifacts: dict[str, Artif
     mlx_utils.save_config(config, tmp_path / "config.json")
     theirs = np.array(model(mx.array(IDS[None]))[0])
     np.testing.assert_array_equal(np.array(open_session(tmp_path).model(mx.array(IDS[None]))[0]), theirs)
+
+
+# mlx-embeddings, where it is installed; it is no dependency, as it is under the GPL
+
+
+@pytest.mark.parametrize("format", FORMATS["mlx"])
+def test_mlx_embeddings_opens_ours_and_gives_the_same_states(artifacts: dict[str, Artifact], format: str) -> None:
+    utils = pytest.importorskip("mlx_embeddings.utils")
+    directory = artifacts[format].directory
+    theirs = utils.load_model(directory, get_model_classes=lambda config: (Model, ModelArgs, None, None))
+    ours = open_session(directory).model
+    ids = mx.array(IDS[None])
+    np.testing.assert_array_equal(np.array(theirs(ids)), np.array(ours(ids)))
+
+
+def test_ours_opens_what_mlx_embeddings_saves(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    utils = pytest.importorskip("mlx_embeddings.utils")
+    source = artifacts["mlx-q8"].directory
+    model = utils.load_model(source, get_model_classes=lambda config: (Model, ModelArgs, None, None))
+    utils.save_weights(tmp_path, dict(tree_flatten(model.parameters())))
+    utils.save_config(utils.load_config(source), tmp_path / "config.json")
+    np.testing.assert_array_equal(states(tmp_path), states(source))
 
 
 # Options
