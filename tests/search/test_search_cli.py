@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import FakeSession, fake_embedder
 from pplx_search import cli
@@ -226,3 +227,37 @@ def test_snippets_show_the_words_of_the_question() -> None:
     assert shown.endswith("…")
     assert snippet("short\n text", "x", 80) == "short text"
     assert len(snippet("a" * 500, "", 50)) <= 52
+
+
+def test_export_writes_vectors_places_and_texts(run: Run, folder: Path, tmp_path: Path) -> None:
+    run("add", folder)
+    status, out, err = run("export", tmp_path / "all.npz")
+    assert (status, out.strip()) == (0, str(tmp_path / "all.npz"))
+    with np.load(tmp_path / "all.npz") as found:
+        assert found["vectors"].dtype == np.int8
+        assert len(found["vectors"]) == len(found["path"]) == len(found["text"])
+        assert f"{len(found['path']):,} passages" in err
+        (row,) = np.flatnonzero([path.endswith("lease.txt") for path in found["path"]])
+        assert found["text"][row].startswith("The lease ends")
+        assert (found["line"][row], found["page"][row], found["kind"][row]) == (1, -1, "text")
+        model = fake_embedder()
+        text = "The lease ends on 31 May.\nNotice is three months."
+        np.testing.assert_array_equal(found["vectors"][row], model.encode([text])[0])
+    assert "exists already" in run("export", tmp_path / "all.npz")[2]
+    assert run("export", tmp_path / "all.npz", "--force", "--no-text", "--in", folder / "sub")[0] == 0
+    with np.load(tmp_path / "all.npz") as found:
+        assert "text" not in found
+        assert len(found["vectors"]) == 1
+    assert "export writes .npz and .parquet" in run("export", tmp_path / "all.csv")[2]
+
+
+def test_export_to_parquet_has_the_same_rows(run: Run, folder: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run("add", folder)
+    run("export", tmp_path / "all.npz")
+    assert run("export", tmp_path / "all.parquet")[0] == 0
+    table = parquet.read_table(tmp_path / "all.parquet")
+    with np.load(tmp_path / "all.npz") as found:
+        np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.int8), found["vectors"])
+        assert table["text"].to_pylist() == found["text"].tolist()
+        assert [-1 if page is None else page for page in table["page"].to_pylist()] == found["page"].tolist()

@@ -16,7 +16,7 @@ from pplx_edge.cli.terminal import printable
 from pplx_edge.errors import EdgeError
 from pplx_search.settings import HOME_VARIABLE, default_home
 
-COMMANDS = ("add", "update", "search", "get", "open", "status", "check", "rm", "watch", "reembed")
+COMMANDS = ("add", "update", "search", "get", "open", "status", "check", "rm", "watch", "reembed", "export")
 _ERROR, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 
 
