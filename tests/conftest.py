@@ -17,6 +17,12 @@ PACKAGE = Path(pplx_edge.types.__file__).parent
 REPOSITORY = PACKAGE.parent
 
 
+@pytest.fixture(autouse=True)
+def processor_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is opened by the onnx backend unless a test says otherwise, on Apple Silicon too."""
+    monkeypatch.setattr("pplx_edge.backends.default_backend", lambda: "onnx")
+
+
 @pytest.fixture(scope="session")
 def tiny_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny random checkpoint of each of the four models, F32 in one file: read only."""

@@ -16,6 +16,7 @@ from pplx_edge.quantize import quantize
 from pplx_edge.types import PRECISIONS, BatchPolicy, Precision, SessionOptions
 
 BPE = tiny_tokenizer()
+MACHINES_DEFAULT = backends.default_backend  # as it is without the fixture that sets it for tests
 TEXTS = ["The quick brown fox", "", "x", "dog " * 30, "機械学習", "x", "", "Der schnelle braune Fuchs springt"]
 
 
@@ -339,11 +340,19 @@ def test_auto_goes_by_what_is_there_and_then_by_the_machine(tiny_dir, tmp_path, 
         assert backends.backend_for(tiny_dir, name) == name
 
 
-@pytest.mark.parametrize(("system", "machine"), [("darwin", "x86_64"), ("linux", "arm64"), ("win32", "AMD64")])
-def test_only_apple_silicon_has_another_default_than_onnx(system: str, machine: str, monkeypatch):
+@pytest.mark.parametrize(
+    ("system", "machine", "expected"),
+    [
+        ("darwin", "arm64", "mlx"),
+        ("darwin", "x86_64", "onnx"),
+        ("linux", "arm64", "onnx"),
+        ("win32", "AMD64", "onnx"),
+    ],
+)
+def test_apple_silicon_alone_has_another_default_than_onnx(system: str, machine: str, expected: str, monkeypatch):
     monkeypatch.setattr("sys.platform", system)
     monkeypatch.setattr("platform.machine", lambda: machine)
-    assert backends.default_backend() == "onnx"
+    assert MACHINES_DEFAULT() == expected
 
 
 def test_a_backend_without_its_package_is_an_error_with_the_command(tiny_dir, monkeypatch):
