@@ -11,7 +11,7 @@ from typing import IO, Any, BinaryIO
 
 from pplx_edge.errors import InputError
 
-Source = str | Path | IO[str] | IO[bytes] | Iterable[str] | Iterable[tuple[str, int]]
+Source = str | Path | IO[str] | IO[bytes] | Iterable[str] | Iterable[tuple[str, int | None]]
 
 _PIECE_CHARS = 4096
 _BOM = "\ufeff"

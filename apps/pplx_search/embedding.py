@@ -86,8 +86,8 @@ class TextEmbedder:
             raise
         commit(len(started))
 
-    def _source(self, content: int) -> Iterable[tuple[str, int]]:
-        return ((piece.text, piece.page) for piece in self.store.pieces(content))  # type: ignore[return-value]
+    def _source(self, content: int) -> Iterable[tuple[str, int | None]]:
+        return ((piece.text, piece.page) for piece in self.store.pieces(content))
 
     def _options(self, text_format: str) -> StreamOptions:
         return replace(self.options, format=text_format)  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from pplx_search.store import (
     Store,
     content_digest,
 )
+from pplx_search.store.values import signed
 
 _GROUP_FILES = 64
 _GROUP_BYTES = 4_000_000
@@ -231,8 +232,8 @@ def facts_of(found: FoundFile) -> FileFacts:
         path=os.fsencode(found.path),
         size=found.size,
         mtime_ns=found.mtime_ns,
-        inode=_signed(found.inode),
-        device=_signed(found.device),
+        inode=signed(found.inode),
+        device=signed(found.device),
     )
 
 
@@ -254,8 +255,3 @@ def _groups(ahead: ReadAhead) -> Iterator[list[tuple[Task, ReadFile | ReadFailed
             group, n_bytes = [], 0
     if group:
         yield group
-
-
-def _signed(number: int) -> int:
-    """SQLite's integers have a sign; some file systems' inode numbers use all 64 bits."""
-    return number - (1 << 64) if number >= 1 << 63 else number

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pplx_edge.errors import UnsupportedModel
+
 Arguments = Mapping[str, Any]
 VARIADIC = {"concat": "values"}  # operators with an argument that is a list
 
@@ -65,7 +67,7 @@ def _attention(args: Arguments) -> np.ndarray:
 
 def _cast(args: Arguments) -> np.ndarray:
     if args["dtype"] not in ("fp16", "fp32"):
-        raise NotImplementedError(f"cast to {args['dtype']}")
+        raise UnsupportedModel(f"a cast to {args['dtype']} is not evaluated here; fp16 and fp32 are")
     return args["x"]  # values are float32 here; what is declared to be float16 is rounded afterwards
 
 
@@ -81,7 +83,7 @@ def _lut_to_dense(args: Arguments) -> np.ndarray:
     indices, lut = args["indices"], args["lut"]
     *blocks, n_values, width = lut.shape
     if width != 1:
-        raise NotImplementedError("palettes of vectors")
+        raise UnsupportedModel(f"palettes of vectors of {width} are not evaluated here; those of single values are")
     palette_of = _repeated(np.arange(int(np.prod(blocks))).reshape(blocks), indices.shape)
     return lut.reshape(-1, n_values)[palette_of, indices]
 

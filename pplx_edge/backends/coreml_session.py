@@ -17,7 +17,7 @@ from pplx_edge.backends.coreml_table import EmbeddingTable
 from pplx_edge.errors import ArtifactError, InputError, ModelNotFound, TextTooLong
 from pplx_edge.pooling import mean_of
 from pplx_edge.spec import ModelSpec
-from pplx_edge.types import SESSION_DEFAULTS, BatchPolicy, SessionOptions, Span, TokenBatch
+from pplx_edge.types import COMPUTE_UNITS, SESSION_DEFAULTS, BatchPolicy, SessionOptions, Span, TokenBatch
 
 # A function's length and its inputs to its outputs, as `coreml_io` describes them.
 Predict = Callable[[int, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -25,7 +25,6 @@ Predict = Callable[[int, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 # The flexible program is for the graphics processor, which prepares itself for a new length quickly.
 FLEXIBLE_UNITS = "cpu+gpu"
 DEFAULT_UNITS = "all"
-COMPUTE_UNITS = (DEFAULT_UNITS, "cpu", FLEXIBLE_UNITS, "cpu+ane")
 
 
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "CoreMLSession":

@@ -44,8 +44,8 @@ class FileFacts:
             path=path,
             size=stat.st_size,
             mtime_ns=stat.st_mtime_ns,
-            inode=_signed(stat.st_ino),
-            device=_signed(stat.st_dev),
+            inode=signed(stat.st_ino),
+            device=signed(stat.st_dev),
         )
 
 
@@ -250,6 +250,6 @@ class Status:
     remarks: tuple[str, ...] = field(default=())
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     """SQLite's integers have a sign; some file systems' inode numbers use all 64 bits."""
     return number - (1 << 64) if number >= 1 << 63 else number
