@@ -1,141 +1,79 @@
-"""`pplx-edge bench search`: the search app's index at scale, on made-up vectors (see `search_data`), beside others."""
+"""`pplx-edge bench search`: the search app's index at scale on made-up vectors, and the whole app on real files."""
 
 import shutil
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pplx_search.store.bits import signs
-
 from pplx_bench import machine, report
 from pplx_bench.quality.options import one_of, require_writable
-from pplx_bench.search_data import Chunks
-from pplx_bench.search_ours import Figures, Questions, build, measure, questions, scan_figures
-from pplx_bench.search_peers import PEERS, measure_peer
+from pplx_bench.searching import scale
 from pplx_bench.timing import CpuWatch
-from pplx_bench.workdir import append_lines, require_free, say, versions
-from pplx_edge.cli.options import positive
+from pplx_bench.workdir import append_lines, versions
+from pplx_edge.errors import InputError
 
-_OURS = "pplx-search"
-_BYTES_PER_CHUNK = 6.0  # of disk for everything at once, for each dimension
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something to measure: results one by one, each with what it was made of, and their table."""
+
+    add_options: Callable[[Any], None]
+    measure: Callable[[Namespace, Path], Iterator[Figures]]
+    table: Callable[[Sequence[Figures]], str]
+    needs_data: bool = True
+
+
+PARTS = {
+    "scale": Part(scale.add_options, scale.measure, scale.table, needs_data=False),
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--chunks", type=positive, default=20_000, metavar="N", help="in the index (%(default)s)")
-    parser.add_argument("--dim", type=positive, default=1024, metavar="D", help="of vectors (%(default)s)")
-    parser.add_argument("--queries", type=positive, default=50, metavar="N", help="of each kind (%(default)s)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of a search; default all cores")
-    parser.add_argument("--kernel", choices=("numkong", "numpy"), help="default the fastest that is installed")
+    parser.add_argument("data", type=Path, nargs="?", metavar="FOLDER", help="holds tasks in BEIR layout")
     parser.add_argument(
-        "--peers", type=one_of([*PEERS, "none"]), default=list(PEERS), metavar="P,P", help=", ".join([*PEERS, "none"])
+        "--what", type=one_of(PARTS), default=["scale"], metavar="W,W", help=f"{', '.join(PARTS)}; default scale"
     )
-    parser.add_argument(
-        "--scan", type=int, default=10, metavar="N", help="times the bits in a scan alone (%(default)s)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append results")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="of files that are deleted again; default temporary")
+    for name, part in PARTS.items():
+        part.add_options(parser.add_argument_group(name))
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", type=Path, metavar="FILE", help="append results")
+    group.add_argument("--work", type=Path, metavar="DIR", help="of files that are deleted again; default temporary")
 
 
 def run(args: Namespace) -> int:
     """Measures and prints; 0."""
     if args.json is not None:
         require_writable(args.json, (".jsonl",))
-    header = machine.run() | {"layers": None, "chunks": args.chunks, "dim": args.dim}
+    for what in args.what:
+        if PARTS[what].needs_data and args.data is None:
+            raise InputError(f"--what {what} needs a folder with tasks in BEIR layout: pplx-edge bench search FOLDER …")
+    header = machine.run() | {"layers": None}
     header["versions"] |= versions("apsw", "numkong", "sqlite-vec", "usearch", "lancedb")
     print(report.heading(header), flush=True)
     if args.work is not None:
         args.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="bench-search-", dir=args.work))
-    watch = CpuWatch()
     try:
-        require_free(work, int(args.chunks * args.dim * _BYTES_PER_CHUNK))
-        results = []
-        for figures in _measure(args, work):
-            results.append({"benchmark": "search", **figures, **header})
-            if args.json is not None:
-                append_lines(args.json, results[-1:])
+        for what in args.what:
+            _run_part(what, args, work, header)
     finally:
         shutil.rmtree(work)
-    print(f"\n{args.chunks:,} chunks of {args.dim} dimensions, {args.threads or machine.n_cores()} threads\n")
-    print(_table(results))
-    if (others := watch.others()) is not None:
-        print(f"\nother processes kept {others:.1f} cores busy meanwhile")
     return 0
 
 
-def _measure(args: Namespace, work: Path) -> Iterator[Figures]:
-    chunks = Chunks(args.chunks, args.dim)
-    say(f"making {args.chunks:,} vectors")
-    vectors = _stored_vectors(chunks, work / "vectors.npy")
-    asked = questions(chunks, vectors, args.queries)
-    threads = args.threads or machine.n_cores()
-    yield from _ours(args, chunks, vectors, asked, work / "ours", threads)
-    for name in args.peers:
-        if name == "none":
-            continue
-        directory = work / name
-        directory.mkdir()
-        say(f"{name}: making and asking")
-        for figures in measure_peer(name, chunks, vectors, asked, directory):
-            yield {"system": name} | figures
-        shutil.rmtree(directory)
-    if args.scan:
-        bits = np.concatenate([signs(vectors[i : i + 65_536]) for i in range(0, len(vectors), 65_536)])
-        queries = signs(asked.codes)
-        for n in dict.fromkeys([threads, 1]):
-            figures = scan_figures(bits, queries[:20], args.scan, n, args.kernel)
-            figures["what"] += f", {n} thread{'s' * (n > 1)}"
-            yield {"system": _OURS} | figures
-
-
-def _ours(
-    args: Namespace, chunks: Chunks, vectors: np.ndarray, asked: Questions, directory: Path, threads: int
-) -> Iterator[Figures]:
-    say(f"{_OURS}: making the index")
-    built = build(chunks, vectors, directory)
-    yield {"system": _OURS, "what": "build"} | built
-    for n in dict.fromkeys([threads, 1]):
-        say(f"{_OURS}: asking, {n} threads")
-        for figures in measure(directory, asked, vectors, n, args.kernel):
-            if n == threads or figures["what"] == "dense":
-                suffix = "" if n == threads else ", 1 thread"
-                yield {"system": _OURS} | figures | {"what": figures["what"] + suffix}
-    shutil.rmtree(directory)
-
-
-def _stored_vectors(chunks: Chunks, path: Path) -> np.ndarray:
-    """All vectors, mapped from a file so that they need no memory."""
-    stored = np.lib.format.open_memmap(path, "w+", np.int8, (chunks.n, chunks.dim))
-    position = 0
-    for block in chunks.vectors():
-        stored[position : position + len(block)] = block
-        position += len(block)
-    stored.flush()
-    return np.load(path, mmap_mode="r")
-
-
-def _table(results: list[dict[str, Any]]) -> str:
-    lines = []
-    for result in results:
-        if result["what"] == "skipped":
-            lines.append([f"{result['system']}: {result['reason'][:60]}", *[""] * 6])
-            continue
-        seconds = result.get("seconds")
-        p50, p95 = np.percentile(seconds, [50, 95]) if seconds else (None, None)
-        first = result.get("first_seconds")
-        size, built = result.get("index_bytes"), result.get("build_seconds")
-        lines.append(
-            [
-                f"{result['system']}: {result['what']}",
-                *("" if value is None else f"{1000 * value:,.1f}" for value in (p50, p95, first)),
-                "" if result.get("recall") is None else f"{result['recall']:.3f}",
-                "" if size is None else f"{size / 1e6:,.0f}",
-                "" if built is None else f"{built:,.1f}",
-            ]
-        )
-    head = ["", "p50 ms", "p95 ms", "first ms", f"recall@{10}", "MB", "build s"]
-    return report.table(head, lines, label_width=56)
+def _run_part(what: str, args: Namespace, work: Path, header: Figures) -> None:
+    watch = CpuWatch()
+    results = []
+    for figures in PARTS[what].measure(args, work):
+        results.append({"benchmark": "search", "part": what, **figures, **header})
+        if args.json is not None:
+            append_lines(args.json, results[-1:])
+    print(f"\n{PARTS[what].table(results)}")
+    if (others := watch.others()) is not None:
+        print(f"\nother processes kept {others:.1f} cores busy meanwhile", flush=True)

@@ -13,7 +13,7 @@ BENCHMARKS = {
     "convert": "take a model through every format: seconds, peak memory, size, parity",
     "quality": "measure retrieval (nDCG@10 and others) on folders in BEIR layout, beside BM25 and MiniLM",
     "stream": "measure streaming late chunking: memory, fidelity, retrieval and many small documents",
-    "search": "measure the search app's index at scale, beside sqlite-vec, usearch, LanceDB and FTS5",
+    "search": "measure the search app: its index at scale beside others, and all of it on real files",
     "mteb": "run tasks and benchmarks of mteb, and ConTEB's, which are fetched from the hub",
     "plot": "draw what speed wrote with --json",
 }
@@ -23,7 +23,7 @@ EXAMPLES = {
     "convert": " --model nano --formats onnx-int8,mlx-q8,coreml-int8",
     "quality": " data/bench --tasks squad-dev --peers minilm,bm25 --precisions float32,int8",
     "stream": " data/bench --what fidelity,quality --json stream.jsonl --plot .",
-    "search": " --chunks 100000 --queries 100",
+    "search": " data/bench --what scale,retrieval",
     "mteb": " --model pplx-embed-v1-0.6b --tasks MIRACLRetrieval --languages deu",
     "plot": " speed.jsonl --out speed.svg",
 }

@@ -10,8 +10,8 @@ from typing import Any
 import apsw
 import numpy as np
 
-from pplx_bench.search_data import Chunks
-from pplx_bench.search_ours import Ask, Figures, K, Questions, timed
+from pplx_bench.searching.made_up import Chunks
+from pplx_bench.searching.ours import Ask, Figures, K, Questions, timed
 from pplx_bench.workdir import directory_bytes
 from pplx_edge.lexical import TOKENIZER, match_expression
 

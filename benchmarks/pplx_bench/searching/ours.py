@@ -12,7 +12,7 @@ from pplx_search.documents import Document, Piece
 from pplx_search.store import FileFacts, Filter, Query, Store, content_digest
 from pplx_search.store.kernel import Scanner, cosines, open_kernel
 
-from pplx_bench.search_data import CHUNKS_PER_DOCUMENT, Chunks
+from pplx_bench.searching.made_up import CHUNKS_PER_DOCUMENT, Chunks
 from pplx_bench.workdir import directory_bytes
 from pplx_edge import ChunkVector
 
@@ -77,7 +77,7 @@ def build(chunks: Chunks, vectors: np.ndarray, directory: Path) -> Figures:
     }
 
 
-def measure(
+def measure_index(
     directory: Path, asked: Questions, vectors: np.ndarray, threads: int, kernel: str | None
 ) -> Iterator[Figures]:
     """Times of each kind of query, one after another, and how many of the nearest are found."""

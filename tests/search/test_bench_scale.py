@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pplx_bench.search_data import CHUNKS_PER_DOCUMENT, Chunks
-from pplx_bench.search_ours import best
+from pplx_bench.searching.made_up import CHUNKS_PER_DOCUMENT, Chunks
+from pplx_bench.searching.ours import best
 
 from pplx_edge.cli import main
 

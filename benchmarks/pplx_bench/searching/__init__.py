@@ -1,0 +1,1 @@
+"""Parts of `pplx-edge bench search`."""
