@@ -53,7 +53,7 @@ def run(args: Namespace) -> int:
     for what in args.what:
         if PARTS[what].needs_data and args.data is None:
             raise InputError(f"--what {what} needs a folder with tasks in BEIR layout: pplx-edge bench search FOLDER …")
-    header = machine.run() | {"layers": None}
+    header: Figures = {**machine.run(), "layers": None}
     header["versions"] |= versions("apsw", "numkong", "sqlite-vec", "usearch", "lancedb")
     print(report.heading(header), flush=True)
     if args.work is not None:
