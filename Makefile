@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUESTION ?= how are mean vectors turned into int8 codes?
+SEARCH := $(BIN)/pplx-search --home .demo
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/.core
-	$(BIN)/pplx-edge search "$(QUESTION)" README.md ARCHITECTURE.md pplx_edge converters
+# Indexes this repository's own text and code, searches it, and looks for changes, of which there are none.
+demo: $(VENV)/.search
+	$(SEARCH) add README.md ARCHITECTURE.md pplx_edge apps converters --include '*.py' --include '*.md'
+	$(SEARCH) search "$(QUESTION)" -k 3
+	$(SEARCH) update
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
@@ -20,14 +24,14 @@ lint: $(VENV)/.dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+$(VENV)/.search: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[search]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	touch $@ $(VENV)/.core
+	touch $@ $(VENV)/.search
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from pplx_edge import backends, hub, quantize
 from pplx_edge.artifact import Artifact, is_artifact
@@ -245,6 +244,11 @@ def _within_limit(rows: list[TokenRow], limit: int, request: _Request) -> list[T
 
 def _with_progress(batches: list[list[int]], rows: list[TokenRow], show: bool | None) -> Iterable[list[int]]:
     """The batches, with a bar that counts tokens."""
+    if show is False:
+        yield from batches
+        return
+    from tqdm import tqdm  # here, as a command that shows no bar is to start at once
+
     total = sum(len(rows[i]) for batch in batches for i in batch)
     delay = _PROGRESS_DELAY_SECONDS if show is None else 0.0
     with tqdm(
@@ -253,7 +257,7 @@ def _with_progress(batches: list[list[int]], rows: list[TokenRow], show: bool | 
         unit_scale=True,
         desc="embedding",
         delay=delay,
-        disable=None if show is None else not show,
+        disable=None if show is None else False,
     ) as bar:
         for batch in batches:
             yield batch

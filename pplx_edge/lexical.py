@@ -19,7 +19,12 @@ def indexable(text: str) -> str:
 
 
 def match_expression(question: str) -> str:
-    """An FTS5 expression for texts that hold any of a question's terms; empty when the question has none.
+    """An FTS5 expression for texts that hold any of a question's terms; empty when the question has none."""
+    return " OR ".join(match_terms(question))
+
+
+def match_terms(question: str) -> list[str]:
+    """A question's terms, each once, as FTS5 expressions.
 
     Every term is quoted, so nothing in a question is taken for syntax. A term with dots, dashes or underscores is a
     phrase of its words; what is written without spaces gives the phrases of neighbouring letters.
@@ -32,4 +37,4 @@ def match_expression(question: str) -> str:
         else:
             found = [f"{a} {b}" for a, b in itertools.pairwise(run)] or [run]
         phrases |= dict.fromkeys('"{}"'.format(phrase.replace('"', '""').replace("\0", " ")) for phrase in found)
-    return " OR ".join(phrases)
+    return list(phrases)

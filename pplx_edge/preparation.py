@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pplx_edge import hub
 from pplx_edge.artifact import FORMATS, Artifact, family_of, is_artifact, ready_graphs, sha256
 from pplx_edge.checkpoint import has_weights, weight_files
@@ -52,6 +50,8 @@ def _holds_only_graphs(directory: Path) -> bool:
 @contextmanager
 def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """Takes `(steps done, steps in all)` and draws them on stderr when that is a terminal and the work is long."""
+    from tqdm import tqdm
+
     with tqdm(desc=f"converting {name}", unit="step", delay=_PROGRESS_DELAY_SECONDS, disable=None, leave=False) as bar:
 
         def show(done: int, total: int) -> None:

@@ -4,12 +4,10 @@
 time: nothing is read before it is needed, and closing the last of them lets go of all.
 """
 
-import asyncio
 import base64
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -230,6 +228,9 @@ async def in_thread(windows: Windows) -> AsyncGenerator[ChunkVector, None]:
 
     Closing or cancelling waits for no window: the thread ends with the one it is at, and everything is let go of.
     """
+    import asyncio  # here, as importing it takes longer than the rest of this module
+    from concurrent.futures import ThreadPoolExecutor
+
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pplx-edge-stream")
     loop = asyncio.get_running_loop()
     try:

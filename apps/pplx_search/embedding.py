@@ -1,21 +1,44 @@
-"""Texts of the store to vectors in the store, many short ones in a pass, long ones from where they were left."""
+"""Texts of the store to vectors in the store: many short ones in a pass, long ones from where they were left.
+
+Others encode (see `encoding_ahead`) while the caller hands over more texts, and commits the vectors that came.
+"""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from types import TracebackType
 
 from pplx_edge import ChunkVector, Embedder, StreamOptions
-from pplx_edge.errors import InputError
+from pplx_search.encoding_ahead import Completed, EncodingAhead, Ended, Made, Message, Restarted, Work
 from pplx_search.store import Generation, Progress, Store
 
+BATCHES_AHEAD = 2  # begun beside the one that is waited for
+_BATCH_TEXTS = 64
 _COMMIT_CHUNKS = 256
 _COMMIT_SECONDS = 2.0
-OnTokens = Callable[[int], None]
+OnVector = Callable[[ChunkVector], None]
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Texts that are embedded together. `postponed` ones were under way in another batch when this one began."""
+
+    contents: list[int] = field(default_factory=list)
+    postponed: list[int] = field(default_factory=list)
+    n_open: int = 0  # works that have not ended
+    error: Exception | None = None
 
 
 class TextEmbedder:
-    """Makes the vectors of texts in a generation. What was committed stays, whatever interrupts the rest."""
+    """Makes the vectors of texts in a generation. What was committed stays, whatever interrupts the rest.
+
+    with embedder:
+        batch = embedder.begin(contents)  # texts that are committed
+        …
+        embedder.finish(batch)
+    """
 
     def __init__(
         self,
@@ -23,71 +46,165 @@ class TextEmbedder:
         model: Embedder,
         generation: Generation,
         options: StreamOptions,
-        on_tokens: OnTokens = lambda n: None,
+        on_vector: OnVector = lambda vector: None,
     ):
         self.store, self.model, self.generation = store, model, generation
-        self.options, self.on_tokens = options, on_tokens
+        self.options, self.on_vector = options, on_vector
+        self._depth = 0
+        self._ahead: EncodingAhead | None = None
+        self._batches: dict[Work, Batch] = {}  # of works that have not ended
+        self._under_way: dict[int, Batch] = {}  # by text
+        self._waiting: dict[int, list[ChunkVector]] = {}  # vectors to be committed, by embedding
+        self._completed: list[int] = []
+        self._n_waiting, self._since = 0, time.monotonic()
+
+    def __enter__(self) -> "TextEmbedder":
+        self._depth += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Ends the encoding; vectors that are there are committed."""
+        self._depth -= 1
+        if self._depth or self._ahead is None:
+            return
+        ahead, self._ahead = self._ahead, None
+        quiet = contextlib.nullcontext() if error is None else contextlib.suppress(Exception)
+        with quiet:  # what interrupts is told, not what follows from it
+            for message in ahead.close():
+                self._collect(message)
+            self._commit()
+        self._batches, self._under_way, self._waiting, self._completed = {}, {}, {}, []
 
     def embed(self, contents: Iterable[int]) -> None:
-        """Completes the vectors of texts, named by their numbers."""
-        fresh: dict[str, list[Progress]] = {}
-        for content in dict.fromkeys(contents):
-            progress = self.store.vectors.begin(content, self.generation)
-            if progress.complete:
-                continue
-            if progress.n_chunks:
-                self._go_on(progress)
+        """Completes the vectors of texts, named by their numbers. Raises what the model raises."""
+        under_way: deque[Batch] = deque()
+        with self:
+            try:
+                for some in _some(contents):
+                    under_way.append(self.begin(some))
+                    if len(under_way) > BATCHES_AHEAD:
+                        self.finish(under_way.popleft())
+                while under_way:
+                    self.finish(under_way.popleft())
+            except Exception:
+                for batch in under_way:
+                    self._wait_for(batch)
+                raise
+
+    def begin(self, contents: Iterable[int]) -> Batch:
+        """Asks for the vectors of texts that do not have them all."""
+        self._commit()
+        batch, fresh, works = Batch(), {}, []
+        with self.store.transaction():
+            for content in dict.fromkeys(contents):
+                if self._is_under_way(content):
+                    batch.postponed.append(content)
+                    continue
+                progress = self.store.vectors.begin(content, self.generation)
+                if progress.complete:
+                    continue
+                batch.contents.append(content)
+                text_format = self.store.text_format(content)
+                if progress.n_chunks:
+                    works.append(self._work(text_format, [progress]))
+                else:
+                    fresh.setdefault(text_format, []).append(progress)
+        works += [self._work(text_format, started) for text_format, started in fresh.items()]
+        self._submit(batch, works)
+        return batch
+
+    def finish(self, batch: Batch) -> None:
+        """Waits until a batch has its vectors, and commits them. Raises what ended it before that."""
+        self._wait_for(batch)
+        if batch.error is not None:
+            raise batch.error
+        if batch.postponed:
+            for other in {self._under_way[content] for content in batch.postponed if content in self._under_way}:
+                self._wait_for(other)
+            self.embed(batch.postponed)  # they are complete unless something ended the other batch
+
+    def keep(self) -> None:
+        """Takes the vectors that are there, without waiting; to be called while one waits for something else."""
+        while self._ahead is not None and (message := self._ahead.get(0)) is not None:
+            self._take(message)
+        self._commit_when_due()
+
+    def _work(self, text_format: str, started: list[Progress]) -> Work:
+        return Work(replace(self.options, format=text_format), started)  # type: ignore[arg-type]
+
+    def _submit(self, batch: Batch, works: list[Work]) -> None:
+        if not works:
+            return
+        if self._ahead is None:
+            self._ahead = EncodingAhead(self.store, self.model)
+        batch.n_open = len(works)
+        self._under_way |= dict.fromkeys(batch.contents, batch)
+        for work in works:
+            self._batches[work] = batch
+            self._ahead.put(work)
+
+    def _is_under_way(self, content: int) -> bool:
+        return content in self._under_way and self._under_way[content].n_open > 0
+
+    def _wait_for(self, batch: Batch) -> None:
+        while batch.n_open:
+            assert self._ahead is not None  # a batch has works only from there
+            message = self._ahead.get(_COMMIT_SECONDS)
+            if message is None:
+                self._commit()
             else:
-                fresh.setdefault(self.store.text_format(content), []).append(progress)
-        for text_format, started in fresh.items():
-            self._from_the_start(started, text_format)
+                self._take(message)
+        self._commit()
+        for content in batch.contents:
+            if self._under_way.get(content) is batch:
+                del self._under_way[content]
 
-    def _go_on(self, progress: Progress) -> None:
-        """A text that was interrupted, from the position behind its last chunk."""
-        options = self._options(self.store.text_format(progress.content))
-        source = self._source(progress.content)
-        try:
-            vectors = self.model.encode_stream(source, options=options, resume=progress.position)
-            self._keep([progress], ((0, vector) for vector in vectors))
-        except InputError:  # of another release, or with other weights under the same name
-            self.store.vectors.restart(progress.embedding)
-            self._from_the_start([replace(progress, n_chunks=0, position=None)], options.format)
+    def _take(self, message: Message) -> None:
+        self._collect(message)
+        self._commit_when_due()
+        if isinstance(message, Made):
+            self.on_vector(message.vector)
 
-    def _from_the_start(self, started: Sequence[Progress], text_format: str) -> None:
-        sources = (self._source(progress.content) for progress in started)
-        self._keep(started, self.model.encode_streams(sources, options=self._options(text_format)))
+    def _collect(self, message: Message) -> None:
+        match message:
+            case Made(embedding, vector):
+                self._waiting.setdefault(embedding, []).append(vector)
+                self._n_waiting += 1
+            case Completed(embedding):
+                self._completed.append(embedding)
+            case Restarted(embedding):
+                self._commit()
+                self.store.vectors.restart(embedding)
+            case Ended(work, error):
+                batch = self._batches.pop(work)
+                batch.n_open -= 1
+                batch.error = batch.error or error
 
-    def _keep(self, started: Sequence[Progress], vectors: Iterator[tuple[int, ChunkVector]]) -> None:
-        """Commits the vectors of texts as they come, and each text's completion."""
-        vectors_of_store = self.store.vectors
-        current, waiting, since = 0, [], time.monotonic()
+    def _commit_when_due(self) -> None:
+        if self._n_waiting >= _COMMIT_CHUNKS or time.monotonic() - self._since > _COMMIT_SECONDS:
+            self._commit()
 
-        def commit(n_complete: int) -> None:
-            nonlocal since
+    def _commit(self) -> None:
+        """Commits the vectors that came, and which texts have all of theirs."""
+        waiting, completed = self._waiting, self._completed
+        self._waiting, self._completed, self._n_waiting = {}, [], 0
+        if waiting or completed:
             with self.store.transaction():
-                vectors_of_store.append(started[current].embedding, waiting)
-                for progress in started[current:n_complete]:
-                    vectors_of_store.complete(progress.embedding)
-            waiting.clear()
-            since = time.monotonic()
+                for embedding, vectors in waiting.items():
+                    self.store.vectors.append(embedding, vectors)
+                for embedding in completed:
+                    self.store.vectors.complete(embedding)
+        self._since = time.monotonic()
 
-        try:
-            for index, vector in vectors:
-                if index > current:
-                    commit(index)
-                    current = index
-                waiting.append(vector)
-                self.on_tokens(vector.tokens)
-                if len(waiting) >= _COMMIT_CHUNKS or time.monotonic() - since > _COMMIT_SECONDS:
-                    commit(current)
-        except BaseException:
-            with contextlib.suppress(Exception):  # what interrupts is told, not that this could not be saved
-                commit(current)
-            raise
-        commit(len(started))
 
-    def _source(self, content: int) -> Iterable[tuple[str, int | None]]:
-        return ((piece.text, piece.page) for piece in self.store.pieces(content))
-
-    def _options(self, text_format: str) -> StreamOptions:
-        return replace(self.options, format=text_format)  # type: ignore[arg-type]
+def _some(contents: Iterable[int]) -> Iterator[list[int]]:
+    found: list[int] = []
+    for content in contents:
+        found.append(content)
+        if len(found) == _BATCH_TEXTS:
+            yield found
+            found = []
+    if found:
+        yield found

@@ -2,21 +2,25 @@
 
 `walk -> scan of the store -> tasks -> read ahead -> texts in the store -> vectors -> finished files`
 
-Files go in groups: each group's texts are committed, then embedded together, then its files are finished. An
-interruption at any moment loses no more than the last two seconds of vectors; the next run goes on there.
+Files go in groups: each group's texts are committed, then embedded together, then its files are finished; meanwhile
+the next groups are read and committed. An interruption at any moment loses no more than the last seconds of vectors;
+the next run goes on there.
 """
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
-from pplx_edge import Embedder, StreamOptions
+from pplx_edge import ChunkVector, Embedder, StreamOptions
 from pplx_edge.errors import NumericalError
-from pplx_search.embedding import TextEmbedder
+from pplx_search.embedding import BATCHES_AHEAD, Batch, TextEmbedder
 from pplx_search.ingest.reading import Reader, ReadFailed, ReadFile, ReadLimits
-from pplx_search.ingest.walk import FoundFile, MissingRoot, SkippedFile, WalkRules, walk
+from pplx_search.ingest.walk import Found, FoundFile, MissingRoot, SkippedFile, WalkRules, walk
 from pplx_search.reading_ahead import ReadAhead, Task
+from pplx_search.relevance import measure_yardstick
 from pplx_search.settings import fingerprint_of
 from pplx_search.store import (
     Collection,
@@ -31,7 +35,8 @@ from pplx_search.store import (
 from pplx_search.store.values import signed
 
 _GROUP_FILES = 64
-_GROUP_BYTES = 4_000_000
+_GROUP_BYTES = 250_000  # a longer file is a group by itself: no small one is kept waiting for it
+_SCANNED_AT_ONCE = 1000
 _MAX_ATTEMPTS = 3  # at reading a file as it is
 _TO_READ = (FileState.NEW, FileState.CHANGED, FileState.PENDING)
 _READ_LIMITS = ReadLimits()
@@ -55,7 +60,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is: files and bytes that had to be read, and tokens embedded so far."""
+    """How far a run is: files and bytes that had to be read, how many of them are done, and tokens embedded so far.
+
+    Of a file that is being embedded, as many bytes count as its text has characters with a vector.
+    """
 
     n_files: int
     n_bytes: int
@@ -65,6 +73,15 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """A file that was read, whose texts are in the store under these numbers."""
+
+    task: Task
+    read: ReadFile
+    contents: list[int]
 
 
 class Indexer:
@@ -85,6 +102,8 @@ class Indexer:
         self.texts = TextEmbedder(store, model, self.generation, options, self._count)
         self.report = Report()
         self._total_files = self._total_bytes = self._files = self._bytes = 0
+        self._embedding: dict[int, int] = {}  # bytes of files that are read and not finished, by their numbers
+        self._chars = 0  # of their texts that have vectors
 
     def update(self, collections: Iterable[Collection] | None = None, *, retry: bool = False) -> Report:
         """Scans and indexes. `retry` reads those again that failed before."""
@@ -96,33 +115,47 @@ class Indexer:
         ]
         self._total_files, self._total_bytes = len(tasks), sum(task.found.size for task in tasks)
         self._tell()
-        with Reader(self.limits) as reader:
+        with Reader(self.limits) as reader, self.texts:
             changed = self._index(reader, tasks)
             for task in self._index(reader, changed):
                 self.report.changing += 1  # it is written to all the time; the next run tries again
                 self._done(task)
+        self._measure_yardstick()
         return self.report
 
     def rebuild(self) -> None:
         """Embeds all texts anew for the generation of this indexer, which serves from then on."""
+        self._total_bytes = self._embedding[0] = self.store.status().n_chars
         self.texts.embed(self.store.vectors.pending(self.generation))
         self.store.vectors.switch(self.generation)
         self.store.compact()
+        self._measure_yardstick()
+
+    def _measure_yardstick(self) -> None:
+        serving = self.store.vectors.serving
+        if serving is not None and serving.id == self.generation.id:
+            measure_yardstick(self.store, self.texts.model, serving)
 
     def _scan(self, root: Root, rules: WalkRules, retry: bool) -> Iterator[Task]:
         scan, complete = self.store.files.scan(root.id), True
-        for found in walk([os.fsdecode(root.path)], rules):
-            match found:
-                case FoundFile():
-                    yield from self._see(scan, found, retry)
-                case SkippedFile(path, reason):
-                    self.report.skipped += 1
-                    scan.skip(FileFacts(path=os.fsencode(path)), reason, reason)
-                case MissingRoot():
-                    complete = False
-                    self.report.missing.append(found)
+        found = walk([os.fsdecode(root.path)], rules)
+        while some := list(islice(found, _SCANNED_AT_ONCE)):
+            complete &= not any(isinstance(each, MissingRoot) for each in some)
+            with self.store.transaction():
+                tasks = [task for each in some for task in self._look_at(scan, each, retry)]
+            yield from tasks
         if complete:
             self.report.forgotten += len(scan.forget_unseen())
+
+    def _look_at(self, scan: Scan, found: Found, retry: bool) -> Iterator[Task]:
+        match found:
+            case FoundFile():
+                yield from self._see(scan, found, retry)
+            case SkippedFile(path, reason):
+                self.report.skipped += 1
+                scan.skip(FileFacts(path=os.fsencode(path)), reason, reason)
+            case MissingRoot():
+                self.report.missing.append(found)
 
     def _see(self, scan: Scan, found: FoundFile, retry: bool) -> Iterator[Task]:
         seen = scan.see(facts_of(found))
@@ -138,67 +171,71 @@ class Indexer:
     def _index(self, reader: Reader, tasks: list[Task]) -> list[Task]:
         """Reads, embeds and finishes; returns those that were written to while they were read."""
         changed: list[Task] = []
-        with ReadAhead(reader, tasks) as ahead:
+        under_way: deque[tuple[list[_Staged], Batch]] = deque()
+        with ReadAhead(reader, tasks, self.texts.keep) as ahead:
             for group in _groups(ahead):
-                changed += self._index_group(group)
+                staged = self._stage_group(group, changed)
+                under_way.append((staged, self.texts.begin(content for each in staged for content in each.contents)))
+                if len(under_way) > BATCHES_AHEAD:
+                    self._embed_group(*under_way.popleft())
+            while under_way:
+                self._embed_group(*under_way.popleft())
         return changed
 
-    def _index_group(self, group: list[tuple[Task, ReadFile | ReadFailed]]) -> list[Task]:
-        again: list[Task] = []
-        staged: list[tuple[Task, ReadFile]] = []
-        contents: list[int] = []
+    def _stage_group(self, group: list[tuple[Task, ReadFile | ReadFailed]], changed: list[Task]) -> list[_Staged]:
+        """Commits what there is to commit without vectors; returns the files that need some."""
+        staged: list[_Staged] = []
         try:
-            for task, outcome in group:
-                if outcome.changed:
-                    again.append(task)
-                elif isinstance(outcome, ReadFailed):
-                    self._fail(task, outcome.code, outcome.message, outcome.sha256)
-                elif self.store.files.adopt(task.file, _facts_read(task, outcome), bytes.fromhex(outcome.sha256)):
-                    self.report.known += 1
-                    self._done(task)
-                else:
-                    contents += self._stage(task, outcome)
-                    staged.append((task, outcome))
+            with self.store.transaction():
+                for task, outcome in group:
+                    if outcome.changed:
+                        changed.append(task)
+                    elif isinstance(outcome, ReadFailed):
+                        self._fail(task, outcome.code, outcome.message, outcome.sha256)
+                    elif self.store.files.adopt(task.file, _facts_read(task, outcome), bytes.fromhex(outcome.sha256)):
+                        self.report.known += 1
+                        self._done(task)
+                    else:
+                        staged.append(_Staged(task, outcome, self._stage(task, outcome)))
+                        self._embedding[task.file] = task.found.size
         finally:
             for _, outcome in group:
                 if isinstance(outcome, ReadFile):
                     outcome.close()
-        try:
-            self.texts.embed(contents)
-        except NumericalError as error:
-            return again + self._one_by_one(staged, error)
-        self._finish(staged)
-        return again
+        return staged
 
     def _stage(self, task: Task, read: ReadFile) -> list[int]:
-        """The texts of a file's documents, committed at once."""
-        with self.store.transaction():
-            self.store.files.begin(task.file)
-            staged = [
-                self.store.files.stage(task.file, document, content_digest(document)) for document in read.documents
-            ]
-        return [each.content for each in staged]
+        """Hands over a file's documents; the numbers of their texts."""
+        self.store.files.begin(task.file)
+        return [
+            self.store.files.stage(task.file, document, content_digest(document)).content for document in read.documents
+        ]
 
-    def _finish(self, staged: list[tuple[Task, ReadFile]]) -> None:
+    def _embed_group(self, staged: list[_Staged], batch: Batch) -> None:
+        try:
+            self.texts.finish(batch)
+        except NumericalError:  # there is a text that the model gives no finite vector for
+            for each in staged:
+                self._embed_alone(each)
+        else:
+            self._finish(staged)
+
+    def _embed_alone(self, staged: _Staged) -> None:
+        try:
+            self.texts.embed(staged.contents)
+        except NumericalError as error:
+            self._fail(staged.task, "model", str(error), staged.read.sha256)
+        else:
+            self._finish([staged])
+
+    def _finish(self, staged: list[_Staged]) -> None:
         with self.store.transaction():
-            for task, read in staged:
-                self.store.files.finish(task.file, _facts_read(task, read), bytes.fromhex(read.sha256))
-        for task, _ in staged:
+            for each in staged:
+                facts = _facts_read(each.task, each.read)
+                self.store.files.finish(each.task.file, facts, bytes.fromhex(each.read.sha256))
+        for each in staged:
             self.report.indexed += 1
-            self._done(task)
-
-    def _one_by_one(self, staged: list[tuple[Task, ReadFile]], error: NumericalError) -> list[Task]:
-        """A group with a text that the model gives no finite vector for: every file on its own."""
-        for task, read in staged:
-            try:
-                with Reader(self.limits) as reader, reader.read(task.found.path, task.found.kind) as fresh:
-                    self.texts.embed(self._stage(task, fresh))
-                self._finish([(task, read)])
-            except NumericalError as failure:
-                self._fail(task, "model", str(failure), read.sha256)
-            except ReadFailed as failure:
-                self._fail(task, failure.code, failure.message, failure.sha256)
-        return []
+            self._done(each.task)
 
     def _fail(self, task: Task, code: str, message: str, sha256: str) -> None:
         facts = facts_of(task.found)
@@ -210,14 +247,17 @@ class Indexer:
 
     def _done(self, task: Task) -> None:
         self._files, self._bytes = self._files + 1, self._bytes + task.found.size
+        self._chars = max(0, self._chars - self._embedding.pop(task.file, 0))
         self._tell()
 
-    def _count(self, n_tokens: int) -> None:
-        self.report.n_tokens += n_tokens
+    def _count(self, vector: ChunkVector) -> None:
+        self.report.n_tokens += vector.tokens
+        self._chars += vector.stop - vector.start
         self._tell()
 
     def _tell(self) -> None:
-        self.on_progress(Progress(self._total_files, self._total_bytes, self._files, self._bytes, self.report.n_tokens))
+        n_bytes = self._bytes + min(self._chars, sum(self._embedding.values()))
+        self.on_progress(Progress(self._total_files, self._total_bytes, self._files, n_bytes, self.report.n_tokens))
 
 
 def rules_of(collection: Collection) -> WalkRules:
@@ -248,6 +288,9 @@ def _groups(ahead: ReadAhead) -> Iterator[list[tuple[Task, ReadFile | ReadFailed
     group: list[tuple[Task, ReadFile | ReadFailed]] = []
     n_bytes = 0
     for task, outcome in ahead:
+        if group and n_bytes + task.found.size > _GROUP_BYTES:
+            yield group
+            group, n_bytes = [], 0
         group.append((task, outcome))
         n_bytes += task.found.size
         if len(group) >= _GROUP_FILES or n_bytes >= _GROUP_BYTES:

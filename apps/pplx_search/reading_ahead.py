@@ -1,8 +1,9 @@
 """Files read in a thread, a few ahead of the one who embeds them, so that the model does not wait for parsers."""
 
+import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -27,10 +28,13 @@ _Message = tuple[Task, Outcome] | EdgeError | None
 
 
 class ReadAhead:
-    """`(task, what was read or why not)` of each task, in order. Closing it ends the thread and its reader."""
+    """`(task, what was read or why not)` of each task, in order. Closing it ends the thread and its reader.
 
-    def __init__(self, reader: Reader, tasks: Sequence[Task]):
-        self._reader, self._tasks = reader, tasks
+    `meanwhile` is called before each of them, and again and again while there is none yet.
+    """
+
+    def __init__(self, reader: Reader, tasks: Sequence[Task], meanwhile: Callable[[], None] = lambda: None):
+        self._reader, self._tasks, self._meanwhile = reader, tasks, meanwhile
         self._queue: queue.Queue[_Message] = queue.Queue(_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pplx-search-reading", daemon=True)
@@ -51,10 +55,16 @@ class ReadAhead:
 
     def __iter__(self) -> Iterator[tuple[Task, Outcome]]:
         """Raises what reading raised when it is not of a file, such as a full disk."""
-        while (message := self._queue.get()) is not None:
+        while (message := self._next()) is not None:
             if isinstance(message, EdgeError):
                 raise message
             yield message
+
+    def _next(self) -> _Message:
+        while True:
+            self._meanwhile()
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=_POLL_SECONDS)
 
     def _run(self) -> None:
         try:

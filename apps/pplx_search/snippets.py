@@ -3,25 +3,50 @@
 import regex
 
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
+_SENTENCE_END = regex.compile(r"[.!?…。！？]['\"”’)\]]*\s+(?=\P{Ll})")
 _LEAST_LETTERS = 3  # shorter words are everywhere
 _STEM = 5  # letters by which words count as alike
 
 
 def snippet(passage: str, question: str, width: int) -> str:
-    """At most `width` characters on one line: the stretch with most words of the question, from the start of a word."""
+    """At most `width` characters on one line: the stretch with most of the question in it, whole words only.
+
+    Long words count for more than short ones, which are everywhere. It begins with a sentence where one begins nearby.
+    """
     text = " ".join(passage.split())
     if len(text) <= width:
         return text
-    wanted = {
-        stem for word in _WORD.findall(question.casefold()) if len(word) >= _LEAST_LETTERS for stem in [word[:_STEM]]
-    }
-    places = [(m.start(), m.group().casefold()[:_STEM]) for m in _WORD.finditer(text)]
-    hits = [(start, stem) for start, stem in places if stem in wanted]
+    words = [(match.start(), match.group().casefold()) for match in _WORD.finditer(text)]
+    begin = _begin(text, words, _best(words, question.casefold(), width), width)
+    room = width - 1 - bool(begin)
+    shown = text[begin:] if len(text) - begin <= room + 1 else _whole_words(text[begin : begin + room + 1]) + "…"
+    return ("…" if begin else "") + shown
+
+
+def _best(words: list[tuple[int, str]], question: str, width: int) -> int:
+    """Where the stretch begins that has most of the question's words, each counted once; 0 when none has any."""
+    wanted = {word[:_STEM] for word in _WORD.findall(question) if len(word) >= _LEAST_LETTERS}
+    hits = [(start, word[:_STEM], len(word)) for start, word in words if word[:_STEM] in wanted]
     best, most = 0, 0
-    for start, _ in hits:
-        found = len({stem for at, stem in hits if start <= at < start + width * 3 // 4})
-        if found > most:
-            best, most = start, found
-    begin = max((start for start, _ in places if start <= max(0, best - width // 8)), default=0)
-    end = begin + width - 1
-    return ("…" if begin else "") + text[begin:end].rstrip() + ("…" if end < len(text) else "")
+    for start, _, _ in hits:
+        lengths = {stem: length for at, stem, length in hits if start <= at < start + width * 3 // 4}
+        if sum(lengths.values()) > most:
+            best, most = start, sum(lengths.values())
+    return best
+
+
+def _begin(text: str, words: list[tuple[int, str]], best: int, width: int) -> int:
+    """The start of the sentence, or at least of a word, a little before the stretch."""
+    if best < width // 8:
+        return 0
+    nearby = max(0, best - width // 4)
+    starts = [match.end() for match in _SENTENCE_END.finditer(text, nearby, best + 1)]
+    if starts:
+        return starts[-1]
+    return max((start for start, _ in words if start <= best - width // 8), default=0)
+
+
+def _whole_words(text: str) -> str:
+    """The text without its last character, and without the word that this cuts, unless hardly any text has blanks."""
+    head = text if text[-1].isspace() else text[:-1].rpartition(" ")[0]
+    return head.rstrip() if len(head) > len(text) * 3 // 4 else text[:-1]

@@ -31,6 +31,7 @@ TASKS = {
     "encode": ("pplx_bench.memory", "encode_once"),
     "convert_to": ("pplx_bench.convert", "convert_to"),
     "stream": ("pplx_bench.streams.measuring", "stream_once"),
+    "index": ("pplx_bench.searching.ingesting", "index_folder"),
     "whole": ("pplx_bench.streams.whole", "late_chunk_once"),
 }
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")

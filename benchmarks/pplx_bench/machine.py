@@ -2,19 +2,18 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from pplx_bench.workdir import versions
+from pplx_edge.cli.host import n_cores, peak_rss, versions
 
 # fmt: off
 _DISTRIBUTIONS = (
     "pplx-edge", "numpy", "onnx", "onnxruntime", "torch", "transformers", "sentence-transformers", "openvino", "nncf",
-    "llama-cpp-python", "gguf",
+    "llama-cpp-python", "gguf", "mlx", "coremltools",
 )
 _FLAGS = (
     "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
@@ -61,11 +60,6 @@ def commit() -> str:
     return f"{head}+changes" if changed else head
 
 
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def memory_bytes() -> int:
     """Memory of the machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -77,18 +71,6 @@ def rss() -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     return peak_rss()
-
-
-def peak_rss() -> int:
-    """Largest resident set of this process so far, in bytes; since `reset_peak_rss` where the system can reset it.
-
-    Linux: VmHWM, as ru_maxrss there begins with the size of the parent that the process was started by.
-    """
-    for line in _proc_lines("/proc/self/status"):
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def reset_peak_rss() -> bool:

@@ -10,9 +10,10 @@ from typing import Any
 
 from pplx_bench import machine, report
 from pplx_bench.quality.options import one_of, require_writable
-from pplx_bench.searching import scale
+from pplx_bench.searching import folder, relevance, retrieval, scale
 from pplx_bench.timing import CpuWatch
-from pplx_bench.workdir import append_lines, versions
+from pplx_bench.workdir import append_lines
+from pplx_edge.cli.host import versions
 from pplx_edge.errors import InputError
 
 Figures = dict[str, Any]
@@ -26,10 +27,14 @@ class Part:
     measure: Callable[[Namespace, Path], Iterator[Figures]]
     table: Callable[[Sequence[Figures]], str]
     needs_data: bool = True
+    draw: Callable[[Sequence[Figures], Path], None] | None = None
 
 
 PARTS = {
-    "scale": Part(scale.add_options, scale.measure, scale.table, needs_data=False),
+    "scale": Part(scale.add_options, scale.measure, scale.table, needs_data=False, draw=scale.draw),
+    "folder": Part(folder.add_options, folder.measure, folder.table),
+    "retrieval": Part(retrieval.add_options, retrieval.measure, retrieval.table),
+    "relevance": Part(relevance.add_options, relevance.measure, relevance.table),
 }
 
 
@@ -43,6 +48,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         part.add_options(parser.add_argument_group(name))
     group = parser.add_argument_group("output")
     group.add_argument("--json", type=Path, metavar="FILE", help="append results")
+    group.add_argument("--plot", type=Path, metavar="DIR", help="write a picture here: search-scale.svg")
     group.add_argument("--work", type=Path, metavar="DIR", help="of files that are deleted again; default temporary")
 
 
@@ -50,6 +56,8 @@ def run(args: Namespace) -> int:
     """Measures and prints; 0."""
     if args.json is not None:
         require_writable(args.json, (".jsonl",))
+    if args.plot is not None and not args.plot.is_dir():
+        raise InputError(f"{args.plot}: no such directory; create it first")
     for what in args.what:
         if PARTS[what].needs_data and args.data is None:
             raise InputError(f"--what {what} needs a folder with tasks in BEIR layout: pplx-edge bench search FOLDER …")
@@ -74,6 +82,9 @@ def _run_part(what: str, args: Namespace, work: Path, header: Figures) -> None:
         results.append({"benchmark": "search", "part": what, **figures, **header})
         if args.json is not None:
             append_lines(args.json, results[-1:])
-    print(f"\n{PARTS[what].table(results)}")
+    part = PARTS[what]
+    print(f"\n{part.table(results)}")
+    if args.plot is not None and part.draw is not None:
+        part.draw(results, args.plot / f"search-{what}.svg")
     if (others := watch.others()) is not None:
         print(f"\nother processes kept {others:.1f} cores busy meanwhile", flush=True)

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +78,6 @@ def fingerprint(*modules: str) -> str:
         for path in sorted(origin.parent.glob("*.py")) if found.submodule_search_locations else [origin]:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def versions(*distributions: str) -> dict[str, str]:
-    """Version of each distribution that is installed."""
-    found = {}
-    for name in distributions:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def directory_bytes(directory: Path) -> int:

@@ -31,6 +31,8 @@ FAMILIES = {
     "mlx": "pplx_convert.mlx_convert",
     "coreml": "pplx_convert.coreml_convert",
 }
+# Raise one when a graph, a layout or the numerics change, so that cached conversions are made anew.
+REVISIONS = {"onnx": 2, "mlx": 1, "coreml": 1}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -82,9 +84,7 @@ class Written:
 
 
 class Family(Protocol):
-    """A module of converters that share a file layout. `REVISION` rises when what they write changes."""
-
-    REVISION: int
+    """A module of converters that share a file layout."""
 
     def write(self, job: Job) -> Written:
         """Writes weights and graph of a checkpoint."""
@@ -93,16 +93,21 @@ class Family(Protocol):
 
 def family(format: str) -> Family:
     """The family of a format. Raises InputError for an unknown one, MissingExtra when its packages are missing."""
-    known = [name for formats in FORMATS.values() for name in formats]
-    if format not in known:
-        raise InputError(f"unknown format {format!r}: choose one of {', '.join(known)}")
-    require_installed(family_of(format))
-    return import_module(FAMILIES[family_of(format)])  # type: ignore[return-value]
+    name = _family_name(format)
+    require_installed(name)
+    return import_module(FAMILIES[name])  # type: ignore[return-value]
 
 
 def format_revision(format: str) -> int:
-    """Changes when the same checkpoint would be converted to other files."""
-    return family(format).REVISION
+    """Changes when the same checkpoint would be converted to other files. Raises InputError for an unknown format."""
+    return REVISIONS[_family_name(format)]
+
+
+def _family_name(format: str) -> str:
+    known = [name for formats in FORMATS.values() for name in formats]
+    if format not in known:
+        raise InputError(f"unknown format {format!r}: choose one of {', '.join(known)}")
+    return family_of(format)
 
 
 def convert(
@@ -145,7 +150,7 @@ def convert(
             source=describe_source(checkpoint, source_name, revision),
             weights=dict(written.weights) | {"n_parameters": checkpoint.spec.n_parameters},
             parity=report.as_dict(),
-            made_by=f"pplx-edge {family_of(format)} converter {made_by.REVISION}",
+            made_by=f"pplx-edge {family_of(format)} converter {format_revision(format)}",
         )
     return Artifact.open(out)
 

@@ -31,8 +31,6 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
 from pplx_edge.weight_codes import quantize_rows
 
-REVISION = 1  # raise it when the programs or the numerics change, so that cached conversions are made anew
-
 _USUAL_LENGTH = 128  # the function that is run when none is asked for, where there is one
 _TABLE_BLOCK_ROWS = 8192
 

@@ -34,7 +34,6 @@ from pplx_edge.models.qwen3_mlx import PREFIX
 from pplx_edge.models.qwen3_numpy import block, rms_norm
 from pplx_edge.spec import ModelSpec
 
-REVISION = 1
 MIXED = "mlx-mixed"
 SHARD_BYTES = 5_000_000_000
 _MOST_PRODUCTS = 5e10  # parameters times tokens

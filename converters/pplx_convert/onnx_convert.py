@@ -19,8 +19,6 @@ from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenBatch, TokenRow
 
-REVISION = 2  # raise it when the graph or the numerics change, so that cached conversions are made anew
-
 
 def write(job: Job) -> Written:
     """Writes graph and data file."""

@@ -4,8 +4,8 @@ from functools import cache
 
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
 
+from pplx_edge.backends.onnx_product import product_model
 from pplx_edge.errors import EdgeError
 
 _ERRORS_ONLY = 3
@@ -56,23 +56,6 @@ def _is_exact(options: ort.SessionOptions) -> bool:
     n_inner, n_out = 64, 32
     weight = np.full((n_inner, n_out), -127, np.int8)
     activations = np.full((4, n_inner), 255, np.uint8)
-    session = ort.InferenceSession(_product_model(weight), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(product_model(weight), options, providers=["CPUExecutionProvider"])
     (product,) = session.run(None, {"a": activations})
     return bool(np.all(product == (255 - 128) * -127 * n_inner))
-
-
-def _product_model(weight: np.ndarray) -> bytes:
-    """A model of the one operator that all linear layers use."""
-    constants = {
-        "w": weight,
-        "one": np.float32(1),
-        "scales": np.ones(weight.shape[1], np.float32),
-        "zero": np.uint8(128),
-    }
-    node = helper.make_node("MatMulIntegerToFloat", ["a", *constants], ["y"], domain="com.microsoft")
-    inputs = [helper.make_tensor_value_info("a", TensorProto.UINT8, [None, len(weight)])]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
-    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph([node], "product", inputs, outputs, initializers)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()

@@ -51,7 +51,9 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from pplx_bench import fidelity, machine
     from pplx_bench.beir import task_folders
-    from pplx_bench.workdir import append_lines, versions
+    from pplx_bench.workdir import append_lines
+
+    from pplx_edge.cli.host import versions
 
     if args.plot:
         fidelity.require_plotting(args.plot)  # said before anything is measured, not after

@@ -1,11 +1,13 @@
 """The machine that this process runs on, as far as the standard library and the system's own tools say."""
 
+import contextlib
 import os
 import platform
 import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 _KIBIBYTE = 1024
@@ -28,11 +30,20 @@ def describe_host() -> Host:
     on_mac = sys.platform == "darwin"
     return Host(
         chip=(_sysctl("machdep.cpu.brand_string") if on_mac else _linux_chip()) or platform.processor() or _UNKNOWN,
-        n_cores=_n_cores(),
+        n_cores=n_cores(),
         system=_mac_system() if on_mac else f"{platform.system()} {platform.release()} {platform.machine()}",
         memory_bytes=int(_sysctl("hw.memsize") or 0) if on_mac else _proc_bytes("/proc/meminfo", "MemTotal") or 0,
         available_bytes=_proc_bytes("/proc/meminfo", "MemAvailable"),
     )
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Version of each distribution that is installed."""
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def peak_rss() -> int:
@@ -47,7 +58,8 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,24 +31,22 @@ _LEAST_SECONDS = 2.0  # with less left, a process is not started
 _SHARE_OF_ENCODING = 0.5  # of a process's time: parity takes as much at most, the timed pass as much again
 _TERMINATED = 143
 
-_SENTENCES = (
-    "What is deep learning?",
-    "The mitochondrion is an organelle found in the cells of most eukaryotes, where it produces energy.",
-    "def mean(values):\n    return sum(values) / len(values)",
-    "Wie hoch ist die Gebühr für die Eintragung ins Handelsregister?",
-    "¿Cuál es la capital de Bolivia y cuántos habitantes tiene?",
-    "Пароль должен содержать не менее двенадцати символов, включая цифры.",
-    "深度学习是机器学习的一个分支，它使用多层神经网络。",
-    "日本の首都はどこですか。",
-    "كيف يعمل محرك البحث الدلالي؟",
-    "अर्थ के आधार पर खोज कैसे काम करती है?",
-    "ls -la /var/log | grep -v '\\.gz$' | sort -k5 -n",
-)
 N_TEXTS = 32
-# Of one to four sentences, shortest first, so that the first of them are what a slow backend has time for.
-TEXTS = tuple(" ".join(_SENTENCES[(5 * i + j) % len(_SENTENCES)] for j in range(1 + i // 8)) for i in range(N_TEXTS))
+_SENTENCE_CHARS = range(20, 200)
 
 Verdict = Literal["ok", "failed", "unfinished"]
+
+
+@cache
+def texts() -> tuple[str, ...]:
+    """What is encoded: one to four sentences of those that conversions are judged by, from text 0 on.
+
+    Shortest first, so that the first of them are what a slow backend has time for.
+    """
+    from pplx_convert.parity import PROBE_TEXTS
+
+    sentences = [text for text in PROBE_TEXTS if len(text) in _SENTENCE_CHARS]
+    return tuple(" ".join(sentences[(5 * i + j) % len(sentences)] for j in range(1 + i // 8)) for i in range(N_TEXTS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,22 +188,22 @@ def measure(model: str, backend: str, format: str | None, seconds: float) -> Mea
     started = time.monotonic()
     with load(model, backend=backend, format=format) as embedder:
         open_seconds = time.monotonic() - started
-        lengths = [embedder.tokenizer.count(text) for text in TEXTS]
-        embedder.encode(TEXTS[:1], show_progress=False)
+        lengths = [embedder.tokenizer.count(text) for text in texts()]
+        embedder.encode(texts()[:1], show_progress=False)
         allowed = max(0.0, seconds - (time.monotonic() - started)) * _SHARE_OF_ENCODING
         codes: list[np.ndarray] = []
         pace, spent, done = 0.0, 0.0, 0
-        while done < len(TEXTS):
+        while done < len(texts()):
             group = slice(done, max(1, 2 * done))
             n_tokens = sum(lengths[group])
             if pace and spent + n_tokens / pace > allowed:
                 break
-            taken, found = _timed(lambda group=group: embedder.encode(TEXTS[group], show_progress=False))
+            taken, found = _timed(lambda group=group: embedder.encode(texts()[group], show_progress=False))
             codes.extend(found)
-            pace, spent, done = n_tokens / taken, spent + taken, done + len(TEXTS[group])
+            pace, spent, done = n_tokens / taken, spent + taken, done + len(texts()[group])
         n_tokens = sum(lengths[:done])
         if n_tokens / pace <= allowed:
-            taken, _ = _timed(lambda: embedder.encode(TEXTS[:done], show_progress=False))
+            taken, _ = _timed(lambda: embedder.encode(texts()[:done], show_progress=False))
             pace = n_tokens / taken
         return Measurement(
             device=embedder.session.device,

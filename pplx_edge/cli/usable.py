@@ -4,9 +4,10 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 
 from pplx_edge import backends
+from pplx_edge.cli import host
 from pplx_edge.cli.terminal import human_bytes, printable
 from pplx_edge.errors import EdgeError, InputError
 
@@ -29,7 +30,7 @@ def backend_states() -> dict[str, BackendState]:
 
 
 def _state(backend: str) -> BackendState:
-    versions = _versions(DISTRIBUTIONS.get(backend, ()))
+    versions = host.versions(*DISTRIBUTIONS.get(backend, ()))
     try:
         _REQUIREMENTS.get(backend, _nothing)()
         backends.require_installed(backend)
@@ -40,16 +41,6 @@ def _state(backend: str) -> BackendState:
     except (ImportError, OSError) as error:  # installed, but not whole, or not for this machine
         why = f"installed, but it cannot be loaded ({printable(str(error))}); install it again"
         return BackendState(usable=False, why=why, versions=versions)
-
-
-def _versions(distributions: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for name in distributions:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _nothing() -> str:

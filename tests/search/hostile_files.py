@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import struct
 import zipfile
 import zlib
@@ -143,15 +144,66 @@ def loop_pdf() -> bytes:
     )
 
 
-def pdf_of(objects: list[bytes]) -> bytes:
+def laughing_pdf(n_levels: int = 9, times: int = 10) -> bytes:
+    """A page that draws a form ten times, which draws another one ten times, and so on: a thousand million words.
+
+    It takes all the time and all the memory that there is; which it has used up first depends on the machine.
+    """
+    forms = [b"/X Do " * times] * n_levels + [b"BT /F 12 Tf 1 1 Td (ha) Tj ET"]
+    objects = page_of(forms[0], b"/XObject << /X 6 0 R >>")
+    for i, form in enumerate(forms[1:], start=6):
+        further = b"/XObject << /X %d 0 R >>" % (i + 1) if i < 5 + n_levels else b""
+        head = b"/Type /XObject /Subtype /Form /BBox [0 0 99 99] /Resources << /Font << /F 5 0 R >> %s >>" % further
+        objects.append(stream(form, head))
+    return pdf_of(objects)
+
+
+def scan_pdf() -> bytes:
+    """A page that is an image."""
+    head = b"/Type /XObject /Subtype /Image /Width 8 /Height 8 /ColorSpace /DeviceGray /BitsPerComponent 8"
+    return pdf_of([*page_of(b"q 99 0 0 99 0 0 cm /X Do Q", b"/XObject << /X 6 0 R >>"), stream(bytes(64), head)])
+
+
+def encrypted_pdf() -> bytes:
+    """A PDF that no known password opens."""
+    key = b"<%s>" % (b"5a" * 32)
+    return pdf_of(
+        page_of(b"BT /F 12 Tf (secret) Tj ET"),
+        b"/ID [<00> <00>] /Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O %s /U %s >>" % (key, key),
+    )
+
+
+def text_pdf(text: str) -> bytes:
+    """A page that says something."""
+    return pdf_of(page_of(b"BT /F 12 Tf 20 50 Td (%s) Tj ET" % text.encode("ascii")))
+
+
+def page_of(content: bytes, resources: bytes = b"") -> list[bytes]:
+    """The objects of a document of one page, five of them; what `resources` name comes after them."""
+    return [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 400 99] /Contents 4 0 R"
+        b" /Resources << /Font << /F 5 0 R >> %s >> >>" % resources,
+        stream(content),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+
+
+def stream(content: bytes, head: bytes = b"") -> bytes:
+    return b"<< %s /Length %d >>\nstream\n%s\nendstream" % (head, len(content), content)
+
+
+def pdf_of(objects: list[bytes], trailer: bytes = b"") -> bytes:
     content, places = b"%PDF-1.4\n", []
     for i, body in enumerate(objects):
         places.append(len(content))
         content += b"%d 0 obj\n%s\nendobj\n" % (i + 1, body)
     table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    head = b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
-    trailer = b"trailer << /Root 1 0 R /Size %d >>\nstartxref\n%d\n%%%%EOF" % (len(objects) + 1, len(content))
-    return content + head + table + trailer
+    size = len(objects) + 1
+    head = b"xref\n0 %d\n0000000000 65535 f \n" % size
+    tail = b"trailer << /Root 1 0 R /Size %d %s >>\nstartxref\n%d\n%%%%EOF" % (size, trailer, len(content))
+    return content + head + table + tail
 
 
 def deep_mail(depth: int = 1200) -> bytes:
@@ -202,10 +254,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str | None]] = {
     "unclosed.html": (written(b"<p><b><li>x" * 2000 + b"bottom"), None),
     "binary.html": (written(b"<p>\0\0\0"), "binary"),
     "empty.html": (written(b""), None),
-    "deep.json": (written(lambda: b"[" * 500_000 + b"]" * 500_000), None),
-    "deep.jsonl": (written(lambda: b'{"a":' * 100_000 + b"\n"), None),
+    "deep.json": (written(lambda: b"[" * 4_000 + b"]" * 4_000), None),
+    "deep.jsonl": (written(lambda: b'{"a":' * 2_000 + b"\n"), None),
     "surrogate.jsonl": (written(json.dumps({"a": "\ud800"}).encode()), None),
     "loop.pdf": (written(loop_pdf), "damaged"),
+    "scan.pdf": (written(scan_pdf), "no-text"),
+    "encrypted.pdf": (written(encrypted_pdf), "encrypted"),
     "cut.pdf": (written(b"%PDF-1.4\n1 0 obj\n<< /Type /Cat"), "damaged"),
     "empty.pdf": (written(b""), "damaged"),
     "not.pdf": (written(b"plain text under a false name"), "damaged"),
@@ -213,7 +267,81 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str | None]] = {
     "not.eml": (written(b"\x7fELF plain nonsense"), "damaged"),
     "not.mbox": (written(b"plain text under a false name\n"), "damaged"),
     "empty.mbox": (written(b""), None),
+    "escapes.md": (written(b"# \x1b]0;title\x07 red\n\n\x1b[31mThe text is red.\x1b[0m\x9b2J\n"), None),
+    "escapes.html": (written(b"<title>\x1b]0;title\x07</title><p>\x1b[31mThe text is red, too.&#27;[0m"), None),
+    "escapes.eml": (written(b"Subject: =?utf-8?q?=1B]0;title=07?=\nFrom: =?utf-8?q?=1B[31m?= <a@b.c>\n\nRed.\n"), None),
     "line\nend.txt": (written(b"name with a line end"), None),
+    "\x1b[31mred\x1b]0;title\x07.txt": (written(b"name that colours a terminal"), None),
+    "--help.txt": (written(b"name that looks like an option"), None),
+    "n" * 251 + ".txt": (written(b"name as long as one may be"), None),
     "\u202egpj.txt": (written(b"name that runs from right to left"), None),
     os.fsdecode(b"byte-\xff.txt"): (written(b"name that is not Unicode"), None),
 }
+
+STUB_PDF = b"%PDF-stub "  # a file that begins so makes the parser of pdf_stub.py misbehave as it says
+MISBEHAVING = {
+    "dies.pdf": ("die", "crashed"),
+    "leaves.pdf": ("leave", "crashed"),
+    "raises.pdf": ("raise", "crashed"),
+    "forges.pdf": ("forge \x00\x00", "crashed"),
+    "hoards.pdf": ("hoard", "memory"),
+    "allocates.pdf": ("allocate", "memory"),
+    "recurses.pdf": ("recurse", "too-deep"),
+    "spins.pdf": ("spin", "timeout"),
+    "connects.pdf": ("connect", "unreadable"),
+    "starts.pdf": ("start", "unreadable"),
+    "prints.pdf": ("print", None),
+}
+
+
+def write_hostile_folder(folder: Path) -> dict[str, str | None]:
+    """Everything hostile below a folder; gives the code of the reason for each path, None for what is read.
+
+    The codes of what a walk passes over are its reasons.
+    """
+    expected: dict[str, str | None] = {}
+    for name, (write, code) in HOSTILE.items():
+        try:
+            write(folder / name)
+        except OSError:  # a file system that takes Unicode names only
+            continue
+        expected[name] = code
+    for name, (order, code) in MISBEHAVING.items():
+        (folder / name).write_bytes(STUB_PDF + order.encode())
+        expected[name] = code
+    return expected | _write_what_is_passed_over(folder)
+
+
+def _write_what_is_passed_over(folder: Path) -> dict[str, str | None]:
+    (folder / "traversal.zip").write_bytes(zipped({"../../etc/passwd": "x"}))
+    os.mkfifo(folder / "pipe.txt")
+    with socket.socket(socket.AF_UNIX) as plug:
+        plug.bind(os.path.relpath(folder / "plug.txt"))  # the path of a socket must be short
+    (folder / "loop").mkdir()
+    (folder / "loop" / "again").symlink_to(folder, target_is_directory=True)
+    (folder / "self.txt").symlink_to(folder / "self.txt")
+    (folder / "nowhere.txt").symlink_to("/nowhere/at/all.txt")
+    deep = folder.joinpath(*["d"] * 300)
+    deep.mkdir(parents=True)
+    (deep / "bottom.txt").write_text("a file far down", encoding="ascii")
+    return {
+        "traversal.zip": "no reader for .zip files",
+        "pipe.txt": "not a plain file",
+        "plug.txt": "not a plain file",
+        "loop/again": "symbolic link",
+        "self.txt": "symbolic link",
+        "nowhere.txt": "symbolic link",
+        str((deep / "bottom.txt").relative_to(folder)): None,
+    }
+
+
+def dig(folder: Path, n_levels: int = 20) -> None:
+    """Folders within each other, until their path is longer than the system takes."""
+    inside = os.open(folder, os.O_RDONLY)
+    for _ in range(n_levels):
+        os.mkdir("e" * 250, dir_fd=inside)
+        below = os.open("e" * 250, os.O_RDONLY, dir_fd=inside)
+        os.close(inside)
+        inside = below
+    os.close(os.open("bottom.txt", os.O_CREAT | os.O_WRONLY, dir_fd=inside))
+    os.close(inside)

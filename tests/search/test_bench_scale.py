@@ -14,7 +14,23 @@ from pplx_edge.cli import main
 def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     results = tmp_path / "search.jsonl"
     options = ["--chunks", "1500", "--dim", "256", "--queries", "6", "--peers", "fts5", "--scan", "2"]
-    assert main(["bench", "search", *options, "--json", str(results), "--work", str(tmp_path / "work")]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "search",
+                *options,
+                "--json",
+                str(results),
+                "--work",
+                str(tmp_path / "work"),
+                "--plot",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    assert "recall 1.000" in (tmp_path / "search-scale.svg").read_text(encoding="utf-8")
     printed = capsys.readouterr().out
     for what in (
         "pplx-search: dense",

@@ -38,6 +38,7 @@ def test_no_command_uses_a_socket(tmp_path: Path) -> None:
         '<html><img src="http://example.org/x.png"><p>A page about foxes.</p></html>', encoding="utf-8"
     )
     home = tmp_path / "home"
+    assert watched(home, "doctor").returncode == 0  # without an index
     for argv in (
         ("add", str(folder)),
         ("update",),
@@ -45,6 +46,8 @@ def test_no_command_uses_a_socket(tmp_path: Path) -> None:
         ("search", "foxes", "--json"),
         ("status", "--files"),
         ("check",),
+        ("doctor",),
+        ("doctor", "--json"),
         ("get", "1"),
         ("rm", str(folder)),
     ):

@@ -1,7 +1,9 @@
 """`pplx-search` as its user runs it, on a fake model."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,11 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import FakeSession, fake_embedder
+from hypothesis import given
+from hypothesis import strategies as st
 from pplx_search import cli
 from pplx_search.cli import watch
 from pplx_search.cli.open import command_for
-from pplx_search.cli.progress import described, duration
-from pplx_search.indexing import Progress
+from pplx_search.cli.opening import shown_path
+from pplx_search.cli.progress import Bar, described, duration
+from pplx_search.cli.update import tell
+from pplx_search.indexing import Progress, Report
+from pplx_search.ingest.walk import MissingRoot
 from pplx_search.snippets import snippet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -54,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_add_then_search_prints_place_heading_and_passage(run: Run, folder: Path) -> None:
     status, out, err = run("add", folder)
     assert (status, out) == (0, "")
-    assert err.splitlines()[0] == "pplx-search: 2 indexed, 1 skipped"
+    assert err.startswith("pplx-search: 2 indexed, 1 passed over, in ")
     status, out, _ = run("search", "lazy dog", "--explain")
     assert status == 0
     first = out.splitlines()
@@ -100,10 +107,14 @@ def test_status_says_what_is_not_indexed_and_why(run: Run, folder: Path) -> None
     run("add", folder)
     status, out, _ = run("status", "--files")
     assert status == 0
-    assert "2 of 3 indexed, 0 pending, 1 failed" in out
-    assert "failed    " in out
-    assert "cut.pdf" in out
-    assert "photo.png" in out
+    lines = out.splitlines()
+    assert lines[:3] == [
+        "files        2 of 3 indexed",
+        "failed       1 damaged: the file is cut short or not what its name says",
+        "passed over  1 no reader for .png files",
+    ]
+    assert f"failed       files{os.sep}cut.pdf  not a whole PDF: nothing in it can be opened" in lines
+    assert f"passed over  files{os.sep}photo.png  no reader for .png files" in lines
     lines = [json.loads(line) for line in run("status", "--files", "--json")[1].splitlines()]
     assert (lines[0]["schema"], lines[0]["indexed"], lines[0]["failed"]) == (1, 2, 1)
     assert {line["state"] for line in lines[1:]} == {"failed", "skipped"}
@@ -111,7 +122,10 @@ def test_status_says_what_is_not_indexed_and_why(run: Run, folder: Path) -> None
 
 def test_update_check_get_and_rm(run: Run, folder: Path) -> None:
     run("add", folder)
-    assert run("update")[2] == "pplx-search: 2 unchanged, 1 skipped\npplx-search: why: pplx-search status --files\n"
+    said = run("update")[2]
+    assert re.fullmatch(
+        r"pplx-search: 2 unchanged, 1 passed over, in \d\.\d s; why: pplx-search status --files\n", said
+    )
     (folder / "sub" / "lease.txt").write_text("A zebra.\n")
     assert "1 indexed" in run("update")[2]
     assert run("check") == (0, "", "pplx-search: sound\n")
@@ -134,12 +148,17 @@ def test_update_check_get_and_rm(run: Run, folder: Path) -> None:
         (("rm",), "say either which paths or which collection"),
         (("get", "x"), "'x' is not ID, ID:LINE or ID:LINE:COUNT"),
         (("search", "x", "--since", "soon"), "'soon' is not a date; write 2026-01-31"),
+        (("search", "x", "--threads", "0"), "'0' is not a whole number above 0 (see: pplx-search search --help)"),
+        (("search", "x", "--foo"), "unknown option --foo (see: pplx-search search --help)"),
+        (("status", "now"), "'now' is one argument too many; write several words in quotes"),
+        (("serch", "x"), "there is no command 'serch'; did you mean search? (see: pplx-search --help)"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run: Run, folder: Path, argv: tuple[str, ...], message: str) -> None:
     status, out, err = run(*argv)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
+    assert err.startswith("pplx-search: error: ")
     assert message in err
 
 
@@ -211,11 +230,99 @@ def test_watching_looks_at_the_start_and_when_files_change(folder: Path) -> None
     assert list(reasons) == []
 
 
+class Terminal(io.StringIO):
+    """What people look at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_is_drawn_on_a_terminal_and_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Bar() as bar:
+        assert "looking for files" in terminal.getvalue()
+        bar.show(Progress(10, 100, 0, 0, 0))
+        bar.show(Progress(10, 100, 5, 50, 9))  # too soon to be drawn
+        bar._drawn = -1.0
+        bar.show(Progress(10, 100, 5, 60, 9))
+    drawn = [" ".join(line.split()) for line in terminal.getvalue().split("\r") if line.strip()]
+    assert drawn[0] == "looking for files"
+    assert drawn[1].startswith("0% ")
+    assert drawn[-1].startswith("60% ")
+    assert drawn[-1].endswith(" 5 of 10 files")
+    assert terminal.getvalue().endswith("\r")
+
+
+def test_a_quiet_bar_and_one_that_nobody_looks_at_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, quiet in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr("sys.stderr", stream)
+        with Bar(quiet) as bar:
+            bar.show(Progress(10, 100, 5, 60, 9))
+        assert stream.getvalue() == ""
+
+
+def test_progress_counts_what_is_embedded_of_a_file(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "book.txt").write_text("The quick brown fox jumps. " * 400)
+    seen: list[Progress] = []
+    monkeypatch.setattr(Bar, "show", lambda _, progress: seen.append(progress))
+    run("add", folder)
+    told = [progress.bytes for progress in seen]
+    assert told == sorted(told)
+    assert len({n for n in told if 1000 < n < 10_000}) > 3
+    assert (seen[0].bytes, seen[-1].bytes) == (0, seen[-1].n_bytes)
+    seen.clear()
+    run("reembed", "--model", "nano")
+    assert seen == []
+
+
+def test_reembedding_has_progress_too(run: Run, folder: Path, session: FakeSession, monkeypatch) -> None:
+    run("add", folder)
+    seen: list[Progress] = []
+    monkeypatch.setattr(Bar, "show", lambda _, progress: seen.append(progress))
+    session.backend = "other"
+    run("reembed", "--model", "other")
+    assert seen[-1].n_files == 0
+    assert 0.9 * seen[-1].n_bytes < seen[-1].bytes <= seen[-1].n_bytes  # blanks between chunks are in none
+    assert described(seen[-1], 10.0).startswith("8 tokens/s")
+
+
+def test_long_paths_lose_their_middle_and_those_at_home_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert shown_path(b"/home/ann/a.txt") == "~/a.txt"
+    assert shown_path(b"/home/anna/a.txt") == "/home/anna/a.txt"
+    shown = shown_path(b"/srv/" + b"x" * 4000 + b"/end.txt")
+    assert len(shown) == 160
+    assert shown.startswith("/srv/xxx")
+    assert "…" in shown
+    assert shown.endswith("xxx/end.txt")
+
+
+def test_folders_that_cannot_be_looked_into_are_told_and_not_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = [MissingRoot(Path(f"/nowhere/{i}"), "Permission denied") for i in range(8)]
+    tell(Report(missing=missing), 0.5, quiet=True)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "pplx-search: /nowhere/0: Permission denied; what was indexed from there is kept"
+    assert said[-1] == "pplx-search: and 3 more folders that could not be looked into"
+    assert len(said) == 6
+
+
+def test_a_document_with_escapes_is_shown_safely_on_a_terminal(run: Run, folder: Path, monkeypatch) -> None:
+    (folder / "escapes.md").write_text("A \x1b[31mred\x1b[0m zebra.\n\tTabs stay.\n")
+    run("add", folder)
+    number = json.loads(run("search", "zebra", "--json", "-k", "1", "--words-only")[1])["document"]
+    assert run("get", number)[1] == "A \x1b[31mred\x1b[0m zebra.\n\tTabs stay.\n"
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    run("get", number)
+    assert terminal.getvalue() == "A �[31mred�[0m zebra.\n\tTabs stay.\n"
+
+
 def test_progress_is_told_in_words() -> None:
     assert described(Progress(10, 100, 2, 20, 50), 1.0) == "2 of 10 files"
     assert described(Progress(10, 100, 2, 20, 50), 10.0) == "2 of 10 files, 5 tokens/s, about 40 s left"
     assert described(Progress(10, 100, 10, 100, 50), 10.0) == "10 of 10 files, 5 tokens/s"
-    assert [duration(s) for s in (0.2, 59, 90, 7500)] == ["1 s", "59 s", "2 min", "2 h 5 min"]
+    assert [duration(s) for s in (0.2, 59, 90, 7500)] == ["0.2 s", "59 s", "2 min", "2 h 5 min"]
 
 
 def test_snippets_show_the_words_of_the_question() -> None:
@@ -226,7 +333,22 @@ def test_snippets_show_the_words_of_the_question() -> None:
     assert shown.startswith("…")
     assert shown.endswith("…")
     assert snippet("short\n text", "x", 80) == "short text"
-    assert len(snippet("a" * 500, "", 50)) <= 52
+
+
+def test_snippets_are_of_whole_words_and_begin_with_a_sentence() -> None:
+    told = "He went away. " * 20 + "Then Gabriel Syme became a policeman. It was in the park. " + "She left. " * 30
+    shown = snippet(told, "how did Syme become a policeman?", 70)
+    assert shown == "…Then Gabriel Syme became a policeman. It was in the park. She left.…"
+    plain = "how and where " * 20 + "Syme the policeman " + "when and who " * 20
+    assert "policeman" in snippet(plain, "how did Syme become a policeman?", 60)
+
+
+@given(text=st.text(alphabet="ab 深.\n", max_size=300), question=st.text(alphabet="ab 深", max_size=20))
+def test_snippets_fit_and_are_part_of_the_passage(text: str, question: str) -> None:
+    shown = snippet(text, question, 40)
+    assert len(shown) <= 40
+    assert shown.strip("…") in " ".join(text.split())
+    assert shown or not text.strip()
 
 
 def test_export_writes_vectors_places_and_texts(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import apsw
 import killed_writer
 import pytest
 from pplx_search.store import Query, Store, StoreBusy, StoreDamaged, schema
+from pplx_search.store import database as database_module
 from pplx_search.store.database import DATABASE_FILE, require_engine
 from small_index import Basket, make_codes, make_text
 
@@ -345,7 +346,26 @@ def test_a_reader_does_not_write(tmp_path: Path):
 # Versions
 
 
-def test_an_older_index_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
+def test_an_index_of_any_earlier_version_is_read_and_brought_up_to_date(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(database_module, "migrate", lambda file: schema.migrate(file, schema.MIGRATIONS[:version]))
+        with Store.open(tmp_path, write=True) as store:
+            basket = fill(store)
+            expected = answer(store)
+    assert version_of(tmp_path) == version
+    with Store.open(tmp_path) as store:
+        assert answer(store) == expected
+        assert store.vectors.yardstick(basket.generation) is None
+    with Store.open(tmp_path, write=True) as store:
+        assert answer(store) == expected
+        assert store.check() == []
+    assert version_of(tmp_path) == len(schema.MIGRATIONS)
+
+
+def test_a_step_that_breaks_off_leaves_the_version_before_it(tmp_path: Path):
     with Store.open(tmp_path, write=True) as store:
         fill(store)
         expected = answer(store)
@@ -357,23 +377,33 @@ def test_an_older_index_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytes
         database.execute("ALTER TABLE files ADD COLUMN never TEXT")
         raise apsw.FullError("database or disk is full")
 
-    path = str(tmp_path / DATABASE_FILE)
+    path, known = str(tmp_path / DATABASE_FILE), len(schema.MIGRATIONS)
     newer = (*schema.MIGRATIONS, add_column)
     with pytest.raises(apsw.FullError):
         schema.migrate(apsw.Connection(path), (*newer, break_off))
     database = apsw.Connection(path)
-    assert database.pragma("user_version") == len(newer)
+    assert database.pragma("user_version") == known + 1
     assert database.execute("SELECT DISTINCT note FROM files").fetchall() == [("none",)]
     assert "never" not in [row[1] for row in database.execute("PRAGMA table_info(files)")]
     schema.migrate(database, newer)
     database.close()
-    with pytest.raises(StoreDamaged, match=r"version 2 of the index, this release reads up to 1; update pplx-edge"):
+    refusal = f"version {known + 1} of the index, this release reads up to {known}; update pplx-edge"
+    with pytest.raises(StoreDamaged, match=refusal):
         Store.open(tmp_path, write=True)
     database = apsw.Connection(path)
-    database.pragma("user_version", 1)
+    database.pragma("user_version", known)
     database.close()
     with Store.open(tmp_path) as store:
         assert answer(store) == expected
+
+
+def version_of(directory: Path) -> int:
+    """The version that an index says it has."""
+    database = apsw.Connection(str(directory / DATABASE_FILE))
+    try:
+        return database.pragma("user_version")
+    finally:
+        database.close()
 
 
 def test_an_old_engine_is_refused():

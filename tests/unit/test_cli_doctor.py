@@ -19,7 +19,7 @@ from fakes import FakeSession, fake_embedder
 import pplx_edge
 from pplx_edge import backends
 from pplx_edge.cli import host, selftest, usable
-from pplx_edge.cli.selftest import REFERENCE, TEXTS, TRIALS, Measurement, Outcome, Trial
+from pplx_edge.cli.selftest import REFERENCE, TRIALS, Measurement, Outcome, Trial, texts
 from pplx_edge.errors import EdgeError
 
 INT8 = TRIALS[1]
@@ -40,7 +40,7 @@ def measurement(codes: np.ndarray, **known: Any) -> Measurement:
 
 @pytest.fixture
 def codes() -> np.ndarray:
-    return np.random.default_rng(0).integers(-127, 128, (len(TEXTS), 64))
+    return np.random.default_rng(0).integers(-127, 128, (len(texts()), 64))
 
 
 @pytest.fixture
@@ -159,14 +159,14 @@ def test_the_self_test_runs_each_backend_in_a_process_of_its_own(
     assert (reference["format"], reference["default"], reference["min_cosine"]) == ("onnx-fp32", False, None)
     assert (int8["format"], int8["default"], int8["verdict"], int8["why"]) == ("onnx-int8", True, "ok", "")
     codes = [
-        pplx_edge.load(tiny_dir, format=format, backend="onnx").encode(TEXTS[: int8["n_texts"]]).astype(float)
+        pplx_edge.load(tiny_dir, format=format, backend="onnx").encode(texts()[: int8["n_texts"]]).astype(float)
         for format in ("onnx-fp32", "onnx-int8")
     ]
     cosines = (codes[0] * codes[1]).sum(1) / np.linalg.norm(codes[0], axis=1) / np.linalg.norm(codes[1], axis=1)
     assert int8["min_cosine"] == pytest.approx(cosines.min(), abs=1e-9)
     assert int8["min_cosine"] < 0.99999
     assert int8["largest_step"] == np.abs(codes[0] - codes[1]).max()
-    assert int8["n_texts"] == reference["n_texts"] == len(TEXTS)
+    assert int8["n_texts"] == reference["n_texts"] == len(texts())
     assert int8["device"] == "cpu"
     assert int8["tokens_per_second"] > 0
     assert 3e7 < int8["peak_bytes"] < 2e9
@@ -332,16 +332,16 @@ def test_a_slow_backend_reads_as_many_texts_as_it_has_time_for(monkeypatch, seco
     found = selftest.measure("nano", "mlx", None, seconds)
     assert SlowSession.seconds <= seconds
     assert found.tokens_per_second == pytest.approx(100)
-    expected = fake_embedder().encode(TEXTS[: found.n_texts])
+    expected = fake_embedder().encode(texts()[: found.n_texts])
     np.testing.assert_array_equal(np.array(found.codes), expected)
     assert found.n_texts == n_texts
     tokenizer = fake_embedder().tokenizer
-    assert found.n_tokens == sum(tokenizer.count(text) for text in TEXTS[: found.n_texts])
+    assert found.n_tokens == sum(tokenizer.count(text) for text in texts()[: found.n_texts])
 
 
 def test_the_texts_are_many_different_and_of_rising_length():
-    lengths = [len(text) for text in TEXTS]
-    assert len(set(TEXTS)) == selftest.N_TEXTS == 32
+    lengths = [len(text) for text in texts()]
+    assert len(set(texts())) == selftest.N_TEXTS == 32
     assert max(lengths) > 5 * min(lengths)
     assert sum(lengths[:8]) < sum(lengths[8:16]) < sum(lengths[16:24]) < sum(lengths[24:])
 

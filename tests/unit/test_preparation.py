@@ -7,7 +7,7 @@ import numpy as np
 import pplx_convert
 import pytest
 from checkpoints import write_checkpoint
-from pplx_convert import convert, onnx_convert
+from pplx_convert import conversion, convert
 
 import pplx_edge
 from pplx_edge.artifact import Artifact
@@ -62,7 +62,7 @@ def test_a_new_converter_converts_anew(
     tiny_dir: Path, cache: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready_directory(tiny_dir, "onnx")
-    monkeypatch.setattr(onnx_convert, "REVISION", onnx_convert.REVISION + 1)
+    monkeypatch.setitem(conversion.REVISIONS, "onnx", conversion.REVISIONS["onnx"] + 1)
     ready_directory(tiny_dir, "onnx")
     assert len(conversions) == 2
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     for path in args.paths:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
+    started = time.monotonic()
     with open_index(args, write=True) as store:
         serving = store.vectors.serving
         if serving is None:
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         with model, Bar(args.quiet) as bar:
             indexer = Indexer(store, model, options, settings, on_progress=bar.show)
             report = indexer.update([store.collections.get(collection.name)])
-    tell(report, args.quiet)
+    tell(report, time.monotonic() - started, args.quiet)
     return 0
 
 

@@ -1,6 +1,7 @@
 """`pplx-search get`: the text of a document, or some of its lines."""
 
 import argparse
+import re
 import sys
 from typing import Any
 
@@ -8,6 +9,7 @@ from pplx_edge.cli.options import add_command
 from pplx_search.cli.opening import open_index
 
 _LINES = 20
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what plays tricks on terminals
 
 
 def add_parser(commands: Any) -> None:
@@ -16,7 +18,8 @@ def add_parser(commands: Any) -> None:
         "get",
         "print the text of a document as it was indexed",
         "pplx-search get 12\npplx-search get 12:240:10",
-        description="Documents are named by the number in brackets that search prints.",
+        description="Documents are named by the number in brackets that search prints. On a terminal, control "
+        "characters are shown as �.",
     )
     parser.add_argument(
         "place", type=_place, metavar="ID[:LINE[:COUNT]]", help=f"all of it, or COUNT ({_LINES}) lines from LINE on"
@@ -29,11 +32,15 @@ def run(args: argparse.Namespace) -> int:
     with open_index(args) as store:
         document = store.document(number)
         if line is not None:
-            sys.stdout.write(store.lines(document.content, line, count))
+            _write(store.lines(document.content, line, count))
         else:
             for piece in store.pieces(document.content):
-                sys.stdout.write(piece.text)
+                _write(piece.text)
     return 0
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(_CONTROL.sub("�", text) if sys.stdout.isatty() else text)
 
 
 def _place(text: str) -> tuple[int, int | None, int]:

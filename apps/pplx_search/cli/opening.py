@@ -8,6 +8,7 @@ from typing import Any
 
 import pplx_edge
 from pplx_edge import Embedder
+from pplx_edge.cli.options import positive
 from pplx_edge.cli.terminal import printable
 from pplx_edge.errors import InputError, OfflineError
 from pplx_search.store import Store
@@ -15,6 +16,7 @@ from pplx_search.store.database import DATABASE_FILE
 
 DEFAULT_MODEL = "nano"
 DEFAULT_COLLECTION = "default"
+_PATH_CHARS, _PATH_HEAD = 160, 50  # that are shown of a path at most, and of its beginning
 
 
 def say(message: str) -> None:
@@ -62,11 +64,18 @@ def model_of(store: Store, args: argparse.Namespace) -> tuple[Embedder, dict[str
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """How the model is opened."""
     parser.add_argument("--offline", action="store_true", help="never use the network, not even to fetch the model")
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads; default all")
+    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads; default all")
 
 
-def shown_path(path: bytes) -> str:
-    """A path as people read it: from the current directory where it lies below, control characters replaced."""
+def shown_path(path: bytes, *, from_here: bool = True) -> str:
+    """A path as people read it, on one line; its middle is left out where it is very long.
+
+    It is told from the current directory where it lies below that and `from_here`, or from `~`.
+    """
     text = os.fsdecode(path)
-    here = str(Path.cwd()) + os.sep
-    return printable(text.removeprefix(here))
+    for above, sign in ((str(Path.cwd()) if from_here else "", ""), (str(Path.home()), f"~{os.sep}")):
+        if len(above) > 1 and text.startswith(above + os.sep):
+            text = sign + text.removeprefix(above + os.sep)
+            break
+    text = printable(text)
+    return text if len(text) <= _PATH_CHARS else f"{text[:_PATH_HEAD]}…{text[_PATH_HEAD + 1 - _PATH_CHARS :]}"

@@ -12,7 +12,8 @@ from typing import Any
 from pplx_edge.cli.options import add_command, positive
 from pplx_edge.cli.terminal import colours, paint, printable
 from pplx_edge.errors import InputError
-from pplx_search.cli.opening import add_model_options, model_of, open_index, shown_path
+from pplx_search.cli.opening import add_model_options, model_of, open_index, say, shown_path
+from pplx_search.relevance import Verdict, judge
 from pplx_search.snippets import snippet
 from pplx_search.store import Filter, Hit, Query, Store
 
@@ -28,8 +29,9 @@ def add_parser(commands: Any) -> None:
         "find the passages that answer a question",
         'pplx-search search "when does the lease end?"\n'
         'pplx-search search "invoice 4711" --type pdf --in ~/Documents --since 2026-01-01 --json',
-        description="Vectors and words are ranked and fused; exact phrases and file names win. Exit status: 0 hits, "
-        "1 none, 2 error.",
+        description="Vectors and words are ranked and fused; exact phrases and file names win. There is always a "
+        "nearest passage: when it is no nearer than for questions that nothing here answers, that is said instead. "
+        "Exit status: 0 hits, 1 nothing relevant, 2 error.",
     )
     parser.add_argument("query", metavar="QUERY", help="a question or a few words")
     parser.add_argument("-k", type=positive, default=10, metavar="N", help="the N best passages; default 10")
@@ -45,6 +47,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--to", default="", metavar="TEXT", help="mail whose recipients hold this")
     group = parser.add_argument_group("output")
     group.add_argument("--words-only", action="store_true", help="no vectors: the model is not even opened")
+    group.add_argument("--all", action="store_true", help="hits even when nothing seems relevant")
     group.add_argument("--explain", action="store_true", help="rank and score in each of the rankings")
     group.add_argument("--json", action="store_true", help="one JSON object a hit")
     add_model_options(parser)
@@ -60,11 +63,36 @@ def run(args: argparse.Namespace) -> int:
             model, _ = model_of(store, args)
             with model:
                 (codes,) = model.encode_query([args.query], show_progress=False)
-        hits = store.search(Query(codes=codes, words=args.query, k=args.k, filter=_filter(args)))
+        query = Query(codes=codes, words=args.query, k=args.k, filter=_filter(args))
+        hits = store.search(query)
+        verdict = judge(store, query, hits)
+        if args.explain:
+            say(_explained(verdict))
+        if hits and not verdict.relevant and not args.all:
+            say(f"nothing relevant (chance of an answer: {_percent(verdict)}); see the nearest with --all")
+            return _NOTHING
         for number, hit in enumerate(hits, start=1):
             text = store.text(hit)
-            print(_json(hit, text, store) if args.json else _block(number, hit, text, args))
+            print(_json(hit, text, verdict, store) if args.json else _block(number, hit, text, args))
     return _FOUND if hits else _NOTHING
+
+
+def _percent(verdict: Verdict) -> str:
+    return "unknown size" if verdict.chance is None else f"{100 * verdict.chance:.0f} %"
+
+
+def _explained(verdict: Verdict) -> str:
+    """The evidence, each figure beside what questions have that nothing answers."""
+    evidence, nothing = verdict.evidence, verdict.yardstick
+    if verdict.chance is None or nothing is None:
+        return "chance of an answer unknown: it takes vectors, a calibrated model and more than a few documents"
+    figures = (
+        ("vectors", evidence.prominence or 0.0, nothing.prominence, nothing.prominence_spread),
+        ("words", evidence.share_of_words, nothing.share_of_words, nothing.share_of_words_spread),
+    )
+    told = [f"{name} {found:.2f} (nothing: {mean:.2f} ± {spread:.2f})" for name, found, mean, spread in figures]
+    exact = ["found word for word or by name"] if evidence.exact else []
+    return f"chance of an answer: {_percent(verdict)}; {', '.join(told + exact)}"
 
 
 def _filter(args: argparse.Namespace) -> Filter:
@@ -106,7 +134,7 @@ def _block(number: int, hit: Hit, text: str, args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _json(hit: Hit, text: str, store: Store) -> str:
+def _json(hit: Hit, text: str, verdict: Verdict, store: Store) -> str:
     document = store.document(hit.document)
     return json.dumps(
         {
@@ -127,6 +155,7 @@ def _json(hit: Hit, text: str, store: Store) -> str:
             "bm25": None if hit.bm25 is None else round(hit.bm25, 4),
             "ranks": dict(hit.ranks),
             "copies": hit.copies,
+            "chance": None if verdict.chance is None else round(verdict.chance, 4),
             "text": text,
         },
         ensure_ascii=False,

@@ -3,15 +3,19 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from pplx_edge.cli.options import add_command
 from pplx_edge.cli.terminal import human_bytes, printable
 from pplx_search.cli.opening import open_index, shown_path
-from pplx_search.store import FileState, Status, Store
+from pplx_search.ingest.failures import CODES
+from pplx_search.store import FileReport, FileState, Status, Store
 
 _SCHEMA = 1
+_NAME_CHARS = 12
+_FAILURES = CODES | {"model": "the model gives no finite vector for a text in it"}
 _NOT_INDEXED = (FileState.PENDING, FileState.FAILED, FileState.SKIPPED)
 
 
@@ -30,45 +34,62 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     with open_index(args) as store:
         status = store.status()
-        print(
-            _json(store, status)
-            if args.json
-            else "\n".join(f"{name:11} {value}" for name, value in _lines(store, status))
-        )
+        if args.json:
+            print(_json(store, status))
+        else:
+            print("\n".join(f"{name:{_NAME_CHARS}} {value}".rstrip() for name, value in _lines(store, status)))
         if args.files:
             for report in store.files.reports(_NOT_INDEXED):
-                fields = {"path": os.fsdecode(report.path), "state": str(report.state), "code": report.code}
-                if args.json:
-                    print(json.dumps(fields | {"message": report.message, "attempts": report.attempts}))
-                else:
-                    print(f"{report.state:8}  {shown_path(report.path)}  {printable(report.message or report.code)}")
+                print(_file_json(report) if args.json else _file_line(report))
     return 0
 
 
+def _file_json(report: FileReport) -> str:
+    fields = {"path": os.fsdecode(report.path), "state": str(report.state), "code": report.code}
+    return json.dumps(fields | {"message": report.message, "attempts": report.attempts})
+
+
+def _file_line(report: FileReport) -> str:
+    pending = "new or changed; the next run reads it" if report.state == FileState.PENDING else ""
+    state = "passed over" if report.state == FileState.SKIPPED else report.state
+    return f"{state:12} {shown_path(report.path)}  {printable(report.message or report.code or pending)}"
+
+
 def _lines(store: Store, status: Status) -> list[tuple[str, str]]:
-    serving = status.serving
     total = status.indexed + status.pending + status.failed
+    to_come = f", {status.pending:,} to come" if status.pending else ""
+    so_far = " so far" if status.n_embedded < status.n_contents else ""
+    texts = f"{status.n_chars:,} characters of {status.n_documents:,} documents in {status.n_chunks:,} passages{so_far}"
+    size = human_bytes(status.database_bytes + status.bits_bytes)
     lines = [
-        ("files", f"{status.indexed:,} of {total:,} indexed, {status.pending:,} pending, {status.failed:,} failed"),
-        ("passed over", f"{status.skipped:,}"),
+        ("files", f"{status.indexed:,} of {total:,} indexed{to_come}"),
+        *_reasons("failed", {code: n for code, n in status.reasons.items() if code in _FAILURES}),
+        *_reasons("passed over", {code: n for code, n in status.reasons.items() if code not in _FAILURES}),
+        ("texts", texts),
+        ("index", f"{size} in {shown_path(os.fsencode(store.directory), from_here=False)}"),
     ]
-    lines += [("", f"{count:,} {printable(reason)}") for reason, count in sorted(status.reasons.items())]
-    lines += [
-        ("documents", f"{status.n_documents:,} with {status.n_chars:,} characters in {status.n_chunks:,} chunks"),
-        ("index", f"{human_bytes(status.database_bytes)}, bits {human_bytes(status.bits_bytes)}, in {store.directory}"),
-    ]
-    if serving is not None:
-        settings = serving.settings
-        lines.append(
-            ("model", f"{settings['model']}, {serving.dim} dimensions, {settings['chunk_tokens']} tokens a chunk")
-        )
+    if (serving := status.serving) is not None:
+        about = f"{serving.dim} dimensions, {serving.settings['chunk_tokens']} tokens a passage"
+        lines.append(("model", f"{serving.settings['model']}, {about}"))
     if status.building is not None:
         done = f"{status.n_rebuilt:,} of {status.n_contents:,} texts"
         lines.append(("new model", f"{status.building.settings['model']}: {done}; go on: pplx-search reembed"))
     for collection in store.collections.all():
-        roots = ", ".join(shown_path(root.path) for root in collection.roots) or "no folders"
-        lines.append(("collection", f"{collection.name}: {roots}"))
+        roots = [shown_path(root.path, from_here=False) for root in collection.roots] or ["no folders"]
+        lines += [("collection", f"{printable(collection.name)}: {roots[0]}"), *(("", root) for root in roots[1:])]
     return lines + [("note", remark) for remark in status.remarks]
+
+
+def _reasons(name: str, counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """How many files for which reason, the most frequent first; nothing where there are none."""
+    if not counts:
+        return []
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    width = max(len(f"{n:,}") for n in counts.values())
+    told = [
+        f"{n:{width},} {printable(code)}{': ' + _FAILURES[code] if code in _FAILURES else ''}" for code, n in ordered
+    ]
+    return [(name, told[0]), *(("", line) for line in told[1:])]
 
 
 def _json(store: Store, status: Status) -> str:

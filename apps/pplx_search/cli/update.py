@@ -2,14 +2,17 @@
 
 import argparse
 import os
+import time
 from typing import Any
 
 from pplx_edge.cli.options import add_command
 from pplx_edge.errors import InputError
-from pplx_search.cli.opening import add_model_options, model_of, open_index, say
-from pplx_search.cli.progress import Bar
+from pplx_search.cli.opening import add_model_options, model_of, open_index, say, shown_path
+from pplx_search.cli.progress import Bar, duration
 from pplx_search.indexing import Indexer, Report
 from pplx_search.settings import options_from
+
+_MOST_MISSING = 5  # folders that could not be looked into, each said on a line of its own
 
 
 def add_parser(commands: Any) -> None:
@@ -28,6 +31,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    started = time.monotonic()
     with open_index(args, write=True) as store:
         collections = [store.collections.get(name) for name in args.collection] if args.collection else None
         if not (collections or store.collections.all()):
@@ -37,14 +41,16 @@ def run(args: argparse.Namespace) -> int:
             indexer = Indexer(store, model, options_from(settings), settings, on_progress=bar.show)
             report = indexer.update(collections, retry=args.retry)
         store.compact()
-    tell(report, args.quiet)
+    tell(report, time.monotonic() - started, args.quiet)
     return 0
 
 
-def tell(report: Report, quiet: bool) -> None:
-    """Says on stderr what a run did. What could not be looked into is always said."""
-    for missing in report.missing:
-        say(f"{os.fspath(missing.path)}: {missing.reason}; what was indexed from there is kept")
+def tell(report: Report, seconds: float, quiet: bool) -> None:
+    """Says on stderr what a run did, and how long it took. What could not be looked into is always said."""
+    for missing in report.missing[:_MOST_MISSING]:
+        say(f"{shown_path(os.fsencode(missing.path))}: {missing.reason}; what was indexed from there is kept")
+    if len(report.missing) > _MOST_MISSING:
+        say(f"and {len(report.missing) - _MOST_MISSING:,} more folders that could not be looked into")
     if quiet:
         return
     counts = {
@@ -52,10 +58,10 @@ def tell(report: Report, quiet: bool) -> None:
         "unchanged": report.unchanged,
         "moved": report.moved,
         "forgotten": report.forgotten,
-        "skipped": report.skipped,
+        "passed over": report.skipped,
         "failed": report.failed,
         "still being written": report.changing,
     }
-    say(", ".join(f"{n:,} {what}" for what, n in counts.items() if n) or "no files there")
-    if report.failed or report.skipped:
-        say("why: pplx-search status --files")
+    files = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+    why = "; why: pplx-search status --files" if report.failed or report.skipped or report.changing else ""
+    say(f"{files or 'no files there'}, in {duration(seconds)}{why}")

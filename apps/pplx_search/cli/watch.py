@@ -43,11 +43,12 @@ def run(args: argparse.Namespace) -> int:
             if not roots:
                 raise InputError("there is nothing to watch yet; begin with: pplx-search add FOLDER")
             for _ in reasons_to_look(roots):
+                started = time.monotonic()
                 indexer = Indexer(store, model, options_from(settings), settings)
                 report = indexer.update()
                 store.compact()
                 if report.indexed or report.known or report.forgotten or report.moved or report.failed:
-                    tell(report, args.quiet)
+                    tell(report, time.monotonic() - started, args.quiet)
                 elif not args.quiet:
                     say("up to date")
     return 0

@@ -8,12 +8,14 @@ from pplx_search.store.store import Store
 from pplx_search.store.sweeping import Swept
 from pplx_search.store.values import (
     Collection,
+    Evidence,
     FileFacts,
     FileReport,
     FileState,
     Filter,
     Generation,
     Hit,
+    Passage,
     Progress,
     Query,
     Root,
@@ -22,12 +24,14 @@ from pplx_search.store.values import (
     Status,
     StoredChunk,
     StoredDocument,
+    Yardstick,
 )
 from pplx_search.store.vectors import Vectors
 
 __all__ = [
     "Collection",
     "Collections",
+    "Evidence",
     "FileFacts",
     "FileReport",
     "FileState",
@@ -35,6 +39,7 @@ __all__ = [
     "Filter",
     "Generation",
     "Hit",
+    "Passage",
     "Progress",
     "Query",
     "Root",
@@ -49,5 +54,6 @@ __all__ = [
     "StoredDocument",
     "Swept",
     "Vectors",
+    "Yardstick",
     "content_digest",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from pplx_search.store.bits import BitsFile, checksum, signs
 from pplx_search.store.database import Database
 from pplx_search.store.schema import words_table
-from pplx_search.store.texts import BLOCK_CHARS
+from pplx_search.store.texts import BLOCK_CHARS, unpacked
 
 _ROWS = 4096
 
@@ -78,8 +78,8 @@ def _texts(database: Database) -> Iterator[str]:
         blocks = database.each("SELECT number, data FROM blocks WHERE content = ? ORDER BY number", (content,))
         for expected, (number, data) in enumerate(blocks):
             try:
-                text = zlib.decompress(data).decode("utf-8", "surrogatepass")
-            except (zlib.error, UnicodeDecodeError) as error:
+                text = unpacked(data)
+            except (zlib.error, OSError, ValueError) as error:
                 yield f"text {content}, block {number} cannot be read: {error}"
                 continue
             if number != expected or length != number * BLOCK_CHARS:

@@ -12,7 +12,7 @@ from pplx_search.store.errors import translated
 from pplx_search.store.schema import migrate, require_readable
 
 DATABASE_FILE = "index.sqlite"
-_OLDEST_ENGINE = (3, 51, 3)  # before it, two processes that write and checkpoint at once may lose a commit
+OLDEST_ENGINE = (3, 51, 3)  # before it, two processes that write and checkpoint at once may lose a commit
 _PAGE_BYTES = 4096
 _BUSY_MS = 10_000
 _CACHE_KIB = 64 * 1024
@@ -44,7 +44,8 @@ class Database:
 
     def _prepare(self, write: bool) -> None:
         if not write:
-            require_readable(self._connection)
+            if not require_readable(self._connection):  # made, and ended before its first step
+                raise InputError(f"{self.path.parent}: nothing is indexed yet; begin with: pplx-search add FOLDER")
             self._connection.pragma("query_only", 1)
             return
         self._connection.pragma("page_size", _PAGE_BYTES)
@@ -174,8 +175,8 @@ class Database:
 
 def require_engine(version: str) -> None:
     """Raises StorageError for an SQLite that is too old to be trusted with two processes."""
-    if tuple(int(part) for part in version.split(".")) < _OLDEST_ENGINE:
-        oldest = ".".join(map(str, _OLDEST_ENGINE))
+    if tuple(int(part) for part in version.split(".")) < OLDEST_ENGINE:
+        oldest = ".".join(map(str, OLDEST_ENGINE))
         raise StorageError(f"SQLite {version} may lose commits, {oldest} or newer is needed: pip install -U apsw")
 
 

@@ -118,7 +118,14 @@ def _first_tables(database: apsw.Connection) -> None:
     database.execute(_TABLES)
 
 
-MIGRATIONS: Sequence[Callable[[apsw.Connection], None]] = (_first_tables,)
+def _yardsticks(database: apsw.Connection) -> None:
+    database.execute(
+        "CREATE TABLE yardsticks(generation INTEGER PRIMARY KEY REFERENCES generations(id) ON DELETE CASCADE,"
+        " figures TEXT NOT NULL)"
+    )
+
+
+MIGRATIONS: Sequence[Callable[[apsw.Connection], None]] = (_first_tables, _yardsticks)
 
 
 def migrate(database: apsw.Connection, migrations: Sequence[Callable[[apsw.Connection], None]] = MIGRATIONS) -> None:

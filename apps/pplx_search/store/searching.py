@@ -22,18 +22,18 @@ from pplx_edge.lexical import match_expression
 from pplx_edge.similarity import reciprocal_rank_fusion
 from pplx_search.store.bits import signs
 from pplx_search.store.database import Database
+from pplx_search.store.evidence import COUNTED, count_chunks, gather
 from pplx_search.store.hits import read_hits
 from pplx_search.store.kernel import Kernel, Scanner, cosines, leanings
 from pplx_search.store.schema import words_table
 from pplx_search.store.snapshot import Allowed, Snapshot, load_snapshot
-from pplx_search.store.values import Generation, Hit, Query
+from pplx_search.store.values import Evidence, Generation, Hit, Passage, Query
 from pplx_search.store.vectors import Vectors, searchable
 
 _BATCH = 128  # of chunks that are compared exactly, before it is asked whether it was worth it
 _FEW = 0.2  # share of rows below which picking them out is cheaper than passing over the others
 _LEG = 1000  # hits of a ranking by words
 _NAMES = 100
-_COMMON = 20_000  # chunks with a word, above which it is not looked for beside rarer ones
 _QUOTED = re.compile(r'"([^"]+)"')
 
 
@@ -72,6 +72,30 @@ class Searcher:
             self._add_cosines(query, snapshot, chosen, found)
             return read_hits(self._database, chosen, query.filter, found.legs, found.cosines, found.bm25)
 
+    def evidence(self, query: Query, hits: Sequence[Hit]) -> Evidence:
+        """What the hits of a search say for themselves, in the present state of the index."""
+        with self._database.reading():
+            snapshot = self.snapshot()
+            if snapshot is None:
+                return Evidence(prominence=None, share_of_words=0.0, exact=False)
+            there = [hit for hit, content in zip(hits, self._contents(snapshot, hits), strict=True) if content]
+            return gather(self._database, self.kernel, snapshot, query, there)
+
+    def spread(self, count: int) -> list[Passage]:
+        """So many passages, or all, from everywhere in the index."""
+        with self._database.reading():
+            snapshot = self.snapshot()
+            chunks = [] if snapshot is None else snapshot.spread(count).tolist()
+            of_chunk = "FROM chunks JOIN embeddings ON embeddings.id = embedding WHERE chunks.id = ?"
+            sql = f"SELECT content, start, stop {of_chunk}"
+            return [Passage(*row) for chunk in chunks for row in self._database.rows(sql, (chunk,))]
+
+    def n_chunks(self) -> int:
+        """How many chunks are searched."""
+        with self._database.reading():
+            snapshot = self.snapshot()
+            return 0 if snapshot is None else snapshot.n_chunks
+
     def snapshot(self) -> Snapshot | None:
         """The serving generation as it is now, None when there is none; loaded when something changed."""
         state = self._database.state
@@ -81,6 +105,10 @@ class Searcher:
             self._snapshot = generation and load_snapshot(self._database, generation, self._directory, before)
             self._state = state
         return self._snapshot
+
+    def _contents(self, snapshot: Snapshot, hits: Sequence[Hit]) -> list[int]:
+        """The texts of hits, 0 for those whose text went since."""
+        return snapshot.contents_of(np.array([hit.chunk for hit in hits], np.int64)).tolist()
 
     def _dense(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: _Rankings) -> None:
         codes = self._checked(query, snapshot.generation)
@@ -144,14 +172,10 @@ class Searcher:
         They add next to nothing to BM25, and ranking all that hold them is what takes time. Where there are no others,
         all are asked for at once.
         """
-        if snapshot.n_slots <= _COMMON:
+        if snapshot.n_slots <= COUNTED:
             return match_expression(words)
         terms = [expression for word in words.split() if (expression := match_expression(word))]
-        for term in terms:
-            if term not in snapshot.common:
-                sql = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {table} MATCH ? LIMIT ?)"
-                snapshot.common[term] = self._database.value(sql, (term, _COMMON + 1)) > _COMMON
-        rare = [term for term in terms if not snapshot.common[term]]
+        rare = [term for term in terms if count_chunks(self._database, snapshot, term) <= COUNTED]
         return " OR ".join(rare) if rare else " AND ".join(f"({term})" for term in terms)
 
     def _matches(self, table: str, expression: str, snapshot: Snapshot, allowed: Allowed) -> list[tuple[int, float]]:

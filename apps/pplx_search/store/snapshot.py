@@ -42,13 +42,30 @@ class Snapshot:
     bits: np.ndarray
     n_contents: int
     mended: bool
-    common: dict[str, bool] = field(default_factory=dict)  # whether a word is in a great many chunks, once asked
+    chunks_with: dict[str, int] = field(default_factory=dict)  # of chunks that hold a word, once asked
     _allowed: "OrderedDict[Filter, Allowed]" = field(default_factory=OrderedDict)
 
     def chunks_at(self, slots: np.ndarray) -> np.ndarray:
         """Numbers of the chunks whose bits are in rows that belong to chunks, int64."""
         runs = np.searchsorted(self.first_slots, slots, side="right") - 1
         return self.first_chunks[runs] + slots - self.first_slots[runs]
+
+    @property
+    def n_chunks(self) -> int:
+        """How many chunks there are."""
+        return int(self.counts.sum())
+
+    def spread(self, count: int) -> np.ndarray:
+        """Numbers of so many chunks, or all, as evenly over the index as can be, int64."""
+        ends = np.cumsum(self.counts)
+        places = np.unique(np.linspace(0, self.n_chunks - 1, min(count, self.n_chunks)).astype(np.int64))
+        runs = np.searchsorted(ends, places, side="right")
+        return self.first_chunks[runs] + places - (ends[runs] - self.counts[runs])
+
+    def slots_of(self, chunks: np.ndarray) -> np.ndarray:
+        """Rows that hold the bits of chunks that are in this generation, int64."""
+        runs = np.searchsorted(self.first_chunks, chunks, side="right") - 1
+        return self.first_slots[runs] + chunks - self.first_chunks[runs]
 
     def contents_of(self, chunks: np.ndarray) -> np.ndarray:
         """Numbers of the texts of chunks, int64; 0, which no text has, for those that are not in this generation."""

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +19,17 @@ from pplx_search.store.searching import Searcher
 from pplx_search.store.status import read_chunks, read_document, read_documents, read_lines, read_status
 from pplx_search.store.sweeping import Swept
 from pplx_search.store.texts import Texts
-from pplx_search.store.values import EVERYTHING, Filter, Hit, Query, Status, StoredChunk, StoredDocument
+from pplx_search.store.values import (
+    EVERYTHING,
+    Evidence,
+    Filter,
+    Hit,
+    Passage,
+    Query,
+    Status,
+    StoredChunk,
+    StoredDocument,
+)
 from pplx_search.store.vectors import Vectors
 
 _MAX_THREADS = 4
@@ -109,6 +119,21 @@ class Store:
         """The best chunks for a query, best first."""
         with self._guard:
             return self._searcher.search(query)
+
+    def evidence(self, query: Query, hits: Sequence[Hit]) -> Evidence:
+        """What speaks for the answer to a query being among its hits."""
+        with self._guard:
+            return self._searcher.evidence(query, hits)
+
+    def spread(self, count: int) -> list[Passage]:
+        """So many passages, or all that there are, from everywhere in the index."""
+        with self._guard:
+            return self._searcher.spread(count)
+
+    def n_chunks(self) -> int:
+        """How many chunks a search without a filter looks at."""
+        with self._guard:
+            return self._searcher.n_chunks()
 
     def text(self, hit: Hit, around: int = 0) -> str:
         """The text of a hit, with that many characters before and after it."""

@@ -1,5 +1,6 @@
 """Texts, compressed in blocks of equal length, so that a passage is read without the rest."""
 
+import bz2
 import json
 import zlib
 from collections import OrderedDict
@@ -12,6 +13,8 @@ from pplx_search.store.database import Database
 BLOCK_CHARS = 65_536
 _CACHED_BLOCKS = 32
 _LEVEL = 6
+_LONG_BYTES = 4096  # from which bz2 may make less of prose than zlib does
+_BZ2 = b"BZh"
 _UTF8 = ("utf-8", "surrogatepass")  # a text may hold halves of characters, and comes back as it was
 
 
@@ -31,11 +34,11 @@ class Texts:
         pages: list[tuple[int, int | None]] = []
         n_chars = 0
         for number, block in enumerate(_blocks(_counted(pieces, pages))):
-            data = zlib.compress(block.encode(*_UTF8), _LEVEL)
-            self._database.run("INSERT INTO blocks(content, number, data) VALUES (?, ?, ?)", (content, number, data))
+            values = (content, number, packed(block))
+            self._database.run("INSERT INTO blocks(content, number, data) VALUES (?, ?, ?)", values)
             n_chars += len(block)
-        packed = zlib.compress(json.dumps(pages).encode(), _LEVEL) if pages and pages != [(0, None)] else None
-        self._database.run("UPDATE contents SET n_chars = ?, pages = ? WHERE id = ?", (n_chars, packed, content))
+        told = packed(json.dumps(pages)) if pages and pages != [(0, None)] else None
+        self._database.run("UPDATE contents SET n_chars = ?, pages = ? WHERE id = ?", (n_chars, told, content))
         return content
 
     def read(self, content: int, start: int = 0, stop: int | None = None) -> str:
@@ -55,8 +58,8 @@ class Texts:
         row = self._database.row("SELECT n_chars, pages FROM contents WHERE id = ?", (content,))
         if row is None:
             raise InputError(f"text {content} is not in the index any more; search again")
-        n_chars, packed = row
-        pages = json.loads(zlib.decompress(packed)) if packed else [(0, None)]
+        n_chars, told = row
+        pages = json.loads(unpacked(told)) if told else [(0, None)]
         edges = [*(start for start, _ in pages), n_chars]
         for (start, page), stop in zip(pages, edges[1:], strict=True):
             for position in range(start, stop, BLOCK_CHARS):
@@ -69,11 +72,23 @@ class Texts:
         key = (content, number)
         if key not in self._cache:
             data = self._database.value("SELECT data FROM blocks WHERE content = ? AND number = ?", key)
-            self._cache[key] = zlib.decompress(data).decode(*_UTF8)
+            self._cache[key] = unpacked(data)
             while len(self._cache) > _CACHED_BLOCKS:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
         return self._cache[key]
+
+
+def packed(text: str) -> bytes:
+    """A text compressed in the way that makes it shorter, which the first bytes tell."""
+    data = text.encode(*_UTF8)
+    found = zlib.compress(data, _LEVEL)
+    return min(found, bz2.compress(data), key=len) if len(data) >= _LONG_BYTES else found
+
+
+def unpacked(data: bytes) -> str:
+    """The text that was packed. Raises zlib.error, OSError or ValueError for what is no packed text."""
+    return (bz2 if data.startswith(_BZ2) else zlib).decompress(data).decode(*_UTF8)
 
 
 def _counted(pieces: Iterable[Piece], pages: list[tuple[int, int | None]]) -> Iterator[str]:

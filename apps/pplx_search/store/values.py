@@ -177,6 +177,45 @@ class Hit:
     copies: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The slice `[start, stop)` of a text that a chunk is."""
+
+    content: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What speaks for the answer being among the first hits: see `evidence`.
+
+    `prominence`: by how many standard deviations of the index the best hit's vector leans to the query's (None without
+    a query vector). `share_of_words`: how much of what the question's words weigh together the best hit has, from 0.
+    `exact`: a hit holds the question word for word, or has it as its name.
+    """
+
+    prominence: float | None
+    share_of_words: float
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Yardstick:
+    """The evidence for questions that nothing in an index answers: means and standard deviations.
+
+    They are of sentences of the index itself, asked of all documents but their own. `n_chunks` is how many chunks the
+    index had then, `n_sentences` how many sentences were asked.
+    """
+
+    n_chunks: int
+    n_sentences: int
+    prominence: float
+    prominence_spread: float
+    share_of_words: float
+    share_of_words_spread: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDocument:
     """A document as it is shown: where it is, what it is, how long."""

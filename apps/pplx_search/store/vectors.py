@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pplx_search.store.bits import BitsFile, checksum, signs
 from pplx_search.store.database import Database
 from pplx_search.store.schema import create_words, words_table
 from pplx_search.store.texts import Texts
-from pplx_search.store.values import Generation, Progress
+from pplx_search.store.values import Generation, Progress, Yardstick
 
 SERVING, BUILDING, RETIRED = "serving", "building", "retired"
 _GENERATION = "SELECT id, fingerprint, settings, dim, state FROM generations WHERE "
@@ -154,6 +155,22 @@ class Vectors:
             )
             if not changed:
                 raise InputError(f"generation {generation.id} is not in the index any more")
+
+    def yardstick(self, generation: Generation) -> Yardstick | None:
+        """The evidence for nothing in a generation, None where it was not measured yet."""
+        if self._database.row("SELECT 1 FROM sqlite_schema WHERE name = 'yardsticks'") is None:
+            return None  # an index of the first version that was not opened for writing since
+        figures = self._database.value("SELECT figures FROM yardsticks WHERE generation = ?", (generation.id,))
+        return None if figures is None else Yardstick(**json.loads(figures))
+
+    def set_yardstick(self, generation: Generation, yardstick: Yardstick) -> None:
+        """Keeps what was measured."""
+        with self._database.transaction():
+            self._database.run(
+                "INSERT INTO yardsticks(generation, figures) VALUES (?, ?)"
+                " ON CONFLICT(generation) DO UPDATE SET figures = excluded.figures",
+                (generation.id, json.dumps(asdict(yardstick))),
+            )
 
     def _one(self, condition: str, value: Any) -> Generation | None:
         row = self._database.row(_GENERATION + condition, (value,))

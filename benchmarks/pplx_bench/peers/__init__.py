@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pplx_bench.workdir import fingerprint, versions
+from pplx_bench.workdir import fingerprint
+from pplx_edge.cli.host import versions
 from pplx_edge.errors import InputError
 
 OURS = "ours"

@@ -11,8 +11,9 @@ from pplx_bench.naming import label_of, split_format
 from pplx_bench.quality.contexts import ALONE, CONTEXTS
 from pplx_bench.quality.encoders import EXTRA, EdgeEncoder, Encoder, SentenceTransformerEncoder
 from pplx_bench.quality.systems import SCORED_AS, DenseSystem, Reading, System, TermSystem, Variant, directory_digest
-from pplx_bench.workdir import fingerprint, versions
+from pplx_bench.workdir import fingerprint
 from pplx_edge import backends, hub
+from pplx_edge.cli.host import versions
 from pplx_edge.embedder import load
 from pplx_edge.errors import InputError, MissingExtra, ModelNotFound
 from pplx_edge.preparation import ready_directory

@@ -2,13 +2,15 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from pplx_search.documents import Document, Piece
+from pplx_search.settings import fingerprint_of
 from pplx_search.store import FileFacts, Filter, Query, Store, content_digest
 from pplx_search.store.kernel import Scanner, cosines, open_kernel
 
@@ -18,6 +20,7 @@ from pplx_edge import ChunkVector
 
 K = 10
 _DOCUMENTS_A_COMMIT = 200
+_MADE_UP_SETTINGS = MappingProxyType({"model": "made up"})
 _MARKS = {0.5: "a", 0.1: "b", 0.01: "c", 0.001: "d"}  # folders, by the share of documents that they hold
 _STRIDE = 389  # has no divisor with 1000 in common
 _WARM = 5
@@ -40,11 +43,16 @@ def questions(chunks: Chunks, vectors: np.ndarray, count: int) -> Questions:
     return Questions(codes, chunks.questions(count), [best(row, vectors) for row in codes])
 
 
-def build(chunks: Chunks, vectors: np.ndarray, directory: Path) -> Figures:
-    """Makes the index of all chunks through the store's own calls, words and texts included."""
+def build(
+    chunks: Chunks, vectors: np.ndarray, directory: Path, settings: Mapping[str, Any] = _MADE_UP_SETTINGS
+) -> Figures:
+    """Makes the index of all chunks through the store's own calls, words and texts included.
+
+    `settings` is what it says that its vectors were made with.
+    """
     started = time.perf_counter()
     with Store.open(directory, write=True) as store:
-        generation = store.vectors.use("made up", {}, chunks.dim)
+        generation = store.vectors.use(fingerprint_of(dict(settings)), settings, chunks.dim)
         store.collections.add("all")
         scan = store.files.scan(store.collections.add_root("all", b"/made/up").id)
         for first in range(0, chunks.n_documents, _DOCUMENTS_A_COMMIT):

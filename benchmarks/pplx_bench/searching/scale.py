@@ -14,6 +14,7 @@ from pplx_bench.quality.options import one_of
 from pplx_bench.searching.made_up import Chunks
 from pplx_bench.searching.ours import Figures, Questions, build, measure_index, questions, scan_figures
 from pplx_bench.searching.peers import PEERS, measure_peer
+from pplx_bench.searching.plots import draw_scale
 from pplx_bench.workdir import require_free, say
 from pplx_edge.cli.options import positive
 
@@ -32,6 +33,11 @@ def add_options(group: Any) -> None:
         "--peers", type=one_of([*PEERS, "none"]), default=list(PEERS), metavar="P,P", help=", ".join([*PEERS, "none"])
     )
     group.add_argument("--scan", type=int, default=10, metavar="N", help="times the bits in a scan alone (%(default)s)")
+
+
+def draw(results: Sequence[Figures], out: Path) -> None:
+    """The picture: see `plots`."""
+    draw_scale(results, _OURS, out)
 
 
 def measure(args: Namespace, work: Path) -> Iterator[Figures]:

@@ -4,14 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pplx_bench.panels import BAR_INCHES, COLOURS, OTHER_COLOUR, figure_of, finish, save
 from pplx_bench.streams.quality import BOOKS, MAIN, TITLED
 from pplx_bench.streams.sizes import STREAM
-from pplx_edge.errors import MissingExtra
 
-_COLOURS = ("#1a7f5a", "#2f6db5", "#b5622f", "#7a4fb0", "#a03a52", "#5b6770")
-_OTHER_COLOUR = "#b8bec4"
-_PANEL_INCHES = (3.6, 3.0)
-_BAR_INCHES = 0.26
 Lines = Sequence[Mapping[str, Any]]
 _WIDE = 10  # times, from which on heights are drawn on a logarithmic axis
 _HEADROOM = 1.1
@@ -20,7 +16,7 @@ _HEADROOM = 1.1
 def draw_size(results: Lines, out: Path) -> None:
     """Peak memory, pace and time to the first vector against the length of the document, a line a method."""
     done = [result for result in results if "seconds" in result]
-    figure, panels = _figure(3)
+    figure, panels = figure_of(3)
     names = list(dict.fromkeys((result["label"], result["method"]) for result in done))
     values: tuple[tuple[str, Callable[[Mapping[str, Any]], float]], ...] = (
         ("peak memory, GB", lambda result: result["rss"] / 1e9),
@@ -33,13 +29,13 @@ def draw_size(results: Lines, out: Path) -> None:
             style = "-o" if method == STREAM else "--s"
             places, heights = [result["tokens"] for result in own], [value(result) for result in own]
             panel.plot(
-                places, heights, style, color=_COLOURS[i % len(_COLOURS)], label=f"{label}, {method}", markersize=3
+                places, heights, style, color=COLOURS[i % len(COLOURS)], label=f"{label}, {method}", markersize=3
             )
         panel.set_xscale("log")
         _scale(panel, [value(result) for result in done])
-        _finish(panel, title, "tokens of the document")
+        finish(panel, title, "tokens of the document")
     _legend(figure, panels)
-    _save(figure, out)
+    save(figure, out)
 
 
 def _scale(panel: Any, heights: Sequence[float]) -> None:
@@ -54,7 +50,7 @@ def draw_fidelity(results: Lines, out: Path) -> None:
     """Mean cosine to the full context, and tokens computed a token, against the margin, a line a window."""
     windowed = [result for result in results if result["margin"] is not None]
     margins = sorted({result["margin"] for result in windowed})
-    figure, panels = _figure(3)
+    figure, panels = figure_of(3)
     values: tuple[tuple[str, Callable[[Mapping[str, Any]], float]], ...] = (
         ("mean cosine to the full context", lambda result: result["cosine_mean"]),
         ("int8 codes that moved, %", lambda result: 100 * result["codes_moved"]),
@@ -65,39 +61,30 @@ def draw_fidelity(results: Lines, out: Path) -> None:
             own = [result for result in windowed if result["window"] == window]
             places = [margins.index(result["margin"]) for result in own]
             heights = [value(result) for result in own]
-            panel.plot(places, heights, "-o", color=_COLOURS[i % len(_COLOURS)], label=f"window {window}", markersize=3)
+            panel.plot(places, heights, "-o", color=COLOURS[i % len(COLOURS)], label=f"window {window}", markersize=3)
         panel.set_xticks(range(len(margins)), [str(margin) for margin in margins])
-        _finish(panel, title, "margin, tokens")
+        finish(panel, title, "margin, tokens")
     _legend(figure, panels)
-    _save(figure, out)
+    save(figure, out)
 
 
 def draw_quality(results: Lines, out: Path) -> None:
     """nDCG@10 of every way of reading, a panel a task."""
     tasks = list(dict.fromkeys(result["task"] for result in results))
     bars = max(sum(result["task"] == task for result in results) for task in tasks)
-    figure, panels = _figure(len(tasks), _BAR_INCHES * bars + 0.8)
+    figure, panels = figure_of(len(tasks), BAR_INCHES * bars + 0.8)
     for panel, task in zip(panels, tasks, strict=True):
         own = [result for result in results if result["task"] == task]
         scores = [100 * (r["metrics"][TITLED] if task == BOOKS else r["metrics"])[MAIN] for r in own]
-        colours = [_COLOURS[0] if result["way"].startswith(STREAM) else _OTHER_COLOUR for result in own]
+        colours = [COLOURS[0] if result["way"].startswith(STREAM) else OTHER_COLOUR for result in own]
         drawn = panel.barh([result["way"] for result in own], scores, color=colours)
         panel.bar_label(drawn, [f"{score:.1f}" for score in scores], padding=2, fontsize=7)
         panel.set_xlim(0, 1.2 * max(scores) or 1)
         panel.set_xticks([])
         panel.invert_yaxis()
-        _finish(panel, f"{task}, nDCG@10 × 100")
+        finish(panel, f"{task}, nDCG@10 × 100")
         panel.spines["bottom"].set_visible(False)
-    _save(figure, out)
-
-
-def _figure(n_panels: int, height: float = _PANEL_INCHES[1]) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("--plot", "bench") from error
-    figure = Figure(figsize=(_PANEL_INCHES[0] * n_panels, height), layout="constrained")
-    return figure, figure.subplots(1, n_panels, squeeze=False)[0]
+    save(figure, out)
 
 
 def _legend(figure: Any, panels: Any) -> None:
@@ -105,14 +92,3 @@ def _legend(figure: Any, panels: Any) -> None:
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7, frameon=False
     )
-
-
-def _finish(panel: Any, title: str, below: str = "") -> None:
-    panel.set_title(title, fontsize=9)
-    panel.set_xlabel(below, fontsize=8)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=7)
-
-
-def _save(figure: Any, out: Path) -> None:
-    figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)

@@ -52,14 +52,16 @@ def parse(opened: OpenedFile, output: Output) -> None:
 def _failure(error: pypdfium2.PdfiumError) -> ParseFailed:
     if error.err_code in (FPDF_ERR_PASSWORD, FPDF_ERR_SECURITY):
         return ParseFailed("encrypted", "a password is needed to read the PDF")
-    return ParseFailed("damaged", f"not a whole PDF: {error}")
+    return ParseFailed("damaged", "not a whole PDF: nothing in it can be opened")
 
 
 def _nothing_found(n_pages: int, without_text: list[int], broken: list[int]) -> ParseFailed:
     if broken or not n_pages:
         return ParseFailed("damaged", f"none of {n_pages:,} pages could be read")
-    what = "scanned images" if without_text else "empty or drawn"
-    return ParseFailed("no-text", f"no text layer: all of {n_pages:,} pages are {what}; run OCR on it first")
+    one = n_pages == 1
+    what = ("a scanned image" if one else "scanned images") if without_text else "empty or drawn"
+    pages = f"its only page is {what}" if one else f"all of {n_pages:,} pages are {what}"
+    return ParseFailed("no-text", f"no text layer: {pages}; run OCR on it first")
 
 
 def _describe(document: pypdfium2.PdfDocument, output: Output) -> None:

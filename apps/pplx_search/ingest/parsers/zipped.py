@@ -152,4 +152,4 @@ def _leads_outside(name: str) -> bool:
 
 def _require_ratio(packed: int, unpacked: int) -> None:
     if unpacked > _MAX_UNPACKED_BYTES or unpacked > max(_FREE_BYTES, packed * _MAX_RATIO):
-        raise ParseFailed("zip-bomb", f"{packed:,} bytes that would unpack to {unpacked:,}")
+        raise ParseFailed("zip-bomb", f"{packed:,} bytes that would unpack to {unpacked:,}, limit {_MAX_RATIO} times")

@@ -1,0 +1,92 @@
+"""`pplx-search doctor`: whether this installation and this index will work, and what to do where not."""
+
+import argparse
+import json
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pplx_edge import __version__
+from pplx_edge.cli.options import add_command
+from pplx_edge.cli.terminal import printable
+from pplx_edge.errors import MissingExtra
+from pplx_search.cli.findings import Finding, Verdict, wrong
+from pplx_search.cli.installation import installation
+
+_SCHEMA = 1
+_SOUND, _WRONG = 0, 1
+_NAME_CHARS = 12
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        "say whether this installation and this index will work, and what to do where not",
+        "pplx-search doctor\npplx-search doctor --json",
+        description="Reads a few sample files and encodes a passage; nothing is changed, and the network is not used. "
+        "Exit status: 0 sound, 1 something is wrong.",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    findings = []
+    for finding in _findings(args.home):
+        findings.append(finding)
+        if not args.json:
+            print(_told(finding), flush=True)
+    bad = list(dict.fromkeys(finding.name for finding in findings if finding.verdict == Verdict.WRONG))
+    seconds = time.monotonic() - started
+    if args.json:
+        print(json.dumps(_facts(args.home, findings, not bad, seconds)))
+    else:
+        verdict = f"not sound: {', '.join(bad)}" if bad else "sound"
+        print(_entry("verdict", f"{verdict} ({seconds:.0f} s)"))
+    return _WRONG if bad else _SOUND
+
+
+def _findings(home: Path) -> Iterator[Finding]:
+    from pplx_search.cli import load_module
+
+    yield from installation()
+    try:
+        health = load_module("index_health", "looking at the index")
+    except MissingExtra as error:
+        yield wrong("index", str(error))
+        return
+    yield from health.index_health(home)
+
+
+def _told(finding: Finding) -> str:
+    """A line, or as many as the terminal needs, and the advice on a line of its own."""
+    what = finding.what if finding.verdict == Verdict.OK else f"{finding.verdict}: {finding.what}"
+    told = _entry(finding.name, what)
+    return f"{told}\n{_entry('', f'→ {finding.advice}')}" if finding.advice else told
+
+
+def _entry(name: str, text: str) -> str:
+    line = f"{name:{_NAME_CHARS}} {printable(text)}"
+    if not sys.stdout.isatty():
+        return line
+    indent = " " * (_NAME_CHARS + 1)
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _facts(home: Path, findings: list[Finding], ok: bool, seconds: float) -> dict[str, Any]:
+    return {
+        "schema": _SCHEMA,
+        "version": __version__,
+        "home": str(home),
+        "ok": ok,
+        "findings": [asdict(finding) for finding in findings],
+        "seconds": round(seconds, 1),
+    }

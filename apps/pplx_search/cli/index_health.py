@@ -1,0 +1,212 @@
+"""What `doctor` looks at of an index: its place, who writes, the database, the bits, the model, the folders."""
+
+import errno
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pplx_edge
+from pplx_edge.cli.terminal import human_bytes, printable
+from pplx_edge.errors import EdgeError, InputError, OfflineError
+from pplx_search.cli.filesystems import file_system_of
+from pplx_search.cli.findings import Finding, note, sound, wrong
+from pplx_search.cli.opening import DEFAULT_MODEL, shown_path
+from pplx_search.cli.sample_files import SENTENCE
+
+if TYPE_CHECKING:
+    from pplx_search.store import Generation, Store
+
+_BEGIN = "pplx-search add FOLDER"
+_LEAST_FREE_BYTES = 200_000_000
+_CHECK_SECONDS, _CHECK_STEPS = 10.0, 10_000
+_PASSAGE_TOKENS = 512
+_PRIVACY = "System Settings > Privacy & Security > Full Disk Access: allow the terminal that you use"
+
+
+def index_health(home: Path) -> Iterator[Finding]:
+    """A finding for each part of the index in a directory; where there is none, of what a new one would need."""
+    from pplx_search.store import Store
+    from pplx_search.store.database import DATABASE_FILE
+
+    database = home / DATABASE_FILE
+    yield _place(home, database.exists())
+    if not database.exists():
+        yield from _model(DEFAULT_MODEL, None)
+        return
+    yield _writer(home)
+    try:
+        store = Store.open(home)
+    except InputError as error:
+        yield note("database", str(error))
+        return
+    except EdgeError as error:
+        yield wrong("database", str(error))
+        return
+    with store:
+        yield _database(database)
+        yield _bits(store)
+        serving = store.vectors.serving
+        yield from _model(str(serving.settings["model"]) if serving else DEFAULT_MODEL, serving)
+        yield from _folders(store)
+
+
+def _place(home: Path, is_there: bool) -> Finding:
+    existing = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
+    size = sum(path.stat().st_size for path in home.iterdir() if path.is_file()) if is_there else 0
+    free = shutil.disk_usage(existing).free
+    system = file_system_of(existing)
+    facts = {
+        "directory": str(home),
+        "exists": is_there,
+        "bytes": size,
+        "free_bytes": free,
+        "file_system": system and system.kind,
+        "remote": system and system.remote,
+    }
+    where = f"{human_bytes(free)} free" + (f" on {system.kind}" if system else "")
+    shown = shown_path(os.fsencode(home), from_here=False)
+    told = f"{human_bytes(size)} in {shown}, {where}" if is_there else f"none yet in {shown} ({where})"
+    if system and system.remote:
+        told += "; that is on another machine, where SQLite's log is not safe"
+        return wrong("index", told, "a folder on a disk of this machine: pplx-search --home DIR …", **facts)
+    if not is_there and not os.access(existing, os.W_OK | os.X_OK):
+        return wrong("index", f"{told}; {existing} is not yours to write to", "pplx-search --home DIR …", **facts)
+    if free < _LEAST_FREE_BYTES:
+        return wrong("index", f"{told}; that is too little to index with", "free some space", **facts)
+    if not is_there:
+        return note("index", told, _BEGIN, **facts)
+    if free < size:
+        return note("index", f"{told}; another model (reembed) needs as much again", **facts)
+    return sound("index", told, **facts)
+
+
+def _writer(home: Path) -> Finding:
+    """Takes the writer's lock for a moment, which is what each writer begins with."""
+    from pplx_search.store import StoreBusy
+    from pplx_search.store.locking import LOCK_FILE, WriterLock
+
+    try:
+        WriterLock(home).release()
+    except StoreBusy as error:
+        said = str(error).removeprefix(f"{home}: ").partition(";")[0]
+        return note("writer", f"{said}; searches go on meanwhile", **_holder(home / LOCK_FILE))
+    except OSError as error:
+        what = f"{home} cannot be written to: {error.strerror}"
+        return wrong("writer", what, "look at its owner and permissions; searches may work all the same", pid=None)
+    return sound("writer", "nobody writes, and you may", pid=None)
+
+
+def _holder(lock: Path) -> dict[str, Any]:
+    try:
+        return {"pid": json.loads(lock.read_bytes())["pid"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"pid": None}
+
+
+def _database(path: Path) -> Finding:
+    try:
+        problems, finished = _quick_check(path)
+    except EdgeError as error:
+        problems, finished = [str(error)], True
+    if problems:
+        advice = f"move {path.parent} away and index again"
+        return wrong("database", printable("; ".join(problems)), advice, finished=finished)
+    so_far = "" if finished else f" in the first {_CHECK_SECONDS:.0f} s"
+    return sound("database", f"nothing wrong at a glance{so_far}; all of it: pplx-search check", finished=finished)
+
+
+def _quick_check(path: Path) -> tuple[list[str], bool]:
+    """What SQLite complains of, and whether it came to an end in time."""
+    import apsw
+
+    from pplx_search.store.database import Database
+
+    until = time.monotonic() + _CHECK_SECONDS
+    with closing(Database(path, write=False, on_step=lambda step: None)) as database:
+        database.connection.set_progress_handler(lambda: time.monotonic() > until, _CHECK_STEPS)
+        try:
+            return [said for (said,) in database.rows("PRAGMA quick_check(3)") if said != "ok"], True
+        except apsw.InterruptError:
+            return [], False
+
+
+def _bits(store: "Store") -> Finding:
+    status = store.status()
+    if status.remarks:
+        return note("bits", "; ".join(status.remarks), "pplx-search update", sound=False)
+    return sound("bits", f"the signs of {status.n_chunks:,} passages are what they should be", sound=True)
+
+
+def _model(name: str, serving: "Generation | None") -> Iterator[Finding]:
+    """Whether the model is here, is the one that the index was made with, and encodes."""
+    try:
+        model = pplx_edge.load(name, offline=True)
+    except OfflineError:
+        pull = f"pplx-edge models pull {name}"
+        yield wrong("model", f"{name} is not on this machine", pull, model=name, here=False)
+        yield note("network", "needed once, to fetch the model", pull, needed=True)
+        return
+    except EdgeError as error:
+        yield wrong("model", f"{name}: {error}", model=name, here=False)
+        return
+    with model:
+        facts: dict[str, Any] = {"model": name, "here": True, "backend": model.session.backend}
+        if serving is not None and (model.weights, model.dim) != (serving.settings["weights"], serving.dim):
+            what = f"{name} is not the model that the index was made with: its weights have changed"
+            yield wrong("model", what, f"pplx-search reembed --model {name}", same_weights=False, **facts)
+        else:
+            yield _encoding(name, model, facts | {"same_weights": None if serving is None else True})
+    yield sound("network", "not needed: the model is on this machine", needed=False)
+
+
+def _encoding(name: str, model: pplx_edge.Embedder, facts: dict[str, Any]) -> Finding:
+    n_tokens, limit = model.tokenizer.count(SENTENCE), min(_PASSAGE_TOKENS, model.max_tokens)
+    text = " ".join([SENTENCE] * max(1, limit // (n_tokens + 1)))
+    n_tokens = model.tokenizer.count(text)
+    try:
+        model.encode([SENTENCE], show_progress=False)  # the first call prepares much
+        started = time.perf_counter()
+        model.encode([text], show_progress=False)
+    except EdgeError as error:
+        return wrong("model", f"{name} is here and does not encode: {error}", **facts)
+    pace = n_tokens / max(time.perf_counter() - started, 1e-6)
+    which = "that of the index" if facts["same_weights"] else "what a new index takes"
+    told = f"{name}, {which}: {model.dim} dimensions, about {pace:,.0f} tokens/s here"
+    return sound("model", told, tokens_per_second=round(pace, 1), dim=model.dim, **facts)
+
+
+def _folders(store: "Store") -> Iterator[Finding]:
+    roots = [os.fsdecode(root.path) for collection in store.collections.all() for root in collection.roots]
+    readable = 0
+    for path in roots:
+        try:
+            _look_into(path)
+            readable += 1
+        except OSError as error:
+            what = f"{path}: {error.strerror}; what was indexed from there is kept"
+            yield wrong("folder", what, _folder_advice(path, error), path=printable(path), errno=error.errno)
+    if not roots:
+        yield note("folders", "none yet", _BEGIN, roots=0)
+    elif readable:
+        yield sound("folders", f"{readable} of {len(roots)} can be read", roots=len(roots), readable=readable)
+
+
+def _look_into(path: str) -> None:
+    """Raises OSError when a folder cannot be listed, or a file not be opened."""
+    if os.path.isdir(path):
+        with os.scandir(path) as entries:
+            next(entries, None)
+    else:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def _folder_advice(path: str, error: OSError) -> str:
+    if error.errno not in (errno.EPERM, errno.EACCES):
+        return f"mount it or bring it back, or take it out: pplx-search rm {path}"
+    return _PRIVACY if sys.platform == "darwin" else "look at its owner and permissions"

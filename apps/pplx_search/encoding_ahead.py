@@ -1,0 +1,171 @@
+"""Threads that turn texts of the store into vectors, so that the model does not wait for who writes them, nor for text.
+
+There are two: while the model computes for one, the other cuts and tokenizes. They read the store through connections
+of their own and never write.
+"""
+
+import contextlib
+import copy
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pplx_edge import ChunkVector, Embedder, StreamOptions
+from pplx_edge.errors import InputError
+from pplx_edge.types import TokenBatch
+from pplx_search.store import Progress, Store
+
+_THREADS = 2
+_VECTORS_AHEAD = 64  # few, as they are lost with a process that is killed
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """Texts of one format, from their beginnings; or a single one from where it was left, when it has chunks."""
+
+    options: StreamOptions
+    started: Sequence[Progress]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The next vector of a text."""
+
+    embedding: int
+    vector: ChunkVector
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A text has all its vectors."""
+
+    embedding: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """A text comes from its beginning again: its position was of no use."""
+
+    embedding: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Nothing more comes of a work."""
+
+    work: Work
+    error: Exception | None
+
+
+Message = Made | Completed | Restarted | Ended
+
+
+class EncodingAhead:
+    """Takes works and gives messages, those of one text in their order. `close` ends the threads."""
+
+    def __init__(self, store: Store, model: Embedder):
+        self._works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._messages: queue.Queue[Message] = queue.Queue(_VECTORS_AHEAD)
+        self._closed = threading.Event()
+        taking_turns = copy.copy(model)
+        taking_turns.session = _InTurns(model)
+        readers = [Store.open(store.directory) for _ in range(_THREADS)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(taking_turns, each), name="pplx-search-encoding", daemon=True)
+            for each in readers
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, work: Work) -> None:
+        """Asks for the vectors of texts, which are committed."""
+        self._works.put(work)
+
+    def get(self, timeout: float) -> Message | None:
+        """The next message, None when none comes for so many seconds."""
+        try:
+            return self._messages.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def close(self) -> Iterator[Message]:
+        """Ends the threads, after the pass that they are at; the messages that nobody took."""
+        self._closed.set()
+        for _ in self._threads:
+            self._works.put(None)
+        for thread in self._threads:
+            thread.join()
+        while not self._messages.empty():
+            yield self._messages.get()
+
+    def _run(self, model: Embedder, reader: Store) -> None:
+        with reader:
+            while not self._closed.is_set() and (work := self._works.get()) is not None:
+                error = None
+                try:
+                    with contextlib.closing(_messages(work, model, reader)) as messages:
+                        for message in messages:
+                            if not self._put(message):
+                                return
+                except Exception as failure:
+                    error = failure
+                self._put(Ended(work, error))
+
+    def _put(self, message: Message) -> bool:
+        """False when nobody wants it any more."""
+        while not self._closed.is_set():
+            try:
+                self._messages.put(message, timeout=_POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+class _InTurns:
+    """The session of a model, which computes for one thread at a time."""
+
+    def __init__(self, model: Embedder):
+        self._model, self._lock = model, threading.Lock()
+        self.spec, self.policy = model.session.spec, model.session.policy
+        self.backend, self.device = model.session.backend, model.session.device
+
+    def token_states(self, batch: TokenBatch) -> np.ndarray:
+        with self._lock:
+            return self._model.session.token_states(batch)
+
+    def span_means(self, batch: TokenBatch) -> np.ndarray:
+        with self._lock:
+            return self._model.session.span_means(batch)
+
+
+def _messages(work: Work, model: Embedder, reader: Store) -> Generator[Message, None, None]:
+    if work.started[0].n_chunks:
+        (progress,) = work.started
+        try:
+            yield from _rest(progress, work.options, model, reader)
+            return
+        except InputError:  # of another release, or with other weights under the same name
+            yield Restarted(progress.embedding)
+    sources = (_source(reader, progress) for progress in work.started)
+    current = 0
+    for index, vector in model.encode_streams(sources, options=work.options):
+        yield from (Completed(progress.embedding) for progress in work.started[current:index])
+        current = index
+        yield Made(work.started[index].embedding, vector)
+    yield from (Completed(progress.embedding) for progress in work.started[current:])
+
+
+def _rest(progress: Progress, options: StreamOptions, model: Embedder, reader: Store) -> Iterator[Message]:
+    """A text that was interrupted, from the position behind its last chunk."""
+    for vector in model.encode_stream(_source(reader, progress), options=options, resume=progress.position):
+        yield Made(progress.embedding, vector)
+    yield Completed(progress.embedding)
+
+
+def _source(reader: Store, progress: Progress) -> Iterable[tuple[str, int | None]]:
+    return ((piece.text, piece.page) for piece in reader.pieces(progress.content))

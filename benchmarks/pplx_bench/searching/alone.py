@@ -1,0 +1,76 @@
+"""The same chunks without late chunking: a model whose streams read each chunk by itself."""
+
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+
+from pplx_edge import ChunkVector, Embedder, StreamOptions
+from pplx_edge.sources import Source, pieces
+from pplx_edge.types import Precision, Session, TokenBatch
+
+_AT_ONCE = 64
+_DEFAULTS = StreamOptions()
+
+
+class ChunksAlone(Embedder):
+    """An embedder whose streams give each chunk the vector that `encode` gives to the chunk's own text.
+
+    What the chunks are is decided by a stream of the given model, so it is as with late chunking.
+    """
+
+    def __init__(self, model: Embedder):
+        super().__init__(model.session, model.tokenizer, model.weights)
+        self._cutter = Embedder(_Uncomputed(model.session), model.tokenizer, model.weights)
+
+    def encode_stream(
+        self,
+        source: Source,
+        precision: Precision = "int8",
+        *,
+        dim: int | None = None,
+        options: StreamOptions = _DEFAULTS,
+        resume: str | None = None,
+    ) -> Generator[ChunkVector, None, None]:
+        for _, vector in self.encode_streams([source], precision, dim=dim, options=options, resume=resume):
+            yield vector
+
+    def encode_streams(
+        self,
+        sources: Iterable[Source],
+        precision: Precision = "int8",
+        *,
+        dim: int | None = None,
+        options: StreamOptions = _DEFAULTS,
+        resume: str | None = None,
+    ) -> Generator[tuple[int, ChunkVector], None, None]:
+        texts: list[str] = []
+        cut = self._cutter.encode_streams(_kept(sources, texts), precision, dim=dim, options=options, resume=resume)
+        while some := list(islice(cut, _AT_ONCE)):
+            own = [texts[index][vector.start : vector.stop] for index, vector in some]
+            codes = self.encode(own, precision, dim=dim, show_progress=False)
+            for (index, vector), row in zip(some, codes, strict=True):
+                yield index, replace(vector, codes=row)
+
+
+def _kept(sources: Iterable[Source], texts: list[str]) -> Iterator[list[tuple[str, int | None]]]:
+    """The sources again; `texts` comes to hold what each says."""
+    for source in sources:
+        found = [(piece.text, piece.page) for piece in pieces(source)]
+        texts.append("".join(text for text, _ in found))
+        yield found
+
+
+class _Uncomputed:
+    """A session that computes nothing: every mean is zero."""
+
+    def __init__(self, session: Session):
+        self.spec, self.policy = session.spec, session.policy
+        self.backend, self.device = session.backend, session.device
+
+    def token_states(self, batch: TokenBatch) -> np.ndarray:
+        return np.zeros((*batch.input_ids.shape, self.spec.dim), np.float32)
+
+    def span_means(self, batch: TokenBatch) -> np.ndarray:
+        return np.zeros((len(batch.spans), self.spec.dim), np.float32)

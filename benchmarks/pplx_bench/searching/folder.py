@@ -1,0 +1,244 @@
+"""The whole app on real files: how busy it keeps the model, how much memory and disk it takes, how fast it answers.
+
+The model is nano, and files are made of the tasks' passages. Each step gives figures, with the bound where one was set.
+"""
+
+import random
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pplx_search.store import Store
+
+import pplx_edge
+from pplx_bench import machine
+from pplx_bench.beir import RetrievalTask, read_task, task_folders
+from pplx_bench.child import Message, run_task
+from pplx_bench.quality.options import one_of
+from pplx_bench.searching import commands, folders, ready_made
+from pplx_bench.searching.finders import K, finders
+from pplx_bench.searching.folders import SmallFile
+from pplx_bench.workdir import say
+from pplx_edge.cli.options import positive
+from pplx_edge.hub import BUILT_IN
+
+_MB = 1_000_000
+_BUSY, _RESCAN, _RSS, _START, _SIZE = 90.0, 5.0, 700.0, 0.6, 1.5  # bounds: %, s, MB, s, MB of index for a MB of text
+_SIZE_CHUNK_TOKENS = 512
+_LARGE_SHARE = 5  # a mailbox and a table have this part of the large text
+_UPDATES = 3
+_WHOLE = 100  # from which a figure is shown without decimals
+Figures = dict[str, Any]
+
+
+def add_options(group: Any) -> None:
+    """The options of this part."""
+    group.add_argument("--steps", type=one_of(STEPS), default=list(STEPS), metavar="S,S", help=", ".join(STEPS))
+    group.add_argument("--files", type=positive, default=5000, metavar="N", help="small ones (%(default)s)")
+    group.add_argument("--asked", type=positive, default=200, metavar="N", help="questions on them (%(default)s)")
+    group.add_argument("--rescan", type=positive, default=50_000, metavar="N", help="unchanged files (%(default)s)")
+    group.add_argument("--large-mb", type=float, default=100.0, metavar="MB", help="a single text (%(default)s)")
+    group.add_argument(
+        "--stop-after", type=float, default=15.0, metavar="S", help="seconds of embedding large files (%(default)s)"
+    )
+    group.add_argument("--start-chunks", type=positive, default=100_000, metavar="N", help="of `start` (%(default)s)")
+    group.add_argument("--starts", type=positive, default=15, metavar="N", help="cold processes (%(default)s)")
+    group.add_argument("--size-mb", type=float, default=2.0, metavar="MB", help="text of `size` (%(default)s)")
+
+
+def measure(args: Namespace, work: Path) -> Iterator[Figures]:
+    """Every step that is asked for."""
+    tasks = [task for task in map(read_task, task_folders([args.data])) if not task.is_contextual]
+    run = _Run(args, work.absolute(), tasks, args.threads or machine.n_cores())
+    for step in args.steps:
+        for figures in STEPS[step](run):
+            yield {"step": step, "model": BUILT_IN, "threads": run.threads} | figures
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What all steps share."""
+
+    args: Namespace
+    work: Path
+    tasks: Sequence[RetrievalTask]
+    threads: int
+
+    def index(self, folder: Path, home: Path, **arguments: Any) -> dict[str, Message]:
+        """A folder indexed in a process of its own; what it told, by kind."""
+        log = self.work / f"{home.name}.log"
+        request = {"folder": str(folder), "home": str(home), "threads": self.threads} | arguments
+        return {message["kind"]: message for message in run_task("index", request, self.threads, log)}
+
+
+def _ingest(run: _Run) -> Iterator[Figures]:
+    """Many small files: the model's time, memory, a second run, and what searching them brings."""
+    folder, home = run.work / "small", run.work / "small-index"
+    files = folders.small_files(run.tasks, folder, run.args.files)
+    say(f"indexing {len(files):,} small files")
+    messages = run.index(folder, home, alone=True)
+    told, alone = messages["indexed"], messages["alone"]
+    rate, rate_alone = told["tokens"] / told["seconds"], alone["tokens"] / alone["seconds"]
+    about = {"files": len(files), "bytes": folders.folder_bytes(folder), "told": told, "alone": alone}
+    name = f"{len(files):,} small files"
+    yield about | _figure(f"{name}: model busy", 100 * told["computed"] / told["span"], "%", _BUSY, at_least=True)
+    yield _figure(f"{name}: encode_streams alone: model busy", 100 * alone["computed"] / alone["seconds"], "%")
+    yield _figure(f"{name}: whole run", rate, "tokens/s")
+    yield _figure(f"{name}: encode_streams alone", rate_alone, "tokens/s")
+    yield _figure(f"{name}: whole run ÷ encode_streams", rate / rate_alone, "")
+    yield _figure(f"{name}: files a second", told["files"] / told["seconds"], "/s")
+    yield from _memory(name, told)
+    yield _figure(f"{name}: index for text, 256-token chunks", told["index_bytes"] / about["bytes"], "MB/MB")
+    yield _updates(run, home, len(files), f"{name}: second run", None)
+    yield from _finding(run, files, folder, home)
+
+
+def _finding(run: _Run, files: Sequence[SmallFile], folder: Path, home: Path) -> Iterator[Figures]:
+    """Questions that a file of the folder answers, asked in each way."""
+    questions = _questions(run, files)
+    say(f"asking {len(questions):,} questions")
+    with (
+        pplx_edge.load(BUILT_IN, offline=True, threads=run.threads) as model,
+        Store.open(home, threads=run.threads) as store,
+    ):
+        for name, find in finders(folder, [file.path for file in files], store, model, run.work).items():
+            find(questions[0][0])
+            seconds, first, among = [], 0, 0
+            for question, right in questions:
+                started = time.perf_counter()
+                found = find(question)
+                seconds.append(time.perf_counter() - started)
+                first += found[:1] == [right]
+                among += right in found
+            n = len(questions)
+            shares = {"first": first / n, "among": among / n, "questions": n, "seconds": seconds}
+            yield shares | _figure(name, 1000 * statistics.median(seconds), "ms a question")
+
+
+def _questions(run: _Run, files: Sequence[SmallFile]) -> list[tuple[str, Path]]:
+    """Questions with the file that answers each, drawn by chance, the same ones each time."""
+    paths = {(file.task, file.passage.id): file.path for file in files}
+    found = []
+    for task in run.tasks:
+        for query in task.queries:
+            graded = ((task.name, passage) for passage, grade in task.judgements[query.id].items() if grade > 0)
+            right = [paths[passage] for passage in graded if passage in paths]
+            if len(right) == 1:
+                found.append((query.text, right[0]))
+    return random.Random(0).sample(found, min(run.args.asked, len(found)))
+
+
+def _rescan(run: _Run) -> Iterator[Figures]:
+    """A folder that is as it was, looked through by the command."""
+    folder, home, count = run.work / "tiny", run.work / "tiny-index", run.args.rescan
+    say(f"writing and indexing {count:,} tiny files, without the model")
+    paths = folders.tiny_files(folder, count)
+    with pplx_edge.load(BUILT_IN, offline=True, threads=run.threads) as model:
+        ready_made.index_of_files(paths, folder, home, model)
+    yield _updates(run, home, count, f"{count:,} unchanged files: pplx-search update", _RESCAN)
+
+
+def _large(run: _Run) -> Iterator[Figures]:
+    """Memory over large files: all of each is read and in the store before the first vector, then some are made."""
+    texts = [text for task in run.tasks for text in (passage.text for passage in task.corpus) if text]
+    n_bytes = int(run.args.large_mb * _MB)
+    large, others = run.work / "large", run.work / "others"
+    folders.large_text(folders.without_end(texts), large / "large.txt", n_bytes)
+    yield from _large_folder(run, large, f"a text of {run.args.large_mb:g} MB")
+    part = n_bytes // _LARGE_SHARE
+    folders.large_mailbox(folders.without_end(texts), others / "mail.mbox", part)
+    folders.large_table(folders.without_end(texts), others / "table.csv", part)
+    n_pdfs = folders.copy_pdfs(run.args.data, others)
+    yield from _large_folder(run, others, f"{n_pdfs} PDFs, a mailbox and a table of {part / _MB:g} MB each")
+
+
+def _large_folder(run: _Run, folder: Path, name: str) -> Iterator[Figures]:
+    say(f"indexing {name}")
+    told = run.index(folder, run.work / f"{folder.name}-index", stop_after=run.args.stop_after)["indexed"]
+    yield {"told": told} | _figure(f"{name}: read, in the store", told["seconds"] - told["span"], "s")
+    yield from _memory(name, told)
+
+
+def _start(run: _Run) -> Iterator[Figures]:
+    """A search by a process that starts for it, files being in the page cache."""
+    home, count = run.work / "start-index", run.args.start_chunks
+    say(f"making an index of {count:,} chunks")
+    with pplx_edge.load(BUILT_IN, offline=True, threads=run.threads) as model:
+        questions = ready_made.index_of_chunks(count, home, model, run.threads)
+    asked = [questions[i % len(questions)] for i in range(run.args.starts)]
+    commands.search(home, asked[0], run.threads)
+    seconds = [commands.search(home, question, run.threads) for question in asked]
+    name = f"{count:,} chunks: pplx-search search"
+    yield {"seconds": seconds} | _figure(f"{name}, p50", statistics.median(seconds), "s", _START)
+    yield _figure(f"{name}, slowest of {len(seconds)}", max(seconds), "s")
+    phases = [commands.search_in_phases(home, question, run.threads) for question in asked]
+    for phase in phases[0]:
+        yield _figure(f"  {phase}", statistics.median(each[phase] for each in phases), "s")
+
+
+def _size(run: _Run) -> Iterator[Figures]:
+    """Index for text, at 512-token chunks, after compaction."""
+    folder = run.work / "books"
+    folders.book_files(run.args.data, run.tasks, folder, int(run.args.size_mb * _MB))
+    n_bytes = folders.folder_bytes(folder)
+    say(f"indexing {n_bytes / _MB:.1f} MB of books and passages")
+    told = run.index(folder, run.work / "books-index", chunk_tokens=_SIZE_CHUNK_TOKENS)["indexed"]
+    name = f"{n_bytes / _MB:.1f} MB of text, {_SIZE_CHUNK_TOKENS}-token chunks: index"
+    yield {"bytes": n_bytes, "told": told} | _figure(name, told["index_bytes"] / n_bytes, "MB/MB", _SIZE)
+
+
+def _updates(run: _Run, home: Path, n_files: int, name: str, bound: float | None) -> Figures:
+    """The real command, its start and the model's opening included, after a first one that is not counted."""
+    first, *seconds = [commands.update(home, n_files, run.threads) for _ in range(1 + _UPDATES)]
+    return {"first_seconds": first, "seconds": seconds} | _figure(name, statistics.median(seconds), "s", bound)
+
+
+def _memory(name: str, told: Message) -> Iterator[Figures]:
+    yield _figure(f"{name}: peak RSS", told["rss"] / _MB, "MB", _RSS)
+    yield _figure(f"{name}: of it before the first vector", told["rss_before"] / _MB, "MB")
+    yield _figure(f"{name}: largest process of a parser", told["children_rss"] / _MB, "MB")
+
+
+def _figure(what: str, value: float, unit: str, bound: float | None = None, *, at_least: bool = False) -> Figures:
+    return {"what": what, "value": value, "unit": unit, "bound": bound, "at_least": at_least}
+
+
+def table(results: Sequence[Figures]) -> str:
+    """Figures with their bounds, and how well the right file is found in each way, in Markdown."""
+    lines = [_line(result) for result in results if "first" not in result]
+    parts = [_markdown(("", "figure", "bound", "kept"), lines)] if lines else []
+    if ways := [result for result in results if "first" in result]:
+        found = [
+            [way["what"], f"{way['value']:,.1f}", f"{100 * way['first']:.1f} %", f"{100 * way['among']:.1f} %"]
+            for way in ways
+        ]
+        head = (f"{ways[0]['questions']} questions", "ms a question", "right file first", f"in the first {K}")
+        parts.append(_markdown(head, found))
+    return "\n\n".join(parts)
+
+
+def _line(result: Figures) -> list[str]:
+    value, bound, unit = result["value"], result["bound"], result["unit"]
+    shown = f"{value:,.0f} {unit}" if value >= _WHOLE else f"{value:.2f} {unit}"
+    if bound is None:
+        return [result["what"], shown, "", ""]
+    kept = value >= bound if result["at_least"] else value <= bound
+    return [result["what"], shown, f"{'≥' if result['at_least'] else '≤'} {bound:g} {unit}", "yes" if kept else "no"]
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+STEPS: dict[str, Callable[[_Run], Iterator[Figures]]] = {
+    "ingest": _ingest,
+    "rescan": _rescan,
+    "large": _large,
+    "start": _start,
+    "size": _size,
+}

@@ -1,0 +1,110 @@
+"""Where a task's passages stand in the texts of an index, and which of them a hit shows.
+
+A file's text is not the text that was written into it: lines are broken, words hyphenated, characters escaped. So texts
+are compared by their letters and digits alone, in compatibility decomposition (accents, ligatures and widths aside),
+each of which knows where it stands.
+"""
+
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from pplx_search.store import Hit, Store
+
+from pplx_bench.beir import RetrievalTask
+from pplx_bench.searching.files import WrittenFile
+
+Span = tuple[int, int, int]  # start and stop in a text, place in the corpus
+Bounds = dict[bytes, list[tuple[int, int]]]  # of the chunks of each file
+
+
+@dataclass(frozen=True, slots=True)
+class Passages:
+    """Passages in an index: the spans of each text, the passages in none, and the texts of each passage's files."""
+
+    spans: Mapping[int, Sequence[Span]]
+    missing: frozenset[int]
+    texts: Mapping[int, frozenset[int]]
+    _shown: dict[int, list[int]] = field(default_factory=dict)  # by chunk
+
+    def shown(self, hit: Hit) -> list[int]:
+        """Passages that a hit's chunk holds something of: those first of which it holds the larger share.
+
+        Of equal shares, whole passages as a rule, those first that come first in the text.
+        """
+        if hit.chunk not in self._shown:
+            shares = []
+            for start, stop, place in self.spans.get(hit.content, ()):
+                inside = min(stop, hit.stop) - max(start, hit.start)
+                if inside > 0:
+                    shares.append((-inside / (stop - start), start, place))
+            self._shown[hit.chunk] = [place for *_, place in sorted(shares)]
+        return self._shown[hit.chunk]
+
+    def ranking(self, hits: Iterable[Hit]) -> list[int]:
+        """Passages in the order in which a reader of the hits meets them."""
+        return list(dict.fromkeys(place for hit in hits for place in self.shown(hit)))
+
+
+def find_passages(store: Store, task: RetrievalTask, files: Sequence[WrittenFile]) -> Passages:
+    """Looks for every passage in the text of the file that it was written into."""
+    contents = {document.path: document.content for document in store.documents()}
+    spans: dict[int, list[Span]] = {}
+    texts: dict[int, set[int]] = {}
+    located: set[int] = set()
+    for file in files:
+        content = contents.get(os.fsencode(file.path))
+        if content is None:
+            continue
+        found = locate(store.read(content), [task.corpus[place].text for place in file.places])
+        for place, span in zip(file.places, found, strict=True):
+            texts.setdefault(place, set()).add(content)
+            if span is not None:
+                spans.setdefault(content, []).append((*span, place))
+                located.add(place)
+    missing = frozenset(place for file in files for place in file.places) - located
+    return Passages(spans, missing, {place: frozenset(found) for place, found in texts.items()})
+
+
+def chunk_bounds(store: Store) -> Bounds:
+    """`[start, stop)` of the chunks of each file, by its path."""
+    return {
+        document.path: [(chunk.start, chunk.stop) for chunk in store.chunks(document.content)]
+        for document in store.documents()
+    }
+
+
+def locate(text: str, passages: Sequence[str]) -> list[tuple[int, int] | None]:
+    """`[start, stop)` of each passage in a text, looked for one behind the other; None for one that is not there.
+
+    A passage without letters and digits is never there.
+    """
+    letters, places = _letters(text)
+    found: list[tuple[int, int] | None] = []
+    position = 0
+    for passage in passages:
+        wanted, _ = _letters(passage)
+        start = letters.find(wanted, position) if wanted else -1
+        if start < 0:
+            found.append(None)
+            continue
+        position = start + len(wanted)
+        found.append((places[start], places[position - 1] + 1))
+    return found
+
+
+def _letters(text: str) -> tuple[str, list[int]]:
+    """Letters and digits of a text, and where the character stands that each is of."""
+    letters, places = [], []
+    for place, character in enumerate(text):
+        for letter in _decomposed(character):
+            letters.append(letter)
+            places.append(place)
+    return "".join(letters), places
+
+
+@lru_cache(maxsize=65536)
+def _decomposed(character: str) -> str:
+    return "".join(each for each in unicodedata.normalize("NFKD", character) if each.isalnum())
