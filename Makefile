@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-QUESTION ?= how are mean vectors turned into int8 codes?
+QUESTION ?= why must int8 codes be compared by cosine?
 SEARCH := $(BIN)/pplx-search --home .demo
 
 .PHONY: demo test lint clean
 
 # Indexes this repository's own text and code, searches it, and looks for changes, of which there are none.
 demo: $(VENV)/.search
-	$(SEARCH) add README.md ARCHITECTURE.md pplx_edge apps converters --include '*.py' --include '*.md'
+	$(SEARCH) add README.md ARCHITECTURE.md pplx_edge converters --include '*.py' --include '*.md'
 	$(SEARCH) search "$(QUESTION)" -k 3
 	$(SEARCH) update
 

@@ -43,7 +43,8 @@ def _begin(text: str, words: list[tuple[int, str]], best: int, width: int) -> in
     starts = [match.end() for match in _SENTENCE_END.finditer(text, nearby, best + 1)]
     if starts:
         return starts[-1]
-    return max((start for start, _ in words if start <= best - width // 8), default=0)
+    blanks = (start for start, _ in words if start <= best - width // 8 and text[start - 1].isspace())
+    return max(blanks, default=0)
 
 
 def _whole_words(text: str) -> str:

@@ -27,7 +27,7 @@ SUBJECTS = ("The lease", "A fox", "The committee", "My neighbour's boat", "Every
 VERBS = ("ends", "was painted", "meets", "is repaired", "comes late", "turns")
 PLACES = ("in May", "by the river", "behind the station", "without notice", "at half past nine", "for the last time")
 LOST_SECONDS = 3.0  # of embedding, that a kill may cost: what was not committed yet
-LOST_TOKENS = 12_000  # and passes that were begun when it came
+LOST_TOKENS = 6_000  # and passes that were begun when it came
 
 
 def prose(seed: int, n_sentences: int) -> str:
@@ -110,7 +110,7 @@ def test_a_program_that_is_killed_again_and_again_comes_to_the_same_index(tmp_pa
         writer, n_runs = app.start("add", folder), n_runs + 1
         app.wait_for_passes(writer, int(rng.integers(0, 5)))
         try:
-            assert writer.wait(timeout=float(rng.uniform(0, 4))) == 0
+            assert writer.wait(timeout=float(rng.uniform(0, 4 + max(0, moments.total() - 30)))) == 0
             if moments.total() < 30:  # it was quicker: something more to do
                 (folder / f"more-{n_runs}.txt").write_text(prose(1000 + n_runs, 2000), encoding="ascii")
         except subprocess.TimeoutExpired:
@@ -160,7 +160,7 @@ def test_a_disk_that_fails_at_any_write_of_a_run_loses_nothing(
 
     assert add(tmp_path / "whole") == 0
     expected, survived = indexed(tmp_path / "whole"), 0
-    for calls in (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233):
+    for calls in (0, 1, 3, 9, 27, 81, 243):
         home = tmp_path / f"home-{calls}"
         capsys.readouterr()
         with faulty(error) as faults, store_on("faulty"):
@@ -229,17 +229,18 @@ def test_an_interruption_is_told_with_what_is_done(files: Path, tmp_path: Path, 
         nonlocal calls
         calls += 1
         if calls == 3:
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, whichever thread this is
         return span_means(batch)
 
     session.span_means = interrupting  # type: ignore[method-assign]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pplx_edge.load", lambda *_, **__: fake_embedder(session))
-        assert cli.main(["--home", str(tmp_path / "home"), "add", str(files)]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, tests may ignore it
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pplx_edge.load", lambda *_, **__: fake_embedder(session))
+            assert cli.main(["--home", str(tmp_path / "home"), "add", str(files)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     said = capsys.readouterr().err
-    assert said.startswith(
-        "pplx-search: interrupted after 0 of 6 files; what is done can be searched, and the next run"
-    )
-    assert said.count("\n") == 1
+    assert said == "pplx-search: interrupted at 0 of 6 files; all so far can be searched; run it again to go on\n"
     require_sound(tmp_path / "home")
     assert cli.main(["--home", str(tmp_path / "home"), "add", str(files)]) == 0

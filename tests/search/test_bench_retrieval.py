@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,7 @@ def hit(content: int, start: int, stop: int, chunk: int) -> Hit:
         line=1,
         page=None,
         heading=(),
+        score=0.0,
         cosine=None,
         bm25=None,
         ranks={},
@@ -201,6 +203,14 @@ def test_queries_are_drawn_the_same_each_time(task: RetrievalTask):
     assert drawn == sampled(queries, 10)
     assert len(set(drawn)) == 10
     assert sampled(queries, 60) == queries
+
+
+def test_a_library_that_is_not_installed_is_named_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "docx", None)
+    assert main(["bench", "search", str(tmp_path), "--what", "retrieval", "--work", str(tmp_path)]) == 2
+    assert "(docx is not installed) needs: pip install 'pplx-edge[quality]'" in capsys.readouterr().err
 
 
 def test_a_small_run(task: RetrievalTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -304,3 +305,22 @@ def test_what_is_not_of_a_file_is_raised(error: Exception) -> None:
         ReadAhead(StubReader(answer), tasks(3)) as ahead,  # type: ignore[arg-type]
     ):
         list(ahead)
+
+
+def test_something_else_goes_on_while_a_file_is_waited_for() -> None:
+    released = threading.Event()
+    calls = 0
+
+    def meanwhile() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            released.set()
+
+    def answer(path: Path) -> object:
+        assert released.wait(30)
+        return path
+
+    with ReadAhead(StubReader(answer), tasks(1), meanwhile) as ahead:  # type: ignore[arg-type]
+        assert len(list(ahead)) == 1
+    assert calls >= 3

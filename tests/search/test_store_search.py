@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pplx_search.store import Filter, Query, Store, evidence, searching
+from pplx_search.store import Filter, Query, Store, searching, word_weights
 from small_index import DIM, Basket, document, facts, make_codes, make_text
 
 from pplx_edge.errors import InputError
@@ -73,7 +73,7 @@ def test_no_question_is_taken_for_syntax(basket: Basket, words: str):
 
 def test_words_that_are_everywhere_are_passed_over_in_a_large_index(basket: Basket, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(searching, "COUNTED", 5)
-    monkeypatch.setattr(evidence, "COUNTED", 5)
+    monkeypatch.setattr(word_weights, "COUNTED", 5)
     for number in range(9):
         put(basket, f"{number}.txt", f"the kiwi {number}" + " kumquat" * (number == 4))
     assert names(basket, "the kumquat of the kiwi") == ["4.txt"]

@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         "find the passages that answer a question",
         'pplx-search search "when does the lease end?"\n'
         'pplx-search search "invoice 4711" --type pdf --in ~/Documents --since 2026-01-01 --json',
-        description="Vectors and words are ranked and fused; exact phrases and file names win. There is always a "
+        description="Vectors and words are weighed together; exact phrases and file names win. There is always a "
         "nearest passage: when it is no nearer than for questions that nothing here answers, that is said instead. "
         "Exit status: 0 hits, 1 nothing relevant, 2 error.",
     )
@@ -130,7 +130,7 @@ def _block(number: int, hit: Hit, text: str, args: argparse.Namespace) -> str:
     if args.explain:
         legs = ", ".join(f"{leg} {rank}" for leg, rank in hit.ranks.items())
         bm25 = "" if hit.bm25 is None else f"; BM25 {hit.bm25:.2f}"
-        lines.append(f"{_INDENT}ranks: {legs}{bm25}")
+        lines.append(f"{_INDENT}score {hit.score:.3f}; ranks: {legs}{bm25}")
     return "\n".join(lines)
 
 
@@ -151,6 +151,7 @@ def _json(hit: Hit, text: str, verdict: Verdict, store: Store) -> str:
             "heading": list(hit.heading),
             "start": hit.start,
             "stop": hit.stop,
+            "score": round(hit.score, 4),
             "cosine": None if hit.cosine is None else round(hit.cosine, 4),
             "bm25": None if hit.bm25 is None else round(hit.bm25, 4),
             "ranks": dict(hit.ranks),

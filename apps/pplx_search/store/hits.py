@@ -1,26 +1,25 @@
 """From numbers of chunks to what is shown."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pplx_search.store.database import Database
+from pplx_search.store.fusing import Rankings
 from pplx_search.store.snapshot import filter_sql
 from pplx_search.store.values import Filter, Hit
 
 
 def read_hits(
     database: Database,
-    chunks: Sequence[int],
+    chosen: Sequence[tuple[int, float]],
     wanted: Filter,
-    legs: Mapping[str, Sequence[int]],
-    cosines: Mapping[int, float],
-    bm25: Mapping[int, float],
+    found: Rankings,
 ) -> list[Hit]:
-    """The hits of chunks, in their order, each in the first document with its text that the filter lets through."""
+    """The hits of chunks with their scores, each in the first document with its text that passes the filter."""
     condition, values = filter_sql(wanted)
-    ranks = {name: {chunk: rank for rank, chunk in enumerate(leg, start=1)} for name, leg in legs.items()}
+    ranks = {name: {chunk: rank for rank, chunk in enumerate(leg, start=1)} for name, leg in found.legs.items()}
     hits = []
-    for chunk in chunks:
+    for chunk, score in chosen:
         ((content, start, stop, line, page, heading),) = database.rows(
             "SELECT content, start, stop, line, page, heading FROM chunks JOIN embeddings ON embeddings.id = embedding"
             " WHERE chunks.id = ?",
@@ -46,8 +45,9 @@ def read_hits(
                 line=line,
                 page=page,
                 heading=tuple(json.loads(heading)) if heading else (),
-                cosine=cosines.get(chunk),
-                bm25=bm25.get(chunk),
+                score=score,
+                cosine=found.cosines.get(chunk),
+                bm25=found.bm25.get(chunk),
                 ranks={name: leg[chunk] for name, leg in ranks.items() if chunk in leg},
                 copies=len(holders) - 1,
             )

@@ -1,4 +1,4 @@
-"""Searches: rankings by vectors, by words, by the exact phrase and by name, fused by reciprocal ranks.
+"""Searches: rankings by vectors, by words, by the exact phrase and by name, and their sum (see `fusing`).
 
 - `dense`: the rows of bits nearest to the query's, in the order in which the query's own sizes put them, then their
   exact cosines, a batch at a time until a whole batch has brought nothing into the best.
@@ -11,7 +11,6 @@ A filter limits all of them before anything is ranked.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +18,24 @@ import numpy as np
 
 from pplx_edge.errors import InputError
 from pplx_edge.lexical import match_expression
-from pplx_edge.similarity import reciprocal_rank_fusion
 from pplx_search.store.bits import signs
 from pplx_search.store.database import Database
-from pplx_search.store.evidence import COUNTED, count_chunks, gather
+from pplx_search.store.evidence import gather
+from pplx_search.store.fusing import DENSE, NAME, PHRASE, WORDS, Rankings
 from pplx_search.store.hits import read_hits
 from pplx_search.store.kernel import Kernel, Scanner, cosines, leanings
 from pplx_search.store.schema import words_table
 from pplx_search.store.snapshot import Allowed, Snapshot, load_snapshot
 from pplx_search.store.values import Evidence, Generation, Hit, Passage, Query
 from pplx_search.store.vectors import Vectors, searchable
+from pplx_search.store.word_weights import COUNTED, count_chunks, most_bm25
 
 _BATCH = 128  # of chunks that are compared exactly, before it is asked whether it was worth it
 _FEW = 0.2  # share of rows below which picking them out is cheaper than passing over the others
+_COMPARED = 256  # chunks of each ranking by words whose vectors are compared too
 _LEG = 1000  # hits of a ranking by words
 _NAMES = 100
 _QUOTED = re.compile(r'"([^"]+)"')
-
-
-@dataclass(slots=True)
-class _Rankings:
-    """What each leg found, best first, and the figures behind it, by chunk."""
-
-    legs: dict[str, list[int]] = field(default_factory=dict)
-    cosines: dict[int, float] = field(default_factory=dict)
-    bm25: dict[int, float] = field(default_factory=dict)
 
 
 class Searcher:
@@ -62,15 +54,15 @@ class Searcher:
             if snapshot is None:
                 return []
             allowed = snapshot.allowed(self._database, query.filter)
-            found = _Rankings()
+            found = Rankings()
             if query.codes is not None:
                 self._dense(query, snapshot, allowed, found)
             if query.words.strip():
                 self._by_words(query, snapshot, allowed, found)
                 self._by_name(query, snapshot, allowed, found)
-            chosen = reciprocal_rank_fusion(list(found.legs.values()))[: query.k]
-            self._add_cosines(query, snapshot, chosen, found)
-            return read_hits(self._database, chosen, query.filter, found.legs, found.cosines, found.bm25)
+            if query.codes is not None:
+                self._compare(query, snapshot, found)
+            return read_hits(self._database, list(found.scores().items())[: query.k], query.filter, found)
 
     def evidence(self, query: Query, hits: Sequence[Hit]) -> Evidence:
         """What the hits of a search say for themselves, in the present state of the index."""
@@ -110,12 +102,12 @@ class Searcher:
         """The texts of hits, 0 for those whose text went since."""
         return snapshot.contents_of(np.array([hit.chunk for hit in hits], np.int64)).tolist()
 
-    def _dense(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: _Rankings) -> None:
+    def _dense(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: Rankings) -> None:
         codes = self._checked(query, snapshot.generation)
         slots = self._nearest(codes, snapshot, allowed, query.depth)
         chunks, scores = self._rescored(codes, slots, query.k, snapshot)
         order = np.lexsort((chunks, -scores))
-        found.legs["dense"] = chunks[order].tolist()
+        found.legs[DENSE] = chunks[order].tolist()
         found.cosines.update(zip(chunks.tolist(), scores.tolist(), strict=True))
 
     def _nearest(self, codes: np.ndarray, snapshot: Snapshot, allowed: Allowed, depth: int) -> np.ndarray:
@@ -151,20 +143,21 @@ class Searcher:
         scores[order] = cosines(self.kernel, codes, rows)
         return scores
 
-    def _by_words(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: _Rankings) -> None:
+    def _by_words(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: Rankings) -> None:
         table = words_table(snapshot.generation.id)
+        found.most = most_bm25(self._database, snapshot, query.words)
         expression = self._affordable(table, query.words, snapshot)
         if not expression:
             return
         rows = self._matches(table, expression, snapshot, allowed)
         found.bm25.update(rows)
-        found.legs["words"] = [chunk for chunk, _ in rows]
+        found.legs[WORDS] = [chunk for chunk, _ in rows]
         phrases = [*_phrases(query.words)]
         if phrases:
             exact = self._matches(table, " AND ".join(phrases), snapshot, allowed)
             for chunk, score in exact:
                 found.bm25.setdefault(chunk, score)
-            found.legs["phrase"] = [chunk for chunk, _ in exact]
+            found.legs[PHRASE] = [chunk for chunk, _ in exact]
 
     def _affordable(self, table: str, words: str, snapshot: Snapshot) -> str:
         """An FTS5 expression for any of the words, without those that a great many chunks hold.
@@ -186,7 +179,7 @@ class Searcher:
         )
         return _first_allowed(rows, lambda chunks: allowed.contents[snapshot.contents_of(chunks)], _LEG)
 
-    def _by_name(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: _Rankings) -> None:
+    def _by_name(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: Rankings) -> None:
         expression = _all_terms(query.words)
         if not expression:
             return
@@ -200,11 +193,11 @@ class Searcher:
             return
         best = self._best_of_each(snapshot, found)
         chunks = (best.get(content) or self._first_chunk(content, snapshot) for content in named)
-        found.legs["name"] = [chunk for chunk in chunks if chunk is not None]
+        found.legs[NAME] = [chunk for chunk in chunks if chunk is not None]
 
-    def _best_of_each(self, snapshot: Snapshot, found: _Rankings) -> dict[int, int]:
+    def _best_of_each(self, snapshot: Snapshot, found: Rankings) -> dict[int, int]:
         """The best chunk so far of each text."""
-        ranked = np.array(reciprocal_rank_fusion(list(found.legs.values())), np.int64)
+        ranked = np.array(list(found.scores()), np.int64)
         best: dict[int, int] = {}
         for content, chunk in zip(snapshot.contents_of(ranked).tolist(), ranked.tolist(), strict=True):
             best.setdefault(content, chunk)
@@ -214,15 +207,14 @@ class Searcher:
         runs = np.flatnonzero(snapshot.contents == content)
         return int(snapshot.first_chunks[runs[0]]) if len(runs) else None
 
-    def _add_cosines(self, query: Query, snapshot: Snapshot, chosen: Sequence[int], found: _Rankings) -> None:
-        """Cosines of those among the chosen that the ranking by vectors does not name."""
-        missing = [chunk for chunk in chosen if chunk not in found.cosines]
-        if query.codes is None or not missing:
-            return
-        scores = self._cosines(
-            self._checked(query, snapshot.generation), np.array(missing, np.int64), snapshot.generation
-        )
-        found.cosines.update(zip(missing, scores.tolist(), strict=True))
+    def _compare(self, query: Query, snapshot: Snapshot, found: Rankings) -> None:
+        """Cosines of the best chunks of each leg that the ranking by vectors does not name."""
+        best = dict.fromkeys(chunk for leg in found.legs.values() for chunk in leg[:_COMPARED])
+        missing = [chunk for chunk in best if chunk not in found.cosines]
+        if missing:
+            codes = self._checked(query, snapshot.generation)
+            scores = self._cosines(codes, np.array(missing, np.int64), snapshot.generation)
+            found.cosines.update(zip(missing, scores.tolist(), strict=True))
 
     def _checked(self, query: Query, generation: Generation) -> np.ndarray:
         codes = query.codes

@@ -154,9 +154,9 @@ class Query:
 class Hit:
     """A chunk that was found, `[start, stop)` of its document's text, and why.
 
-    `cosine` is exact (None without a query vector), `bm25` is higher for better (None where no word matched).
-    `ranks` has the rank from 1 in each ranking that names the chunk: `dense`, `words`, `phrase`, `name`. `copies`
-    counts further documents with the very same text.
+    `score` is what hits are ordered by (see `fusing`). `cosine` is exact (None without a query vector), `bm25` is
+    higher for better (None where no word matched). `ranks` has the rank from 1 in each ranking that names the chunk:
+    `dense`, `words`, `phrase`, `name`. `copies` counts further documents with the very same text.
     """
 
     chunk: int
@@ -171,6 +171,7 @@ class Hit:
     line: int
     page: int | None
     heading: tuple[str, ...]
+    score: float
     cosine: float | None
     bm25: float | None
     ranks: Mapping[str, int]

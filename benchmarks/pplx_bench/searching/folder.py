@@ -24,6 +24,7 @@ from pplx_bench.searching.finders import K, finders
 from pplx_bench.searching.folders import SmallFile
 from pplx_bench.workdir import say
 from pplx_edge.cli.options import positive
+from pplx_edge.errors import InputError
 from pplx_edge.hub import BUILT_IN
 
 _MB = 1_000_000
@@ -43,7 +44,7 @@ def add_options(group: Any) -> None:
     group.add_argument("--rescan", type=positive, default=50_000, metavar="N", help="unchanged files (%(default)s)")
     group.add_argument("--large-mb", type=float, default=100.0, metavar="MB", help="a single text (%(default)s)")
     group.add_argument(
-        "--stop-after", type=float, default=15.0, metavar="S", help="seconds of embedding large files (%(default)s)"
+        "--stop-after", type=float, default=10.0, metavar="S", help="seconds of embedding large files (%(default)s)"
     )
     group.add_argument("--start-chunks", type=positive, default=100_000, metavar="N", help="of `start` (%(default)s)")
     group.add_argument("--starts", type=positive, default=15, metavar="N", help="cold processes (%(default)s)")
@@ -129,6 +130,8 @@ def _questions(run: _Run, files: Sequence[SmallFile]) -> list[tuple[str, Path]]:
             right = [paths[passage] for passage in graded if passage in paths]
             if len(right) == 1:
                 found.append((query.text, right[0]))
+    if not found:
+        raise InputError(f"--files {len(files):,}: no question of the tasks is answered by one of them; ask for more")
     return random.Random(0).sample(found, min(run.args.asked, len(found)))
 
 
@@ -143,23 +146,24 @@ def _rescan(run: _Run) -> Iterator[Figures]:
 
 
 def _large(run: _Run) -> Iterator[Figures]:
-    """Memory over large files: all of each is read and in the store before the first vector, then some are made."""
-    texts = [text for task in run.tasks for text in (passage.text for passage in task.corpus) if text]
+    """Memory over large files: all of each is read and in the store before its first vector, then some are made."""
+    texts = [passage.text for task in run.tasks for passage in task.corpus if passage.text]
     n_bytes = int(run.args.large_mb * _MB)
-    large, others = run.work / "large", run.work / "others"
-    folders.large_text(folders.without_end(texts), large / "large.txt", n_bytes)
-    yield from _large_folder(run, large, f"a text of {run.args.large_mb:g} MB")
+    folders.large_text(folders.without_end(texts), run.work / "text" / "large.txt", n_bytes)
+    yield from _large_folder(run, "text", f"a text of {run.args.large_mb:g} MB")
     part = n_bytes // _LARGE_SHARE
-    folders.large_mailbox(folders.without_end(texts), others / "mail.mbox", part)
-    folders.large_table(folders.without_end(texts), others / "table.csv", part)
-    n_pdfs = folders.copy_pdfs(run.args.data, others)
-    yield from _large_folder(run, others, f"{n_pdfs} PDFs, a mailbox and a table of {part / _MB:g} MB each")
+    folders.large_mailbox(folders.without_end(texts), run.work / "mail" / "mail.mbox", part)
+    yield from _large_folder(run, "mail", f"a mailbox of {part / _MB:g} MB")
+    folders.large_table(folders.without_end(texts), run.work / "table" / "table.csv", part)
+    yield from _large_folder(run, "table", f"a table of {part / _MB:g} MB")
+    if n_pdfs := folders.copy_pdfs(run.args.data, run.work / "pdf"):
+        yield from _large_folder(run, "pdf", f"{n_pdfs} PDFs")
 
 
-def _large_folder(run: _Run, folder: Path, name: str) -> Iterator[Figures]:
+def _large_folder(run: _Run, folder: str, name: str) -> Iterator[Figures]:
     say(f"indexing {name}")
-    told = run.index(folder, run.work / f"{folder.name}-index", stop_after=run.args.stop_after)["indexed"]
-    yield {"told": told} | _figure(f"{name}: read, in the store", told["seconds"] - told["span"], "s")
+    told = run.index(run.work / folder, run.work / f"{folder}-index", stop_after=run.args.stop_after)["indexed"]
+    yield {"told": told} | _figure(f"{name}: until the first vector", told["seconds"] - told["span"], "s")
     yield from _memory(name, told)
 
 

@@ -99,6 +99,7 @@ def book_files(data: Path, tasks: Sequence[RetrievalTask], folder: Path, n_bytes
 
 def copy_pdfs(data: Path, folder: Path) -> int:
     """Copies what there is in the data's folder `pdf`; returns how many files that are."""
+    folder.mkdir(parents=True)
     found = sorted((data / PDF_FOLDER).glob("*.pdf"))
     for path in found:
         shutil.copy(path, folder)
