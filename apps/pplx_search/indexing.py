@@ -126,6 +126,7 @@ class Indexer:
     def rebuild(self) -> None:
         """Embeds all texts anew for the generation of this indexer, which serves from then on."""
         self._total_bytes = self._embedding[0] = self.store.status().n_chars
+        self._tell()
         self.texts.embed(self.store.vectors.pending(self.generation))
         self.store.vectors.switch(self.generation)
         self.store.compact()

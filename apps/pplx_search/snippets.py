@@ -1,5 +1,7 @@
 """The part of a passage that shows best why it was found."""
 
+import textwrap
+
 import regex
 
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
@@ -21,6 +23,14 @@ def snippet(passage: str, question: str, width: int) -> str:
     room = width - 1 - bool(begin)
     shown = text[begin:] if len(text) - begin <= room + 1 else _whole_words(text[begin : begin + room + 1]) + "…"
     return ("…" if begin else "") + shown
+
+
+def snippet_lines(passage: str, question: str, width: int, n_lines: int = 2) -> list[str]:
+    """A snippet broken between words into lines of at most `width` characters, `n_lines` of them at most."""
+    room = n_lines * width
+    while len(lines := textwrap.wrap(snippet(passage, question, room), width, break_on_hyphens=False)) > n_lines:
+        room -= width // 8
+    return lines
 
 
 def _best(words: list[tuple[int, str]], question: str, width: int) -> int:

@@ -65,7 +65,7 @@ def test_add_then_search_prints_place_heading_and_passage(run: Run, folder: Path
     status, out, _ = run("search", "lazy dog", "--explain")
     assert status == 0
     first = out.splitlines()
-    assert first[0].startswith(f" 1  files{os.sep}fox.md:line ")
+    assert first[0].startswith(f" 1  files{os.sep}fox.md:1 ")
     assert "Animals" in first[1]
     assert "The lazy dog sleeps on." in out
     assert "ranks: " in out
@@ -133,7 +133,10 @@ def test_update_check_get_and_rm(run: Run, folder: Path) -> None:
     assert run("get", number)[1] == "A zebra.\n"
     number = json.loads(run("search", "lazy", "--json", "-k", "1")[1])["document"]
     assert run("get", f"{number}:3:1")[1] == "The quick brown fox.\n"
-    assert run("rm", folder / "sub")[0] == 0
+    status, _, said = run("rm", folder / "sub")
+    assert status == 0
+    keep_out = f"pplx-search add {folder} --exclude '/sub'"
+    assert said.startswith(f"pplx-search: files{os.sep}sub comes back with the next update; to keep it out: {keep_out}")
     assert run("search", "zebra", "--words-only")[0] == 1
     assert "nothing of it is in the index" in run("rm", "elsewhere")[2]
 
@@ -141,7 +144,7 @@ def test_update_check_get_and_rm(run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("search", "x"), "there is no index; begin with: pplx-search add FOLDER"),
+        (("search", "x"), "home; begin with: pplx-search add FOLDER"),
         (("status",), "index"),
         (("add", "nowhere"), "nowhere: no such file or folder"),
         (("search", " "), "the question is empty"),
@@ -284,7 +287,7 @@ def test_reembedding_has_progress_too(run: Run, folder: Path, session: FakeSessi
     run("reembed", "--model", "other")
     assert seen[-1].n_files == 0
     assert 0.9 * seen[-1].n_bytes < seen[-1].bytes <= seen[-1].n_bytes  # blanks between chunks are in none
-    assert described(seen[-1], 10.0).startswith("8 tokens/s")
+    assert described(seen[-1], Progress(0, 116, 0, 0, 0), 10.0).startswith("8 tokens/s")
 
 
 def test_long_paths_lose_their_middle_and_those_at_home_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,9 +322,13 @@ def test_a_document_with_escapes_is_shown_safely_on_a_terminal(run: Run, folder:
 
 
 def test_progress_is_told_in_words() -> None:
-    assert described(Progress(10, 100, 2, 20, 50), 1.0) == "2 of 10 files"
-    assert described(Progress(10, 100, 2, 20, 50), 10.0) == "2 of 10 files, 5 tokens/s, about 40 s left"
-    assert described(Progress(10, 100, 10, 100, 50), 10.0) == "10 of 10 files, 5 tokens/s"
+    start, now = Progress(10, 100, 0, 0, 0), Progress(10, 100, 2, 20, 50)
+    assert described(now, start, 1.0) == "2 of 10 files"
+    assert described(now, start, 4.0) == "2 of 10 files, 12 tokens/s"
+    assert described(now, start, 10.0) == "2 of 10 files, 5 tokens/s, about 40 s left"
+    assert described(Progress(10, 100, 4, 60, 150), now, 10.0) == "4 of 10 files, 10 tokens/s, about 10 s left"
+    assert described(Progress(10, 100, 10, 100, 50), start, 10.0) == "10 of 10 files, 5 tokens/s"
+    assert described(now, now, 100.0) == "2 of 10 files"
     assert [duration(s) for s in (0.2, 59, 90, 7500)] == ["0.2 s", "59 s", "2 min", "2 h 5 min"]
 
 

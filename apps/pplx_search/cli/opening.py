@@ -27,7 +27,8 @@ def say(message: str) -> None:
 def open_index(args: argparse.Namespace, *, write: bool = False) -> Store:
     """The index of the command line. Raises InputError when there is none to read."""
     if not write and not (args.home / DATABASE_FILE).exists():
-        raise InputError(f"{args.home}: there is no index; begin with: pplx-search add FOLDER")
+        home = shown_path(os.fsencode(args.home), from_here=False)
+        raise InputError(f"there is no index in {home}; begin with: pplx-search add FOLDER")
     return Store.open(args.home, write=write)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from types import TracebackType
 
 from tqdm import tqdm
@@ -9,7 +10,8 @@ from tqdm import tqdm
 from pplx_search.cli.opening import say
 from pplx_search.indexing import Progress
 
-_MIN_SECONDS = 2.0  # before a rate is worth telling
+_RATE_SECONDS, _LEFT_SECONDS = 2.0, 6.0  # before a rate, and what follows from it, are worth telling
+_PACE_SECONDS = 60.0  # of which the pace is told
 _DRAW_SECONDS = 0.1
 _HOUR, _MINUTE = 3600, 60
 
@@ -25,8 +27,9 @@ class Bar:
             leave=False,
             bar_format="{desc}",
         )
-        self._started, self._drawn = time.monotonic(), 0.0
+        self._drawn = 0.0
         self._last: Progress | None = None
+        self._past: deque[tuple[float, Progress]] = deque()
 
     def __enter__(self) -> "Bar":
         return self
@@ -44,24 +47,27 @@ class Bar:
         """Draws how far the run is."""
         now = time.monotonic()
         if self._last is None:
-            self._started = now  # of reading and embedding: what finding the files took says nothing about the rest
             self._bar.bar_format = "{percentage:3.0f}% {bar:24} {desc}"
         elif now - self._drawn < _DRAW_SECONDS and progress.files < progress.n_files:
             self._last = progress
             return
         self._last, self._drawn = progress, now
+        self._past.append((now, progress))
+        while now - self._past[0][0] > _PACE_SECONDS:
+            self._past.popleft()
         self._bar.total, self._bar.n = progress.n_bytes, progress.bytes
-        self._bar.set_description_str(described(progress, now - self._started))
+        before, earlier = self._past[0]
+        self._bar.set_description_str(described(progress, earlier, now - before))
 
 
-def described(progress: Progress, seconds: float) -> str:
-    """`12 of 500 files, 4,210 tokens/s, about 3 min left`; what is left follows from bytes, done and to do."""
+def described(progress: Progress, earlier: Progress, seconds: float) -> str:
+    """`12 of 500 files, 4,210 tokens/s, about 3 min left`, as the pace since some seconds ago makes one expect."""
     parts = [f"{progress.files:,} of {progress.n_files:,} files"] if progress.n_files else []
-    if progress.tokens and seconds >= _MIN_SECONDS:
-        parts.append(f"{progress.tokens / seconds:,.0f} tokens/s")
-        if 0 < progress.bytes < progress.n_bytes:
-            left = seconds * (progress.n_bytes - progress.bytes) / progress.bytes
-            parts.append(f"about {duration(max(1, left))} left")
+    n_tokens, n_bytes = progress.tokens - earlier.tokens, progress.bytes - earlier.bytes
+    if n_tokens and seconds >= _RATE_SECONDS:
+        parts.append(f"{n_tokens / seconds:,.0f} tokens/s")
+        if n_bytes > 0 and progress.bytes < progress.n_bytes and seconds >= _LEFT_SECONDS:
+            parts.append(f"about {duration(max(1, seconds * (progress.n_bytes - progress.bytes) / n_bytes))} left")
     return ", ".join(parts)
 
 

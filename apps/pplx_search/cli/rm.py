@@ -8,8 +8,8 @@ from typing import Any
 from pplx_edge.cli.options import add_command
 from pplx_edge.cli.terminal import human_bytes
 from pplx_edge.errors import InputError
-from pplx_search.cli.opening import open_index, say
-from pplx_search.store import Store
+from pplx_search.cli.opening import DEFAULT_COLLECTION, open_index, say, shown_path
+from pplx_search.store import Collection, Store
 
 
 def add_parser(commands: Any) -> None:
@@ -40,8 +40,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _remove(store: Store, path: bytes) -> None:
-    roots = [root for collection in store.collections.all() for root in collection.roots if root.path == path]
-    for root in roots:
+    collections = store.collections.all()
+    of_its_own = [root for collection in collections for root in collection.roots if root.path == path]
+    for root in of_its_own:
         store.collections.remove_root(root.id)
-    if not store.files.remove(path) and not roots:
+    if not store.files.remove(path) and not of_its_own:
         raise InputError(f"{os.fsdecode(path)}: nothing of it is in the index")
+    for collection in collections:
+        for root in collection.roots:
+            if path.startswith(root.path.rstrip(b"/") + b"/"):
+                again = _keeping_out(collection, root.path, path)
+                say(f"{shown_path(path)} comes back with the next update; to keep it out: {again}")
+
+
+def _keeping_out(collection: Collection, root: bytes, path: bytes) -> str:
+    """The command that passes over a path below a root, beside what the collection's rules pass over already."""
+    globs = [(name, glob) for name in ("include", "exclude") for glob in collection.rules.get(name, ())]
+    globs.append(("exclude", os.fsdecode(path[len(root.rstrip(b"/")) :])))
+    options = [] if collection.name == DEFAULT_COLLECTION else [f"-c {collection.name}"]
+    options += ["--hidden"] if collection.rules.get("hidden") else []
+    options += [f"--{kind} '{glob}'" for kind, glob in globs]
+    return f"pplx-search add {shown_path(root, from_here=False)} {' '.join(options)}"

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pplx_edge.cli.terminal import colours, paint, printable
 from pplx_edge.errors import InputError
 from pplx_search.cli.opening import add_model_options, model_of, open_index, say, shown_path
 from pplx_search.relevance import Verdict, judge
-from pplx_search.snippets import snippet
+from pplx_search.snippets import snippet_lines
 from pplx_search.store import Filter, Hit, Query, Store
 
 _SCHEMA = 1
@@ -33,7 +34,7 @@ def add_parser(commands: Any) -> None:
         "nearest passage: when it is no nearer than for questions that nothing here answers, that is said instead. "
         "Exit status: 0 hits, 1 nothing relevant, 2 error.",
     )
-    parser.add_argument("query", metavar="QUERY", help="a question or a few words")
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="a question or a few words, in quotes or not")
     parser.add_argument("-k", type=positive, default=10, metavar="N", help="the N best passages; default 10")
     group = parser.add_argument_group("only files")
     group.add_argument("-c", "--collection", action="append", default=[], metavar="NAME", help="of this collection")
@@ -55,6 +56,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.query = " ".join(args.query)
     if not args.query.strip():
         raise InputError("the question is empty; say what to look for")
     with open_index(args) as store:
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
                 (codes,) = model.encode_query([args.query], show_progress=False)
         query = Query(codes=codes, words=args.query, k=args.k, filter=_filter(args))
         hits = store.search(query)
+        if pending := store.status().pending:
+            say(f"{pending:,} files are not indexed yet; bring the index up to date: pplx-search update")
         verdict = judge(store, query, hits)
         if args.explain:
             say(_explained(verdict))
@@ -117,16 +121,18 @@ def _date(text: str) -> float:
 
 def _block(number: int, hit: Hit, text: str, args: argparse.Namespace) -> str:
     wanted = colours(sys.stdout)
-    place = f"page {hit.page}" if hit.page is not None else f"line {hit.line}"
+    place = f":{paint(str(hit.line), 'line', wanted)}"
+    if hit.page is not None:
+        place = f", {paint(f'page {hit.page}', 'line', wanted)}"
     score = "" if hit.cosine is None else f"  {paint(f'{hit.cosine:.3f}', 'score', wanted)}"
     name = paint(shown_path(hit.path), "path", wanted)
     more = f"  and {hit.copies} copies" if hit.copies else ""
-    lines = [f"{number:2}  {name}:{paint(place, 'line', wanted)}{score}  [{hit.document}]{more}"]
+    lines = [f"{number:2}  {name}{place}{score}  [{hit.document}]{more}"]
+    width = max(40, (shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH) - len(_INDENT))
     told = " > ".join(dict.fromkeys(part for part in (hit.title, *hit.heading) if part))
     if told:
-        lines.append(_INDENT + printable(told))
-    width = (shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH) - len(_INDENT)
-    lines.append(_INDENT + printable(snippet(text, args.query, max(40, 2 * width))))
+        lines.append(_INDENT + textwrap.shorten(printable(told), width, placeholder=" …"))
+    lines += [_INDENT + printable(line) for line in snippet_lines(text, args.query, width)]
     if args.explain:
         legs = ", ".join(f"{leg} {rank}" for leg, rank in hit.ranks.items())
         bm25 = "" if hit.bm25 is None else f"; BM25 {hit.bm25:.2f}"

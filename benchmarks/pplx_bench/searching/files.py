@@ -113,12 +113,12 @@ def _html(path: Path, title: str, texts: Sequence[str]) -> None:
 
 def _pdf(path: Path, title: str, texts: Sequence[str]) -> None:
     from reportlab.lib.styles import ParagraphStyle
-    from reportlab.platypus import Paragraph, SimpleDocTemplate
+    from reportlab.platypus import Flowable, Paragraph, SimpleDocTemplate
 
     _pdf_fonts()
     heading = ParagraphStyle("heading", fontName=_BOLD, fontSize=16, leading=20, spaceAfter=12)
     body = ParagraphStyle("body", fontName=_FONT, fontSize=10, leading=14, spaceAfter=8)
-    story = [Paragraph(html.escape(title), heading)] if title else []
+    story: list[Flowable] = [Paragraph(html.escape(title), heading)] if title else []
     story += [Paragraph(html.escape(text), body) for text in texts]
     SimpleDocTemplate(str(path), title=title, invariant=1).build(story)
 

@@ -215,7 +215,8 @@ def table(results: Sequence[Figures]) -> str:
     """A table a figure, with a line a system and a column a task; then what the tasks are."""
     tasks = list(dict.fromkeys(result["task"] for result in results))
     by_place = {(label(result), result["task"]): result for result in results}
-    lines_of = dict.fromkeys(label(result) for result in results)
+    order = list(SYSTEMS)
+    lines_of = dict.fromkeys(label(result) for result in sorted(results, key=lambda r: order.index(r["system"])))
     parts = []
     for name in results[0]["metrics"]:
         lines = [[line, *(f"{100 * by_place[line, task]['metrics'][name]:.2f}" for task in tasks)] for line in lines_of]
