@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
@@ -116,10 +115,10 @@ def measure_yardstick(store: Store, model: Embedder, generation: Generation) -> 
     yardstick = Yardstick(
         n_chunks=n_chunks,
         n_sentences=len(found),
-        prominence=fmean(prominences),
-        prominence_spread=pstdev(prominences),
-        share_of_words=fmean(shares),
-        share_of_words_spread=pstdev(shares),
+        prominence=float(np.mean(prominences)),
+        prominence_spread=float(np.std(prominences)),
+        share_of_words=float(np.mean(shares)),
+        share_of_words_spread=float(np.std(shares)),
     )
     store.vectors.set_yardstick(generation, yardstick)
 
