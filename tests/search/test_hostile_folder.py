@@ -36,6 +36,7 @@ GOOD = {  # a word that is nowhere else, in each
 PROGRAM = """
 import json, resource, sys
 from functools import partial
+from pplx_edge.cli.host import peak_rss
 from pplx_search.cli import add, main, update
 from pplx_search.ingest.parsers import PARSERS
 from pplx_search.ingest.reading import ReadLimits
@@ -43,8 +44,8 @@ PARSERS["pdf"] = "pdf_stub"
 limits = ReadLimits(seconds=float(sys.argv[1]), memory_mb=int(sys.argv[2]))
 add.Indexer = update.Indexer = partial(add.Indexer, limits=limits)
 status = main(sys.argv[4:])
-peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-open(sys.argv[3], "w").write(json.dumps([peak * (1 if sys.platform == "darwin" else 1024) for peak in peaks]))
+children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+open(sys.argv[3], "w").write(json.dumps([peak_rss(), children]))
 sys.exit(status)
 """
 
