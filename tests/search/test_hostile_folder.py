@@ -69,7 +69,7 @@ class App:
         self._require_printable(out, self.said)
         return out
 
-    def index(self, *argv: object, seconds: float = 5.0) -> None:
+    def index(self, *argv: object, seconds: float = 6.0) -> None:
         """Runs a command that must succeed in a process of its own, with short limits; keeps what memory it took."""
         peaks = self.home.with_name("peaks")
         command = [sys.executable, "-c", PROGRAM, seconds, MEMORY_MB, peaks, "--home", self.home, *argv]
