@@ -90,3 +90,24 @@ def test_zero_counts_as_positive_and_comes_first():
 def test_an_unknown_kernel_is_refused():
     with pytest.raises(InputError, match="unknown kernel 'fast': choose one of numkong, numpy"):
         open_kernel("fast")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("share", [None, 0.5, 0.01])
+def test_a_limit_guessed_from_a_sample_changes_nothing(
+    threads: int, share: float | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Scanner, "least_for_threads", 1000)
+    monkeypatch.setattr(Scanner, "sample", 512)
+    rng = np.random.default_rng(1)
+    rows = rng.integers(0, 256, (40_000, 16), np.uint8)
+    rows[20_000:24_000] = rows[0]  # as near as can be, all at one distance, and not spread over all
+    allowed = None if share is None else rng.random(len(rows)) < share
+    places = np.arange(len(rows)) if allowed is None else np.flatnonzero(allowed)
+    scanner = Scanner(NumpyKernel(), threads)
+    for query in (rows[0], rows[1], rng.integers(0, 256, 16, np.uint8)):
+        distances = np.bitwise_count(rows ^ query).sum(axis=1)[places]
+        for count in (1, 50, 1000):
+            expected = places[np.argsort(distances, kind="stable")[:count]]
+            found, _ = scanner.nearest(query, rows, count, allowed)
+            assert np.array_equal(found, expected)

@@ -10,6 +10,8 @@ import numpy as np
 from pplx_edge.errors import InputError
 
 _NUMPY_ROWS = 4096  # at once: what is in the processor's cache is not read from memory twice
+_NO_LIMIT = int(np.iinfo(np.uint16).max)
+_MORE, _SPARE = 1.5, 10  # so many times the wanted, and so many rows of a sample more, to be sure of enough
 _EXACT_DIMS = 1024  # products of 127 · 127 whose float32 sum is exact in any order (below 2²⁴)
 
 
@@ -125,6 +127,7 @@ class Scanner:
     """Finds the rows of a matrix of bits that are nearest to a query, in memory that does not grow with the rows."""
 
     block = 32_768  # rows; their distances stay in the processor's cache
+    sample = 8192  # rows that tell how near the nearest are likely to be
     least_for_threads = 200_000  # rows below which a second thread costs more than it brings
 
     def __init__(self, kernel: Kernel, threads: int):
@@ -137,14 +140,11 @@ class Scanner:
 
         Nearest first; rows at the same distance in their order.
         """
-        if self.threads == 1 or len(bits) < self.least_for_threads:
-            return _sorted([self._scan(query, bits, 0, len(bits), count, allowed)], count)
-        edges = np.linspace(0, len(bits), self.threads + 1).astype(int).tolist()
-        with ThreadPoolExecutor(self.threads) as pool:
-            shares = [
-                pool.submit(self._scan, query, bits, start, stop, count, allowed) for start, stop in pairwise(edges)
-            ]
-            return _sorted([share.result() for share in shares], count)
+        limit = self._likely_limit(query, bits, count, allowed)
+        parts = self._scan_all(query, bits, count, allowed, limit)
+        if limit != _NO_LIMIT and sum(len(part.rows) for part in parts) < count:
+            parts = self._scan_all(query, bits, count, allowed, _NO_LIMIT)
+        return _sorted(parts, count)
 
     def nearest_of(
         self, query: np.ndarray, bits: np.ndarray, count: int, rows: np.ndarray
@@ -158,10 +158,32 @@ class Scanner:
             kept.add(some[near], distances[near])
         return _sorted([kept], count)
 
+    def _likely_limit(self, query: np.ndarray, bits: np.ndarray, count: int, allowed: np.ndarray | None) -> int:
+        """A distance that somewhat more rows than wanted are likely to be below, from rows spread over all."""
+        sample = np.arange(0, len(bits), max(1, len(bits) // self.sample))
+        if allowed is not None:
+            sample = sample[allowed[sample]]
+        place = int(_MORE * count * len(sample) / max(1, len(bits) if allowed is None else np.count_nonzero(allowed)))
+        if place + _SPARE >= len(sample) // 4:
+            return _NO_LIMIT
+        return int(np.partition(self.kernel.hamming(query, bits[sample]), place + _SPARE)[place + _SPARE]) + 1
+
+    def _scan_all(
+        self, query: np.ndarray, bits: np.ndarray, count: int, allowed: np.ndarray | None, limit: int
+    ) -> "list[_Kept]":
+        if self.threads == 1 or len(bits) < self.least_for_threads:
+            return [self._scan(query, bits, 0, len(bits), _Kept(count, limit), allowed)]
+        edges = np.linspace(0, len(bits), self.threads + 1).astype(int).tolist()
+        with ThreadPoolExecutor(self.threads) as pool:
+            shares = [
+                pool.submit(self._scan, query, bits, start, stop, _Kept(count, limit), allowed)
+                for start, stop in pairwise(edges)
+            ]
+            return [share.result() for share in shares]
+
     def _scan(
-        self, query: np.ndarray, bits: np.ndarray, first: int, last: int, count: int, allowed: np.ndarray | None
+        self, query: np.ndarray, bits: np.ndarray, first: int, last: int, kept: "_Kept", allowed: np.ndarray | None
     ) -> "_Kept":
-        kept = _Kept(count)
         for start in range(first, last, self.block):
             stop = min(start + self.block, last)
             distances = self.kernel.hamming(query, bits[start:stop])
@@ -175,8 +197,8 @@ class Scanner:
 class _Kept:
     """The nearest of the rows that were added so far, ascending; those at the `limit` cannot come in any more."""
 
-    def __init__(self, count: int):
-        self.count, self.limit = count, np.iinfo(np.uint16).max
+    def __init__(self, count: int, limit: int = _NO_LIMIT):
+        self.count, self.limit = count, limit
         self.rows, self.distances = np.zeros(0, np.int64), np.zeros(0, np.uint16)
 
     def add(self, rows: np.ndarray, distances: np.ndarray) -> None:
