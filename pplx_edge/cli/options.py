@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 from pplx_edge.artifact import FORMATS
 from pplx_edge.backends import SESSIONS
+from pplx_edge.cli.terminal import printable
 from pplx_edge.embedder import Embedder, load
 from pplx_edge.hub import BUILT_IN
 from pplx_edge.types import COMPUTE_UNITS
@@ -13,13 +14,14 @@ MODEL_HELP = f"{BUILT_IN}, a directory, an official name (pplx-embed-v1-0.6b) or
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors in one line and no guessing of abbreviated options."""
+    """argparse, with errors in one line that name the program, and no guessing of abbreviated options."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **{"allow_abbrev": False} | options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"pplx-edge: error: {message} (see: {self.prog} --help)\n")
+        program = self.prog.partition(" ")[0]
+        self.exit(2, f"{program}: error: {printable(message)} (see: {self.prog} --help)\n")
 
 
 def add_command(commands: Any, name: str, summary: str, example: str, *, description: str = "") -> Any:

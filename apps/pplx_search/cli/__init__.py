@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pplx_edge import __version__
-from pplx_edge.cli import options
+from pplx_edge.cli.options import Parser
 from pplx_edge.cli.terminal import printable
 from pplx_edge.errors import EdgeError, InputError, MissingExtra
 from pplx_search.settings import HOME_VARIABLE, default_home
@@ -26,13 +26,6 @@ COMMANDS = (
 )
 _ERROR, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 _OURS = ("pplx_search", "pplx_edge")
-
-
-class Parser(options.Parser):
-    """The parser of pplx-edge, whose errors name this program."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(_ERROR, f"pplx-search: error: {printable(message)} (see: {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
