@@ -83,6 +83,7 @@ def test_a_new_file_is_found_from_its_first_chunks_on(basket: Basket):
     assert paths_found(basket.store, " ".join(LONG.split())) != []
     status = basket.store.status()
     assert (status.pending, status.indexed, status.n_chunks) == (1, 0, 3)
+    assert basket.store.n_pending() == status.pending
     assert basket.add("/home/a.txt", LONG) == FileState.PENDING
     assert basket.store.status().indexed == 1
 

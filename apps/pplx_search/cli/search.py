@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 (codes,) = model.encode_query([args.query], show_progress=False)
         query = Query(codes=codes, words=args.query, k=args.k, filter=_filter(args))
         hits = store.search(query)
-        if pending := store.status().pending:
+        if pending := store.n_pending():
             say(f"{pending:,} files are not indexed yet; bring the index up to date: pplx-search update")
         verdict = judge(store, query, hits)
         if args.explain:

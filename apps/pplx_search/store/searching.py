@@ -152,8 +152,7 @@ class Searcher:
         rows = self._matches(table, expression, snapshot, allowed)
         found.bm25.update(rows)
         found.legs[WORDS] = [chunk for chunk, _ in rows]
-        phrases = [*_phrases(query.words)]
-        if phrases:
+        if phrases := _phrases(query.words):
             exact = self._matches(table, " AND ".join(phrases), snapshot, allowed)
             for chunk, score in exact:
                 found.bm25.setdefault(chunk, score)

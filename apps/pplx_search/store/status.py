@@ -62,6 +62,11 @@ def read_status(database: Database, directory: Path, vectors: Vectors, kernel: s
     )
 
 
+def read_pending(database: Database) -> int:
+    """See `Store.n_pending`; the second condition is what lets SQLite use its index of files that are not indexed."""
+    return database.value("SELECT count(*) FROM files WHERE state = 'pending' AND state <> 'indexed'")
+
+
 def read_document(database: Database, vectors: Vectors, document: int) -> StoredDocument:
     """A live document. Raises InputError when it is not in the index (any more)."""
     row = database.row(f"{_DOCUMENT} WHERE documents.id = ? AND live", (document,))

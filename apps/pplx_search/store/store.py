@@ -16,7 +16,7 @@ from pplx_search.store.kernel import Kernel, open_kernel
 from pplx_search.store.locking import WriterLock
 from pplx_search.store.roots import Collections
 from pplx_search.store.searching import Searcher
-from pplx_search.store.status import read_chunks, read_document, read_documents, read_lines, read_status
+from pplx_search.store.status import read_chunks, read_document, read_documents, read_lines, read_pending, read_status
 from pplx_search.store.sweeping import Swept
 from pplx_search.store.texts import Texts
 from pplx_search.store.values import (
@@ -134,6 +134,11 @@ class Store:
         """How many chunks a search without a filter looks at."""
         with self._guard:
             return self._searcher.n_chunks()
+
+    def n_pending(self) -> int:
+        """How many files were begun, or are known to have changed, and are not finished; cheap, unlike `status`."""
+        with self._guard:
+            return read_pending(self._database)
 
     def text(self, hit: Hit, around: int = 0) -> str:
         """The text of a hit, with that many characters before and after it."""
