@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pplx_edge.cli.host import n_cores, peak_rss, versions
+from pplx_edge.cli.host import n_cores, peak_rss, proc_bytes, versions
 
 # fmt: off
 _DISTRIBUTIONS = (
@@ -67,10 +67,7 @@ def memory_bytes() -> int:
 
 def rss() -> int:
     """Resident set of this process now, in bytes (Linux; elsewhere its peak so far)."""
-    for line in _proc_lines("/proc/self/status"):
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return peak_rss()
+    return proc_bytes("/proc/self/status", "VmRSS") or peak_rss()
 
 
 def reset_peak_rss() -> bool:

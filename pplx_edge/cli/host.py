@@ -32,8 +32,8 @@ def describe_host() -> Host:
         chip=(_sysctl("machdep.cpu.brand_string") if on_mac else _linux_chip()) or platform.processor() or _UNKNOWN,
         n_cores=n_cores(),
         system=_mac_system() if on_mac else f"{platform.system()} {platform.release()} {platform.machine()}",
-        memory_bytes=int(_sysctl("hw.memsize") or 0) if on_mac else _proc_bytes("/proc/meminfo", "MemTotal") or 0,
-        available_bytes=_proc_bytes("/proc/meminfo", "MemAvailable"),
+        memory_bytes=int(_sysctl("hw.memsize") or 0) if on_mac else proc_bytes("/proc/meminfo", "MemTotal") or 0,
+        available_bytes=proc_bytes("/proc/meminfo", "MemAvailable"),
     )
 
 
@@ -52,7 +52,7 @@ def peak_rss() -> int:
     ru_maxrss counts bytes on a Mac and KiB elsewhere; on Linux it begins with the size of the process that started
     this one, which VmHWM does not.
     """
-    if (found := _proc_bytes("/proc/self/status", "VmHWM")) is not None:
+    if (found := proc_bytes("/proc/self/status", "VmHWM")) is not None:
         return found
     unit = 1 if sys.platform == "darwin" else _KIBIBYTE
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -83,7 +83,7 @@ def _sysctl(name: str) -> str:
         return ""
 
 
-def _proc_bytes(path: str, name: str) -> int | None:
+def proc_bytes(path: str, name: str) -> int | None:
     """A field of a /proc file that counts KiB; None where there is no such file or field."""
     found = [line.split()[1] for line in _lines(path) if line.startswith(f"{name}:")]
     return int(found[0]) * _KIBIBYTE if found else None

@@ -22,7 +22,7 @@ from pplx_bench.quality.options import one_of
 from pplx_bench.searching import commands, folders, ready_made
 from pplx_bench.searching.finders import K, finders
 from pplx_bench.searching.folders import SmallFile
-from pplx_bench.workdir import say
+from pplx_bench.workdir import directory_bytes, say
 from pplx_edge.cli.options import positive
 from pplx_edge.errors import InputError
 from pplx_edge.hub import BUILT_IN
@@ -84,7 +84,7 @@ def _ingest(run: _Run) -> Iterator[Figures]:
     messages = run.index(folder, home, alone=True)
     told, alone = messages["indexed"], messages["alone"]
     rate, rate_alone = told["tokens"] / told["seconds"], alone["tokens"] / alone["seconds"]
-    about = {"files": len(files), "bytes": folders.folder_bytes(folder), "told": told, "alone": alone}
+    about = {"files": len(files), "bytes": directory_bytes(folder), "told": told, "alone": alone}
     name = f"{len(files):,} small files"
     yield about | _figure(f"{name}: model busy", 100 * told["computed"] / told["span"], "%", _BUSY, at_least=True)
     yield _figure(f"{name}: encode_streams alone: model busy", 100 * alone["computed"] / alone["seconds"], "%")
@@ -188,7 +188,7 @@ def _size(run: _Run) -> Iterator[Figures]:
     """Index for text, at 512-token chunks, after compaction."""
     folder = run.work / "books"
     folders.book_files(run.args.data, run.tasks, folder, int(run.args.size_mb * _MB))
-    n_bytes = folders.folder_bytes(folder)
+    n_bytes = directory_bytes(folder)
     say(f"indexing {n_bytes / _MB:.1f} MB of books and passages")
     told = run.index(folder, run.work / "books-index", chunk_tokens=_SIZE_CHUNK_TOKENS)["indexed"]
     name = f"{n_bytes / _MB:.1f} MB of text, {_SIZE_CHUNK_TOKENS}-token chunks: index"

@@ -3,7 +3,6 @@
 import csv
 import html
 import mailbox
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -114,11 +113,6 @@ def every_text(tasks: Sequence[RetrievalTask]) -> Iterator[str]:
 def without_end(texts: Sequence[str]) -> Iterator[str]:
     """The texts, and again with the number of the round, so that none is there twice."""
     return (f"{number} {text}" if number else text for number in count() for text in texts)
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below."""
-    return sum(os.path.getsize(os.path.join(base, name)) for base, _, names in os.walk(folder) for name in names)
 
 
 def _until(texts: Iterable[str], n_bytes: int) -> Iterator[str]:

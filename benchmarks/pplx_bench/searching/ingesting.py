@@ -18,6 +18,7 @@ from pplx_bench import machine
 from pplx_bench.child import Send
 from pplx_bench.workdir import directory_bytes
 from pplx_edge import Embedder, StreamOptions
+from pplx_edge.cli.host import proc_bytes
 from pplx_edge.hub import BUILT_IN
 from pplx_edge.types import Session, TokenBatch
 
@@ -154,10 +155,4 @@ def _children() -> list[str]:
 
 
 def _peak_of(process: str) -> int:
-    try:
-        for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+    return proc_bytes(f"/proc/{process}/status", "VmHWM") or 0
