@@ -4,7 +4,8 @@
 
 `most` is what no chunk's BM25 can exceed for the question, so that both figures are shares of what could be. Ranks
 alone (reciprocal rank fusion) do not say how much better the first is than the second, and lost to the better of the
-two rankings by up to 13 points of nDCG@10; the sum is above it or about 1 below (benchmarks/README.md).
+two rankings by up to 13 points of nDCG@10; with chunks as the app makes them the sum is above it or about 1 below
+(benchmarks/README.md).
 """
 
 from dataclasses import dataclass, field
