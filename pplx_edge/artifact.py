@@ -41,6 +41,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "mlx": ("mlx-bf16", "mlx-q8", "mlx-q4", "mlx-mxfp8", "mlx-mxfp4", "mlx-nvfp4", "mlx-mixed"),
     "coreml": ("coreml-fp16", "coreml-int8", "coreml-pal4", "coreml-pal6", "coreml-pal8"),
 }
+# Raise one when a graph, a layout or the numerics of a backend's formats change: cached conversions are then made anew,
+# and artifacts of another revision are refused.
+REVISIONS = {"onnx": 3, "mlx": 1, "coreml": 1}
 # Files that a conversion copies from its source.
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -80,12 +83,14 @@ COREML_LAYOUT = CoremlLayout()
 class Artifact:
     """A converted model: its directory and what its manifest says.
 
-    `format` names the conversion (`onnx-int8`), `source` where the weights came from and at which revision, `files`
-    the size and SHA-256 of every file, `parity` how the codes compare with the reference.
+    `format` names the conversion (`onnx-int8`), `revision` the state of the converter for it (1 where a manifest has
+    none), `source` where the weights came from and at which revision, `files` the size and SHA-256 of every file,
+    `parity` how the codes compare with the reference.
     """
 
     directory: Path
     format: str
+    revision: int = 1
     source: Mapping[str, Any]
     weights: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
@@ -96,7 +101,8 @@ class Artifact:
     def open(cls, directory: str | Path) -> "Artifact":
         """The artifact in a directory, its files present and of the right size.
 
-        Raises ArtifactError when the manifest is missing, malformed or of another version, or a file is not as it says.
+        Raises ArtifactError when the manifest is missing, malformed or of another version, when the format is of
+        another revision than this release opens, or when a file is not as the manifest says.
         """
         directory = Path(directory)
         path = directory / MANIFEST_FILE
@@ -113,6 +119,7 @@ class Artifact:
             raise ArtifactError(f"{path}: not found; this directory is not a converted model") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a manifest ({error}); convert the model again") from error
+        artifact._require_revision()
         artifact._require_sizes()
         return artifact
 
@@ -138,6 +145,8 @@ class Artifact:
         """Raises TypeError or ValueError when a field does not hold what it should."""
         if not isinstance(self.format, str) or not isinstance(self.made_by, str):
             raise TypeError("format and made_by must be strings")
+        if not isinstance(self.revision, int):
+            raise TypeError("revision must be a number")
         for name in ("source", "weights", "parity", "files"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name} must be an object")
@@ -146,6 +155,14 @@ class Artifact:
                 raise ValueError(f"{name!r} is not a file in or below this directory")
             if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
                 raise TypeError(f"the entry of {name} needs bytes and sha256")
+
+    def _require_revision(self) -> None:
+        wanted = format_revision(self.format)
+        if self.revision != wanted:
+            raise ArtifactError(
+                f"{self.directory}: {self.format} of revision {self.revision}, this release opens revision {wanted}; "
+                f"convert the model again: pplx-edge convert SOURCE --to {self.format} --out DIR"
+            )
 
     def _require_sizes(self) -> None:
         for name, entry in self.files.items():
@@ -156,6 +173,11 @@ class Artifact:
                 raise ArtifactError(
                     f"{path}: {path.stat().st_size:,} bytes, manifest says {entry['bytes']:,}; convert the model again"
                 )
+
+
+def format_revision(format: str) -> int:
+    """Return the revision of a format that this release writes and opens; 1 for a format that it does not know."""
+    return REVISIONS.get(family_of(format), 1)
 
 
 def family_of(format: str) -> str:
@@ -213,7 +235,14 @@ def write_manifest(
         if path.is_file() and path != directory / MANIFEST_FILE
     }
     artifact = Artifact(
-        directory=directory, format=format, source=source, weights=weights, parity=parity, files=files, made_by=made_by
+        directory=directory,
+        format=format,
+        revision=format_revision(format),
+        source=source,
+        weights=weights,
+        parity=parity,
+        files=files,
+        made_by=made_by,
     )
     manifest = {"format_version": FORMAT_VERSION} | asdict(artifact)
     del manifest["directory"]

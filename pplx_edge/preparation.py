@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pplx_edge import hub
-from pplx_edge.artifact import FORMATS, Artifact, family_of, is_artifact, ready_graphs, sha256
+from pplx_edge.artifact import FORMATS, Artifact, family_of, format_revision, is_artifact, ready_graphs, sha256
 from pplx_edge.checkpoint import has_weights, weight_files
 from pplx_edge.errors import InputError
 
@@ -62,7 +62,7 @@ def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _converted(directory: Path, format: str, source_name: str | None) -> Path:
-    from pplx_convert import convert, format_revision
+    from pplx_convert import convert
 
     name = f"{directory.resolve().name}-{format}-{_fingerprint(directory, format_revision(format))}"
     target = hub.cache_directory() / "artifacts" / name

@@ -1,10 +1,12 @@
 """Mean vectors to codes: int8, ±1 and packed bits. The only place that knows 127 and the bit order.
 
 int8 codes are `round(127 * tanh(mean))` (arXiv 2602.11151), integers in −127…127 and not of unit length: compare them
-by cosine. Binary codes are the sign of the mean, where zero counts as positive; packed, the first component is the
-most significant bit of the first byte.
+by cosine. They are found by comparing the mean with the 254 float32 numbers at which the code changes, because the last
+bits of a computed tanh differ between libraries and between processors. Binary codes are the sign of the mean, where
+zero counts as positive; packed, the first component is the most significant bit of the first byte.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast, get_args
 
@@ -16,6 +18,16 @@ from pplx_edge.types import Precision
 INT8_SCALE = 127
 BITS_PER_BYTE = 8
 MIN_DIM = 128
+
+
+def _code_bounds() -> np.ndarray:
+    """Return the least mean of each code from −126 to 127, float32 `[254]`, ascending."""
+    exact = [math.atanh((code - 0.5) / INT8_SCALE) for code in range(1 - INT8_SCALE, INT8_SCALE + 1)]
+    bounds = np.array(exact, np.float32)
+    return np.where(bounds < exact, np.nextafter(bounds, np.float32(np.inf)), bounds)
+
+
+CODE_BOUNDS = _code_bounds()
 
 
 def quantize(means: np.ndarray, precision: Precision) -> np.ndarray:
@@ -31,8 +43,9 @@ def quantize(means: np.ndarray, precision: Precision) -> np.ndarray:
 
 
 def int8_codes(means: np.ndarray) -> np.ndarray:
-    """`round(127 * tanh(mean))`, half to even, int8 of the same shape."""
-    return np.rint(INT8_SCALE * np.tanh(means.astype(np.float32, copy=False))).astype(np.int8)
+    """Return `round(127 * tanh(mean))` of float32 means, int8 of the same shape; the same codes on every machine."""
+    below = np.searchsorted(CODE_BOUNDS, means.astype(np.float32, copy=False), side="right")
+    return (below - INT8_SCALE).astype(np.int8)
 
 
 def sign_codes(means: np.ndarray) -> np.ndarray:

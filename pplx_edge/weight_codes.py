@@ -1,6 +1,11 @@
-"""How weights are rounded to integers: the one place that converters and the trainer's fake quantisation go by.
+"""Rounding of weights to integers, shared by the converters and the trainer's fake quantization.
 
-int8, for ONNX: one scale for each row (an output channel, or a token of the table), `round(127 * w / max|w|)`.
+int8: one scale for each row, `round(w / scale)`. A row that is looked up (a token of the embedding table) has the scale
+`max|w| / 127`. A row that is multiplied (an output channel of a projection) has the scale
+`max(|w₂ᵢ|, |w₂ᵢ₊₁|, |w₂ᵢ + w₂ᵢ₊₁|) / 127` over its pairs of neighbors, so that the codes of two neighbors of the same
+sign never add up to more than 128. x86 processors without VNNI multiply unsigned 8-bit activations (at most 255) by
+signed weights and add the products of two neighbors in 16 bits, saturating at 32,767. The largest sum is now
+255 · 128 = 32,640, so the result is exact on every processor.
 
 int4: a scale and a bias for each group along a row, weight ≈ scale * code + bias, code in 0…15. It is MLX's affine
 quantisation, bit for bit (`mlx.core.quantize(w, group_size=…, bits=4)` on the CPU; on the GPU MLX rounds ties away from
@@ -18,9 +23,25 @@ TINY_SCALE = np.float32(1e-30)  # keeps the scale of an all-zero row from dividi
 TINY_STEP = np.float32(1e-7)  # MLX's own floor, for groups of equal weights
 
 
-def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes `[R, C]` and float32 scales `[R]` of a float matrix, one scale a row; codes times scale is near it."""
-    scales = np.maximum(np.abs(weight).max(axis=1) / np.float32(INT8_MAX), TINY_SCALE)
+def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return int8 codes `[R, C]` and float32 scales `[R]` of a float matrix whose rows are looked up."""
+    return _rounded(table, np.abs(table).max(axis=1) / np.float32(INT8_MAX))
+
+
+def quantize_projection(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return int8 codes `[R, C]` and float32 scales `[R]` of a float matrix that is multiplied by 8-bit activations.
+
+    No product of the codes overflows on a processor without VNNI: see above.
+    """
+    halves = np.pad(weight, ((0, 0), (0, weight.shape[1] % 2))) * np.float32(0.5)  # so that no sum overflows
+    half_sums = np.abs(halves[:, 0::2] + halves[:, 1::2]).max(axis=1)
+    return _rounded(
+        weight, np.maximum(np.abs(weight).max(axis=1) / np.float32(INT8_MAX), half_sums / np.float32(INT8_MAX / 2))
+    )
+
+
+def _rounded(weight: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scales = np.maximum(scales, TINY_SCALE)
     return np.rint(weight / scales[:, None]).astype(np.int8), scales.astype(np.float32)
 
 

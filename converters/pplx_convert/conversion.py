@@ -16,7 +16,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from pplx_convert.parity import LIMITS, PROBE_TEXTS, ParityLimits, ParityReport
-from pplx_edge.artifact import FORMATS, TEXT_FILES, Artifact, family_of, sha256, write_manifest, writing
+from pplx_edge.artifact import (
+    FORMATS,
+    TEXT_FILES,
+    Artifact,
+    family_of,
+    format_revision,
+    sha256,
+    write_manifest,
+    writing,
+)
 from pplx_edge.backends import require_installed
 from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.errors import InputError
@@ -31,8 +40,6 @@ FAMILIES = {
     "mlx": "pplx_convert.mlx_convert",
     "coreml": "pplx_convert.coreml_convert",
 }
-# Raise one when a graph, a layout or the numerics change, so that cached conversions are made anew.
-REVISIONS = {"onnx": 2, "mlx": 1, "coreml": 1}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -96,11 +103,6 @@ def family(format: str) -> Family:
     name = _family_name(format)
     require_installed(name)
     return import_module(FAMILIES[name])  # type: ignore[return-value]
-
-
-def format_revision(format: str) -> int:
-    """Changes when the same checkpoint would be converted to other files. Raises InputError for an unknown format."""
-    return REVISIONS[_family_name(format)]
 
 
 def _family_name(format: str) -> str:

@@ -1,9 +1,9 @@
 """How linear layers and the embedding table are stored and computed: float32, or int8 throughout.
 
-int8: weights are rounded per output channel, `round(127 * w / max|w|)`, table rows likewise; activations per token at
+int8: weights are rounded per output channel and table rows per row (`pplx_edge.weight_codes`), activations per token at
 run time, so that a token's result depends on that token alone and never on its batch. Weights are signed and
 activations unsigned with zero point 128, which is the combination that ONNX Runtime computes on the dot-product
-instructions of x86 and Arm.
+instructions of x86 and Arm. Weights are scaled so that no product overflows on a processor without those instructions.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import numpy as np
 
 from pplx_convert.graph_builder import GraphBuilder, WeightFile
 from pplx_edge.checkpoint import Checkpoint
-from pplx_edge.weight_codes import INT8_MAX, TINY_SCALE, quantize_rows
+from pplx_edge.weight_codes import INT8_MAX, TINY_SCALE, quantize_projection, quantize_rows
 
 ZERO_POINT = 128
 _TABLE_BLOCK_ROWS = 8192
@@ -84,7 +84,7 @@ class Int8:
     format = "onnx-int8"
 
     def store(self, graph: GraphBuilder, file: WeightFile, name: str, weight: np.ndarray) -> None:
-        codes, scales = quantize_rows(weight)
+        codes, scales = quantize_projection(weight)
         graph.weight(name, codes.T, file)
         graph.weight(_scale_of(name), scales, file)
 

@@ -22,7 +22,7 @@ from pplx_convert.numerics import Activations, Numerics
 from pplx_edge.backends.onnx_session import PACKED_STATES, ROW_MEANS
 from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.models.qwen3_numpy import rotary_angles
-from pplx_edge.quantize import INT8_SCALE
+from pplx_edge.quantize import CODE_BOUNDS, INT8_SCALE
 from pplx_edge.spec import ModelSpec
 
 TABLE = "embed_tokens.weight"
@@ -216,10 +216,22 @@ class EncoderGraph:
         return g.node("Loop", count, g.constant(True, np.bool_), body=body, outputs=(ROW_MEANS,))
 
     def quantized(self, means: str) -> None:
-        """The official quantised outputs: `round(127 * tanh(mean))`, and ±1 where zero counts as positive."""
+        """Add the official quantized outputs: `round(127 * tanh(mean))`, and ±1 where zero counts as positive.
+
+        The runtime's tanh is an approximation, so its code may be off by one next to a bound: it is compared with the
+        bounds on both sides of it, which makes it the code of `pplx_edge.quantize.int8_codes`.
+        """
         g = self.g
         scaled = g.node("Mul", g.node("Tanh", means), g.constant(INT8_SCALE, np.float32))
-        g.node("Cast", g.node("Round", scaled), to=TensorProto.INT8, outputs=("pooler_output_int8",))
+        near = g.node("Cast", g.node("Round", scaled), to=TensorProto.INT32)
+        place = g.node("Add", near, g.constant(INT8_SCALE, np.int32))
+        infinity = np.float32(np.inf)
+        least = g.node("Gather", g.constant([-infinity, *CODE_BOUNDS], np.float32), place)
+        next_least = g.node("Gather", g.constant([*CODE_BOUNDS, infinity], np.float32), place)
+        up, down = g.node("GreaterOrEqual", means, next_least), g.node("Less", means, least)
+        up, down = (g.node("Cast", step, to=TensorProto.INT32) for step in (up, down))
+        codes = g.node("Sub", g.node("Add", near, up), down)
+        g.node("Cast", codes, to=TensorProto.INT8, outputs=("pooler_output_int8",))
         signs = g.node(
             "Where",
             g.node("GreaterOrEqual", means, g.constant(0, np.float32)),

@@ -1,5 +1,6 @@
 """How ONNX Runtime sessions are set up, and the proof that this processor multiplies int8 exactly."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -9,16 +10,29 @@ from pplx_edge.backends.onnx_product import product_model
 from pplx_edge.errors import EdgeError
 
 _ERRORS_ONLY = 3
+_INEXACT = "ONNX Runtime does not multiply int8 exactly on this processor; use --format onnx-fp32"
 # Threads that wait for each other by spinning without limit stall when other programs want the processor too; this long
 # costs next to nothing when they do not.
 _SPIN_MICROSECONDS = "50"
 # On x86 processors without VNNI the fast kernel adds pairs of products in 16 bits and saturates; this setting makes the
 # runtime use unsigned weights and a wider kernel there: slower, and exact. It does nothing where VNNI is present.
 _WIDE_INT8 = ("session.x64quantprecision", "1")
+# Pairs of neighboring weights with the largest products: in our own graphs (`pplx_edge.weight_codes`), and in any.
+_OUR_PAIRS = ((64, 64), (-64, -64), (127, 1), (-1, -127), (127, -127))
+_ANY_PAIRS = ((127, 127), (-127, -127))
 
 
 def session_options(threads: int | None = None) -> ort.SessionOptions:
-    """Options for one session: exact int8, memory that follows the shapes, no threads left spinning after a call.
+    """Return options for a graph of ours: memory follows the shapes, and no thread spins after a call.
+
+    Raises EdgeError where the int8 products of our graphs are not exact on this processor.
+    """
+    _require_exact_products()
+    return _plain_options(threads)
+
+
+def foreign_session_options(threads: int | None = None) -> ort.SessionOptions:
+    """Return the same for a graph made elsewhere, whose int8 weights may overflow on a processor without VNNI.
 
     Raises EdgeError when no setting gives exact int8 products on this processor.
     """
@@ -30,14 +44,20 @@ def session_options(threads: int | None = None) -> ort.SessionOptions:
 
 @cache
 def needs_wide_int8() -> bool:
-    """Whether the plain int8 kernel of this processor saturates, found by multiplying the worst case."""
-    if _is_exact(_plain_options(1)):
+    """Return whether the plain int8 kernel of this processor saturates, found by multiplying the worst case."""
+    if _is_exact(_plain_options(1), _ANY_PAIRS):
         return False
     options = _plain_options(1)
     options.add_session_config_entry(*_WIDE_INT8)
-    if not _is_exact(options):
-        raise EdgeError("ONNX Runtime does not multiply int8 exactly on this processor; use --format onnx-fp32")
+    if not _is_exact(options, _ANY_PAIRS):
+        raise EdgeError(_INEXACT)
     return True
+
+
+@cache
+def _require_exact_products() -> None:
+    if not _is_exact(_plain_options(1), _OUR_PAIRS):
+        raise EdgeError(_INEXACT)
 
 
 def _plain_options(threads: int | None) -> ort.SessionOptions:
@@ -51,11 +71,17 @@ def _plain_options(threads: int | None) -> ort.SessionOptions:
     return options
 
 
-def _is_exact(options: ort.SessionOptions) -> bool:
-    """Whether a product whose pairs of terms overflow 16 bits comes out right."""
-    n_inner, n_out = 64, 32
-    weight = np.full((n_inner, n_out), -127, np.int8)
-    activations = np.full((4, n_inner), 255, np.uint8)
+def _is_exact(options: ort.SessionOptions, pairs: Sequence[tuple[int, int]]) -> bool:
+    """Return whether products of extreme activations with weights made of these pairs come out right."""
+    n_inner, n_tokens = 64, 4
+    columns = [pairs[i % len(pairs)] * (n_inner // 2) for i in range(32)]
+    weight = np.array(columns, np.int8).T  # [inner, out]
+    activations = np.zeros((n_tokens, n_inner), np.uint8)
+    activations[1::2] = 255
+    activations[2:, ::2] = 255 - activations[2:, ::2]
     session = ort.InferenceSession(product_model(weight), options, providers=["CPUExecutionProvider"])
-    (product,) = session.run(None, {"a": activations})
-    return bool(np.all(product == (255 - 128) * -127 * n_inner))
+    for rows in (activations, activations[1:2], activations[3:4]):  # one row alone has a kernel of its own
+        product = np.asarray(session.run(None, {"a": rows})[0])
+        if not np.array_equal(product, (rows.astype(np.int64) - 128) @ weight.astype(np.int64)):
+            return False
+    return True

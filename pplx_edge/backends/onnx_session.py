@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 
 from pplx_edge.artifact import ONNX_LAYOUT, Artifact, is_artifact, ready_graphs
-from pplx_edge.backends.onnx_options import session_options
+from pplx_edge.backends.onnx_options import foreign_session_options, session_options
 from pplx_edge.errors import ArtifactError, ModelError, ModelNotFound
 from pplx_edge.pooling import packed_span_means, span_means
 from pplx_edge.spec import ModelSpec
@@ -27,8 +27,9 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
     options.require_only("onnx", "threads")
     spec = ModelSpec.from_directory(directory)
     graph = graph_file(directory)
+    options_for = session_options if is_artifact(directory) else foreign_session_options
     try:
-        runtime = ort.InferenceSession(str(graph), session_options(options.threads), providers=_PROVIDERS)
+        runtime = ort.InferenceSession(str(graph), options_for(options.threads), providers=_PROVIDERS)
     except Exception as error:  # the runtime's exceptions share no base but Exception
         raise ModelError(f"{graph}: ONNX Runtime cannot open it ({_first_line(error)})") from error
     outputs = {output.name for output in runtime.get_outputs()}

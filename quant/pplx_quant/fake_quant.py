@@ -43,7 +43,7 @@ SCHEMES = ("none", "int8", "int4")
 class FakeQuantization:
     """What is quantised: `weights` of linear layers and the embedding `table` by a scheme, `activations` to int8.
 
-    Schemes are int8 per row and int4 per group of `group_size` along a row, see `pplx_edge.weight_codes`.
+    Schemes are int8 per row and int4 per group of `group_size` along a row: see `pplx_edge.weight_codes`.
     """
 
     weights: str = "none"
@@ -78,13 +78,29 @@ def int8_straight_through(means: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ integers
 
 
-def row_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The codes `[..., C]` of `weight_codes.quantize_rows`, as float32, and their scales `[..., 1]`."""
+def row_codes(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the codes `[..., C]` of `weight_codes.quantize_rows` as float32, and their scales `[..., 1]`."""
+    table = table.float()
+    return _divided(table, _quotient(table.abs().amax(dim=-1, keepdim=True), INT8_MAX))
+
+
+def projection_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the codes `[..., C]` of `weight_codes.quantize_projection` as float32, and their scales `[..., 1]`."""
     weight = weight.float()
+    halves = F.pad(weight, (0, weight.shape[-1] % 2)) * 0.5
+    half_sums = (halves[..., 0::2] + halves[..., 1::2]).abs().amax(dim=-1, keepdim=True)
     largest = weight.abs().amax(dim=-1, keepdim=True)
-    # Divided by a tensor: CUDA multiplies by the reciprocal of a plain number, which is another float.
-    scales = (largest / torch.full_like(largest, INT8_MAX)).clamp(min=float(TINY_SCALE))
+    return _divided(weight, torch.maximum(_quotient(largest, INT8_MAX), _quotient(half_sums, INT8_MAX / 2)))
+
+
+def _divided(weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    scales = scales.clamp(min=float(TINY_SCALE))
     return torch.round(weight / scales), scales
+
+
+def _quotient(values: Tensor, divisor: float) -> Tensor:
+    """Return `values / divisor`, divided by a tensor: CUDA multiplies by the reciprocal of a plain number instead."""
+    return values / torch.full_like(values, divisor)
 
 
 def token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,10 +149,10 @@ class Rounded:
         return self.values if self.scales is None else self.values * self.scales
 
 
-def rounded(rows: Tensor, scheme: str, group_size: int) -> Rounded:
-    """Float rows `[..., C]` on the grid of a scheme, float32."""
+def rounded(rows: Tensor, scheme: str, group_size: int, *, multiplied: bool) -> Rounded:
+    """Return float rows `[..., C]` of a weight that is `multiplied`, or of a table, on the grid of a scheme, float32."""
     if scheme == "int8":
-        return Rounded(*row_codes(rows))
+        return Rounded(*(projection_codes(rows) if multiplied else row_codes(rows)))
     if scheme == "int4":
         codes, scales, biases = group_codes(rows, group_size)
         inside = ((codes >= 0) & (codes <= INT4_MAX)).flatten(-2)
@@ -194,10 +210,10 @@ def _times(values: Tensor, factor: Tensor | None) -> Tensor:
     return values if factor is None else values * factor
 
 
-def round_rows(rows: Tensor, scheme: str, group_size: int = 64) -> Tensor:
-    """Float rows `[..., C]` on the grid of a scheme, of the same dtype, with a straight-through gradient."""
+def round_rows(rows: Tensor, scheme: str, group_size: int = 64, *, multiplied: bool = False) -> Tensor:
+    """Return `rounded` rows `[..., C]` as floats of the same dtype, with a straight-through gradient."""
     with torch.no_grad():
-        found = rounded(rows, scheme, group_size)
+        found = rounded(rows, scheme, group_size, multiplied=multiplied)
         values = found.dequantised.to(rows.dtype)
     return cast(Tensor, _Replaced.apply(rows, values, found.inside))
 
@@ -243,7 +259,7 @@ class QuantizedLinear(nn.Linear):
         # Tensors made in inference mode could not be used for training afterwards.
         with torch.inference_mode(False), torch.no_grad():
             config = self.fake_quantization
-            found = rounded(self.weight, config.weights, config.group_size)
+            found = rounded(self.weight, config.weights, config.group_size, multiplied=True)
             stored = replace(found, values=found.values.to(dtype))
         self.__dict__["_kept"] = key, stored
         return stored

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -11,14 +12,17 @@ from checkpoints import sample_rows, tiny_config, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from official_graph import export_official_graph, torch_encoder
+from onnx import TensorProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from pplx_convert import convert
+from pplx_convert.graph_builder import GraphBuilder
+from pplx_convert.onnx_graph import EncoderGraph, tensor
 
 import pplx_edge
 from pplx_edge.backends.onnx_session import PackedSession, PaddedSession, open_session
 from pplx_edge.batching import collate, plan_batches
 from pplx_edge.errors import ModelError, ModelNotFound
-from pplx_edge.quantize import int8_codes
+from pplx_edge.quantize import CODE_BOUNDS, int8_codes
 from pplx_edge.similarity import cosine_similarity
 from pplx_edge.types import BatchPolicy, SessionOptions, TokenBatch, TokenRow
 
@@ -101,9 +105,34 @@ def test_official_outputs_of_our_graph_agree_with_its_states(
     states, means, codes, signs = runtime.run(names, feeds)
     assert states.shape == (*batch.input_ids.shape, alone.shape[1])
     assert (states[batch.attention_mask == 0] == 0).all()
-    np.testing.assert_allclose(means, alone, atol=1e-6)
-    assert np.abs(codes.astype(int) - int8_codes(alone)).max() <= 1
+    np.testing.assert_array_equal(means, alone)
+    np.testing.assert_array_equal(codes, int8_codes(alone))
     np.testing.assert_array_equal(signs, np.where(means >= 0, 1, -1))
+
+
+def test_nano_in_a_session_that_is_not_ours_gives_our_codes(nano_dir: Path, tmp_path: Path) -> None:
+    artifact = convert(nano_dir, tmp_path / "nano", "onnx-int8").directory
+    embedder = pplx_edge.load(artifact)
+    texts = [f"{'word ' * (i % 23)}number {i}" for i in range(60)] + ["a", "ключ к двери " * 40]
+    batch = collate(list(embedder.tokenizer.text_rows(texts)), 0)
+    feeds = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    runtime = ort.InferenceSession(str(artifact / "model.onnx"))
+    (codes,) = runtime.run(["pooler_output_int8"], feeds)
+    np.testing.assert_array_equal(codes, embedder.encode(texts))
+
+
+def test_codes_of_the_graph_are_ours_next_to_every_bound() -> None:
+    """The tail of the graph alone, on means at each bound and its neighbors, zeros, and what saturates."""
+    near = np.concatenate(
+        [np.nextafter(CODE_BOUNDS, -9), CODE_BOUNDS, np.nextafter(CODE_BOUNDS, 9), [0, -0.0, 20, -20]]
+    )
+    means = near.astype(np.float32)[None]
+    builder = GraphBuilder()
+    EncoderGraph(SimpleNamespace(), None, builder).quantized("means")  # type: ignore[arg-type]
+    outputs = [tensor("pooler_output_int8", TensorProto.INT8, (1, means.shape[1]))]
+    model = builder.model([tensor("means", TensorProto.FLOAT, means.shape)], outputs, "tail")
+    runtime = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(runtime.run(None, {"means": means})[0], int8_codes(means))
 
 
 def test_an_empty_row_beside_others_has_zero_mean(int8_dir: Path) -> None:

@@ -32,6 +32,7 @@ from pplx_quant.fake_quant import (
     embedding_table,
     fake_quantized,
     group_codes,
+    projection_codes,
     remove,
     round_rows,
     row_codes,
@@ -47,7 +48,7 @@ from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.quantize import int8_codes
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
-from pplx_edge.weight_codes import quantize_groups, quantize_rows
+from pplx_edge.weight_codes import quantize_groups, quantize_projection, quantize_rows
 
 N_COLUMNS = 12
 ANY_FLOATS = st.one_of(
@@ -85,15 +86,19 @@ quantiser = cache(int8_graph)
 # ---------------------------------------------------------------- integers
 
 
-@given(MATRICES)
+@pytest.mark.parametrize("multiplied", [False, True])
+@pytest.mark.parametrize("n_columns", [N_COLUMNS, N_COLUMNS - 1])
+@given(weight=MATRICES)
 @settings(max_examples=200)
-def test_weight_codes_are_the_converters_bit_for_bit(weight: np.ndarray) -> None:
-    expected, expected_scales = quantize_rows(weight)
-    codes, scales = row_codes(torch.from_numpy(weight))
+def test_weight_codes_are_the_converters_bit_for_bit(weight: np.ndarray, n_columns: int, multiplied: bool) -> None:
+    weight = weight[:, :n_columns]
+    expected, expected_scales = (quantize_projection if multiplied else quantize_rows)(weight)
+    codes, scales = (projection_codes if multiplied else row_codes)(torch.from_numpy(weight))
     np.testing.assert_array_equal(codes.numpy(), expected)
     np.testing.assert_array_equal(scales[:, 0].numpy(), expected_scales)
     restored = expected.astype(np.float32) * expected_scales[:, None]
-    np.testing.assert_array_equal(round_rows(torch.from_numpy(weight), "int8").numpy(), restored)
+    found = round_rows(torch.from_numpy(weight), "int8", multiplied=multiplied)
+    np.testing.assert_array_equal(found.numpy(), restored)
 
 
 GROUPS = hnp.arrays(np.float32, (2, 32), elements=ANY_FLOATS.filter(lambda x: abs(x) < 2.0**100))
@@ -141,6 +146,7 @@ def test_activation_codes_are_those_of_the_onnx_operators(x: np.ndarray) -> None
 def test_zero_rows_have_zero_codes() -> None:
     zeros = torch.zeros(3, N_COLUMNS)
     assert not row_codes(zeros)[0].any()
+    assert not projection_codes(zeros)[0].any()
     assert not token_codes(zeros)[0].any()
     assert not round_rows(zeros, "int8").any()
 
@@ -203,7 +209,7 @@ def test_gradients_are_those_of_the_product_of_rounded_operands(config: FakeQuan
         codes, step = token_codes(x.detach())
         rounded_x = codes.numpy() * step.numpy().astype(np.float64)
     if config.weights == "int8":
-        codes, scales = quantize_rows(weight)
+        codes, scales = quantize_projection(weight)
         rounded_w = codes * scales[:, None].astype(np.float64)
     np.testing.assert_allclose(y.detach().numpy(), rounded_x @ rounded_w.T, rtol=1e-5, atol=1e-5)
     assert x.grad is not None
@@ -279,7 +285,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_weight_is_rounded_once_a_step_and_never_stale(make, monkeypatch: pytest.MonkeyPatch) -> None:
     rounded = []
-    monkeypatch.setattr("pplx_quant.fake_quant.row_codes", lambda w: rounded.append(1) or row_codes(w))
+    monkeypatch.setattr("pplx_quant.fake_quant.projection_codes", lambda w: rounded.append(1) or projection_codes(w))
     linear, x = linear_with(np.eye(N_COLUMNS, dtype=np.float32)), torch.randn(3, N_COLUMNS)
     optimizer = make([linear.weight], lr=0.1)
     for step in range(1, 4):
@@ -405,9 +411,14 @@ def test_a_named_quantisation_does_what_it_says(encoder: Qwen3Encoder, name: str
     assert torch.equal(states[0], encoder(IDS)) == (name == "none")
     apply(encoder, config)
     with torch.no_grad():
-        for weight in encoder.parameters():  # weights that are on the grid already are what they are rounded to
+        for (
+            name,
+            weight,
+        ) in encoder.named_parameters():  # weights that are on the grid already are what they are rounded to
             if weight.ndim == 2 and config.weights != "none":
-                weight.copy_(round_rows(weight, config.weights, config.group_size))
+                weight.copy_(
+                    round_rows(weight, config.weights, config.group_size, multiplied=name != "embed_tokens.weight")
+                )
     if not config.activations:
         remove(encoder)
         torch.testing.assert_close(states[0], encoder(IDS), rtol=1e-5, atol=1e-5)

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from pplx_edge.artifact import MANIFEST_FILE, Artifact, is_artifact, sha256, storage_errors, write_manifest, writing
+from pplx_edge.artifact import (
+    MANIFEST_FILE,
+    REVISIONS,
+    Artifact,
+    is_artifact,
+    sha256,
+    storage_errors,
+    write_manifest,
+    writing,
+)
 from pplx_edge.errors import ArtifactError, InputError, StorageError
 
 FACTS: dict[str, Any] = {
@@ -95,6 +104,15 @@ def test_a_corrupt_manifest_is_refused(content: bytes, artifact_dir: Path):
 def test_a_manifest_without_a_field_is_refused(field: str, artifact_dir: Path):
     change_manifest(artifact_dir, **{field: ...})
     refused(artifact_dir, "not a manifest")
+
+
+def test_an_earlier_revision_of_a_format_is_refused_by_name(artifact_dir: Path):
+    assert manifest_of(artifact_dir)["revision"] == REVISIONS["onnx"]
+    for old in (..., REVISIONS["onnx"] - 1):  # the first manifests had none
+        change_manifest(artifact_dir, revision=old)
+        refused(
+            artifact_dir, "onnx-int8 of revision .*convert the model again: pplx-edge convert SOURCE --to onnx-int8"
+        )
 
 
 def test_another_format_version_is_refused(artifact_dir: Path):

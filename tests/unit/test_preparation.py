@@ -7,9 +7,10 @@ import numpy as np
 import pplx_convert
 import pytest
 from checkpoints import write_checkpoint
-from pplx_convert import conversion, convert
+from pplx_convert import convert
 
 import pplx_edge
+from pplx_edge import artifact
 from pplx_edge.artifact import Artifact
 from pplx_edge.errors import InputError
 from pplx_edge.preparation import ready_directory
@@ -62,7 +63,7 @@ def test_a_new_converter_converts_anew(
     tiny_dir: Path, cache: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready_directory(tiny_dir, "onnx")
-    monkeypatch.setitem(conversion.REVISIONS, "onnx", conversion.REVISIONS["onnx"] + 1)
+    monkeypatch.setitem(artifact.REVISIONS, "onnx", artifact.REVISIONS["onnx"] + 1)
     ready_directory(tiny_dir, "onnx")
     assert len(conversions) == 2
 
@@ -77,11 +78,11 @@ def test_the_faster_of_two_processes_wins(tiny_dir: Path, cache: Path, monkeypat
 
 
 def test_an_artifact_is_opened_as_it_is(tiny_dir: Path, tmp_path: Path, cache: Path) -> None:
-    artifact = convert(tiny_dir, tmp_path / "mine", "onnx-fp32").directory
-    assert ready_directory(artifact, "onnx") == artifact
-    assert ready_directory(artifact, "onnx", "onnx-fp32") == artifact
+    made = convert(tiny_dir, tmp_path / "mine", "onnx-fp32").directory
+    assert ready_directory(made, "onnx") == made
+    assert ready_directory(made, "onnx", "onnx-fp32") == made
     with pytest.raises(InputError, match="holds onnx-fp32, onnx-int8 was asked for"):
-        ready_directory(artifact, "onnx", "onnx-int8")
+        ready_directory(made, "onnx", "onnx-int8")
     assert not cache.exists()
 
 

@@ -1,5 +1,6 @@
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,24 +59,14 @@ def test_int8_saturates_and_never_wraps():
     assert quantize(means, "int8").tolist() == [[127, 127, 127, 127, -127, -127, -127, -127]]
 
 
-def exact_halves() -> list[tuple[np.float32, float]]:
-    """Means whose 127·tanh is exactly k + 0.5 in float32, with that value."""
-    found = []
-    for k in range(127):
-        mean = np.float32(math.atanh((k + 0.5) / 127))
-        for _ in range(40):
-            if np.float32(127) * np.tanh(mean) == k + 0.5:
-                found += [(mean, k + 0.5), (-mean, -k - 0.5)]
-                break
-            mean = np.nextafter(mean, np.float32(10 if 127 * np.tanh(mean) < k + 0.5 else -10), dtype=np.float32)
-    return found
-
-
-def test_halves_are_rounded_to_even():
-    halves = exact_halves()
-    assert len(halves) > 60
-    codes = int8_codes(np.array([mean for mean, _ in halves], np.float32))
-    assert codes.tolist() == [round(value) for _, value in halves]  # Python rounds half to even
+def test_codes_change_exactly_where_127_tanh_passes_a_half():
+    """At each bound and its two neighbors in float32, by a tanh of 50 digits."""
+    for half in range(-253, 254, 2):  # twice the value that is passed
+        near = np.float32(math.atanh(half / 254))
+        means = [np.nextafter(near, np.float32(-9)), near, np.nextafter(near, np.float32(9))]
+        with mpmath.workdps(50):
+            exact = [int(mpmath.nint(127 * mpmath.tanh(mpmath.mpf(float(mean))))) for mean in means]
+        assert int8_codes(np.array(means, np.float32)).tolist() == exact
 
 
 @given(MEANS)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
-from pplx_edge.weight_codes import quantize_groups, quantize_rows
+from pplx_edge.weight_codes import quantize_groups, quantize_projection, quantize_rows
 
 
 @given(hnp.arrays(np.float32, (5, 9), elements=st.floats(-1e4, 1e4, width=32)))
@@ -21,6 +21,54 @@ def test_quantized_rows_are_within_half_a_step(weight: np.ndarray) -> None:
     restored = codes.astype(np.float64) * scales[:, None]
     step = np.abs(weight).max(axis=1, keepdims=True) / 127
     assert (np.abs(restored - weight) <= 0.5 * step + 1e-6 * np.abs(weight) + 1e-29).all()
+
+
+# ---------------------------------------------------------------- rows that are multiplied
+
+PROJECTIONS = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 4), st.integers(1, 9)),
+    elements=st.one_of(
+        st.floats(-1e4, 1e4, width=32),
+        st.floats(-(2.0**127), 2.0**127, width=32),
+        st.integers(-127, 127).map(float),  # sums of two that end in .5 after scaling
+    ),
+)
+
+
+def saturating_products(activations: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """`activations @ codes.T` as a processor without VNNI computes it: neighbors are added in 16 bits, and saturate."""
+    pairs = activations.astype(np.int64)[:, None] * codes  # [S, R, C]
+    pairs = np.pad(pairs, ((0, 0), (0, 0), (0, codes.shape[1] % 2)))
+    return (pairs[..., 0::2] + pairs[..., 1::2]).clip(-(2**15), 2**15 - 1).sum(axis=2)
+
+
+@given(PROJECTIONS, st.integers(0, 2**32 - 1))
+def test_products_of_projection_codes_never_saturate(weight: np.ndarray, seed: int) -> None:
+    codes, _ = quantize_projection(weight)
+    extremes = np.random.default_rng(seed).choice([0, 255], (20, weight.shape[1])).astype(np.uint8)
+    extremes[:2] = [[0], [255]]
+    exact = extremes.astype(np.int64) @ codes.astype(np.int64).T
+    np.testing.assert_array_equal(saturating_products(extremes, codes), exact)
+
+
+def test_products_of_row_codes_do_saturate() -> None:
+    codes, _ = quantize_rows(np.ones((1, 2), np.float32))
+    assert saturating_products(np.full((1, 2), 255, np.uint8), codes) != 255 * 127 * 2
+
+
+@given(PROJECTIONS)
+def test_projection_codes_are_within_half_a_step_of_the_least_scale_that_fits(weight: np.ndarray) -> None:
+    codes, scales = quantize_projection(weight)
+    rows = weight.astype(np.float64).tolist()
+    for row, found, scale in zip(rows, codes.tolist(), scales.tolist(), strict=True):
+        sums = [a + b for a, b in zip(row[0::2], [*row[1::2], 0.0], strict=False)]
+        least = max(map(abs, [*row, *sums])) / 127
+        assert scale == pytest.approx(max(least, 1e-30), rel=1e-6)
+        assert max(map(abs, found)) <= 127
+        assert all(abs(a + b) <= 128 for a, b in zip(found[0::2], found[1::2], strict=False))
+        for code, w in zip(found, row, strict=True):
+            assert abs(code * scale - w) <= 0.5 * scale + 1e-6 * abs(w)
 
 
 # ---------------------------------------------------------------- groups of 4 bits

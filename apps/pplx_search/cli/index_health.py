@@ -57,8 +57,12 @@ def index_health(home: Path) -> Iterator[Finding]:
 
 
 def _place(home: Path, is_there: bool) -> Finding:
+    from pplx_search.store.locking import LOCK_FILE
+
     existing = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
-    size = sum(path.stat().st_size for path in home.iterdir() if path.is_file()) if is_there else 0
+    # Without the note of the last writer, which each writer replaces, this command too.
+    files = [path for path in home.iterdir() if path.is_file() and path.name != LOCK_FILE] if is_there else []
+    size = sum(path.stat().st_size for path in files)
     free = shutil.disk_usage(existing).free
     system = file_system_of(existing)
     facts = {

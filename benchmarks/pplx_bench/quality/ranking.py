@@ -1,7 +1,9 @@
 """Exact search in blocks: the places of the best passages of each query, by (score, place), in bounded memory.
 
-A key of one integer holds a score, to six decimals, and a place, so that a partial sort can neither choose among ties
-nor depend on the block: products differ in their last bits with the shape of the block that they are computed in.
+A score is a function of its two vectors alone. Floating-point sums differ in their last bits with the shape of the
+block and with the processor, so unit vectors are rounded to multiples of 2⁻²⁶: sums of their products are multiples of
+2⁻⁵² below 2, which float64 holds exactly in any order. A key of one integer holds a score, to six decimals, and a
+place, so that a partial sort cannot choose among ties.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,20 +13,35 @@ import numpy as np
 from pplx_edge.errors import InputError
 from pplx_edge.similarity import similarity
 
-QUERY_BLOCK, PASSAGE_BLOCK = 256, 16384  # 16 MB of scores at once
-Scores = Callable[[slice, slice], np.ndarray]  # of these queries and these passages: float32 [q, n]
+QUERY_BLOCK, PASSAGE_BLOCK = 256, 16384  # 32 MB of scores at once
+Scores = Callable[[slice, slice], np.ndarray]  # of these queries and these passages: float [q, n]
 _DECIMALS = 6
+_GRID = 2.0**26
 _PLACE_BITS = 28
 _MAX_SCORE = 2.0 ** (62 - _PLACE_BITS) / 10**_DECIMALS
 
 
 def rank(queries: np.ndarray, passages: np.ndarray, k: int) -> np.ndarray:
-    """Places of the `k` passages most similar to each query, best first: int64 `[Q, min(k, N)]`.
+    """Return the places of the `k` passages most similar to each query, best first: int64 `[Q, min(k, N)]`.
 
-    Similarity is `pplx_edge.similarity`: cosine of int8 codes and floats, Hamming of packed bits. Equal scores are in
-    the order of the passages.
+    Similarity is that of `pplx_edge.similarity`: cosine of int8 codes and floats, Hamming of packed bits. Equal scores
+    are in the order of the passages. Raises InputError when queries and passages do not hold the same kind of vector.
     """
-    return rank_scores(lambda q, n: similarity(queries[q], passages[n]), len(queries), len(passages), k)
+    similarity(queries[:1], passages[:1])  # raises
+    scores = similarity if queries.dtype == np.uint8 else _cosines
+    return rank_scores(lambda q, n: scores(queries[q], passages[n]), len(queries), len(passages), k)
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the cosine of every row pair, float64 `[Na, Nb]`, the same in any block."""
+    return (_whole_units(a) @ _whole_units(b).T) / _GRID**2
+
+
+def _whole_units(vectors: np.ndarray) -> np.ndarray:
+    """Return unit vectors in multiples of 2⁻²⁶, whole numbers in float64 `[N, D]`; zeros stay zeros."""
+    vectors = vectors.astype(np.float64)
+    norms = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    return np.rint(vectors * (_GRID / np.where(norms == 0, 1, norms)))
 
 
 def rank_scores(scores: Scores, n_queries: int, n_passages: int, k: int) -> np.ndarray:
