@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUESTION ?= why must int8 codes be compared by cosine?
 SEARCH := $(BIN)/pplx-search --home .demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-without-vnni lint clean
 
 # Indexes this repository's own text and code, searches it, and looks for changes, of which there are none.
 demo: $(VENV)/.search
@@ -15,6 +15,11 @@ demo: $(VENV)/.search
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
+
+# The tests of int8 graphs on an emulated x86 processor without VNNI; needs qemu-x86_64 (Debian: qemu-user).
+test-without-vnni: $(VENV)/.dev
+	qemu-x86_64 -cpu Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm \
+		$(BIN)/python -m pytest -q -p no:cacheprovider -m without_vnni tests/parity tests/train tests/unit
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

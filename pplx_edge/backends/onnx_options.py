@@ -27,7 +27,7 @@ def session_options(threads: int | None = None) -> ort.SessionOptions:
 
     Raises EdgeError where the int8 products of our graphs are not exact on this processor.
     """
-    _require_exact_products()
+    require_exact_products()
     return _plain_options(threads)
 
 
@@ -55,7 +55,8 @@ def needs_wide_int8() -> bool:
 
 
 @cache
-def _require_exact_products() -> None:
+def require_exact_products() -> None:
+    """Raise EdgeError where the plain int8 kernel of this processor is not exact for the weights of our graphs."""
     if not _is_exact(_plain_options(1), _OUR_PAIRS):
         raise EdgeError(_INEXACT)
 

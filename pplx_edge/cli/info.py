@@ -62,6 +62,7 @@ def describe(name: str, directory: Path) -> dict[str, Any]:
         "name": name,
         "directory": str(directory),
         "format": artifact.format if artifact else _source_format(directory, spec),
+        "revision": artifact.revision if artifact else None,
         "spec": sizes | {"dim": spec.dim, "n_parameters": spec.n_parameters},
         "source": dict(artifact.source) if artifact else None,
         "parity": dict(artifact.parity) if artifact else None,
@@ -105,10 +106,11 @@ def _source_format(directory: Path, spec: ModelSpec) -> str:
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     spec = facts["spec"]
     heads = f"{spec['n_heads']} heads of {spec['head_dim']} ({spec['n_kv_heads']} key/value)"
+    revision = f" (revision {facts['revision']})" if facts["revision"] else ""
     lines = [
         ("model", facts["name"]),
         ("directory", facts["directory"]),
-        ("format", f"{facts['format']}, {human_bytes(facts['bytes'])}"),
+        ("format", f"{facts['format']}{revision}, {human_bytes(facts['bytes'])}"),
         (
             "encoder",
             f"{spec['n_layers']} layers, hidden {spec['hidden_size']}, inner {spec['intermediate_size']}, {heads}",

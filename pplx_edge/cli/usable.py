@@ -59,11 +59,15 @@ def _require_core_ml() -> str:
 
 
 def _onnx_note() -> str:
-    """How int8 products are made. Raises EdgeError where they are wrong."""
-    from pplx_edge.backends.onnx_options import needs_wide_int8
+    """Return how int8 products are computed. Raises EdgeError where they are wrong."""
+    from pplx_edge.backends.onnx_options import needs_wide_int8, require_exact_products
 
+    require_exact_products()
     if needs_wide_int8():
-        return "int8 products are exact with the wide kernels only, which are slower: this processor has no VNNI"
+        return (
+            "int8 products are exact with the fast kernels for models converted by pplx-edge; int8 graphs made "
+            "elsewhere run on slower kernels, because this processor has no VNNI"
+        )
     return "int8 products are exact with the fast kernels"
 
 

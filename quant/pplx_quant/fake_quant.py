@@ -150,7 +150,7 @@ class Rounded:
 
 
 def rounded(rows: Tensor, scheme: str, group_size: int, *, multiplied: bool) -> Rounded:
-    """Return float rows `[..., C]` of a weight that is `multiplied`, or of a table, on the grid of a scheme, float32."""
+    """Return float rows `[..., C]` of a table, or of a weight that is `multiplied`, on a scheme's grid, float32."""
     if scheme == "int8":
         return Rounded(*(projection_codes(rows) if multiplied else row_codes(rows)))
     if scheme == "int4":

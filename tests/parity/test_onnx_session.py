@@ -63,6 +63,7 @@ def test_a_vector_does_not_depend_on_its_batch(
         np.testing.assert_array_equal(means, alone[chosen])
 
 
+@pytest.mark.without_vnni
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_vector_does_not_depend_on_the_number_of_threads(
     int8_dir: Path, rows: list[TokenRow], alone: np.ndarray, threads: int
@@ -95,6 +96,7 @@ def test_padding_side_and_amount_do_not_matter(session: PackedSession, rows: lis
     np.testing.assert_array_equal(session.span_means(wide), alone)
 
 
+@pytest.mark.without_vnni
 def test_official_outputs_of_our_graph_agree_with_its_states(
     int8_dir: Path, rows: list[TokenRow], alone: np.ndarray
 ) -> None:
@@ -110,6 +112,7 @@ def test_official_outputs_of_our_graph_agree_with_its_states(
     np.testing.assert_array_equal(signs, np.where(means >= 0, 1, -1))
 
 
+@pytest.mark.without_vnni
 def test_nano_in_a_session_that_is_not_ours_gives_our_codes(nano_dir: Path, tmp_path: Path) -> None:
     artifact = convert(nano_dir, tmp_path / "nano", "onnx-int8").directory
     embedder = pplx_edge.load(artifact)
@@ -197,6 +200,7 @@ def test_load_opens_a_repository_that_has_only_the_official_graph(official_dir: 
     assert codes[0].any()
 
 
+@pytest.mark.without_vnni
 def test_a_community_int8_graph_without_pooling(tmp_path: Path, rows: list[TokenRow]) -> None:
     directory = write_checkpoint(tmp_path / "community", tiny_config())
     expected = reference_means(directory, rows, tmp_path)

@@ -16,10 +16,13 @@ from pplx_edge.backends import onnx_options
 from pplx_edge.backends.onnx_product import product_model
 
 
+pytestmark = pytest.mark.without_vnni
+
+
 @pytest.fixture
 def fresh_answers() -> Iterator[None]:
     """What was found out about this processor is forgotten before and after the test."""
-    answers = (onnx_options.needs_wide_int8, onnx_options._require_exact_products)
+    answers = (onnx_options.needs_wide_int8, onnx_options.require_exact_products)
     for answer in answers:
         answer.cache_clear()
     yield

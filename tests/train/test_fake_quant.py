@@ -134,6 +134,7 @@ def restored(weight: np.ndarray, group_size: int) -> np.ndarray:
     return (codes * scales[..., None] + biases[..., None]).reshape(weight.shape)
 
 
+@pytest.mark.without_vnni
 @given(MATRICES)
 @settings(max_examples=200)
 def test_activation_codes_are_those_of_the_onnx_operators(x: np.ndarray) -> None:
@@ -177,6 +178,7 @@ def linear_with(weight: np.ndarray, config: FakeQuantization = W8A8) -> nn.Linea
     return linear
 
 
+@pytest.mark.without_vnni
 @pytest.mark.parametrize("seed", range(20))
 def test_a_linear_layer_computes_the_onnx_layer_bit_for_bit(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -427,6 +429,7 @@ def test_a_named_quantisation_does_what_it_says(encoder: Qwen3Encoder, name: str
 # ---------------------------------------------------------------- the whole model
 
 
+@pytest.mark.without_vnni
 @pytest.mark.parametrize("model", ["0.6b", "4b"])
 def test_codes_are_those_of_the_converted_model(tiny_dirs: dict[str, Path], tmp_path: Path, model: str) -> None:
     """All but a few codes: attention and norms sum in another order, which tips an activation to its neighbour."""
