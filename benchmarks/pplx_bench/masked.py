@@ -59,7 +59,7 @@ __attribute__((constructor)) static void install(void) {
 
 def main() -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pplx_bench.masked", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m pplx_bench.masked", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("--as", dest="level", choices=_ENVIRONMENT, default="avx2", help="what is kept (default: avx2)")
     parser.add_argument("command", nargs="+", metavar="-- COMMAND")
     options = parser.parse_args()
