@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 # The tests of int8 graphs on an emulated x86 processor without VNNI; needs qemu-x86_64 (Debian: qemu-user).
 test-without-vnni: $(VENV)/.dev
 	qemu-x86_64 -cpu Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm \
-		$(BIN)/python -m pytest -q -p no:cacheprovider -m without_vnni tests/parity tests/train tests/unit
+		$(BIN)/python -m pytest -q -p no:cacheprovider -m without_vnni tests/edge tests/quant
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

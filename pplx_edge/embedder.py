@@ -11,16 +11,18 @@ from typing import Any, Self, cast
 
 import numpy as np
 
-from pplx_edge import backends, hub, quantize
-from pplx_edge.artifact import Artifact, is_artifact
-from pplx_edge.batching import collate, plan_batches
+from pplx_edge import backends
 from pplx_edge.errors import InputError, TextTooLong
 from pplx_edge.preparation import ready_directory
-from pplx_edge.similarity import similarity
-from pplx_edge.sources import Source
 from pplx_edge.streaming import StreamEncoder, in_thread
-from pplx_edge.tokenization import Tokenizer
+from pplx_edge.text.batching import collate, plan_batches
+from pplx_edge.text.sources import Source
+from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import ChunkVector, Precision, Session, SessionOptions, StreamOptions, TokenRow
+from pplx_edge.vectors import codes as quantize
+from pplx_edge.vectors.similarity import similarity
+from pplx_edge.weights import hub
+from pplx_edge.weights.artifact import Artifact, is_artifact
 
 _PROGRESS_DELAY_SECONDS = 2.0
 _STREAM_DEFAULTS = StreamOptions()

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pplx_edge import hub
-from pplx_edge.artifact import FORMATS, Artifact, family_of, format_revision, is_artifact, ready_graphs, sha256
-from pplx_edge.checkpoint import has_weights, weight_files
 from pplx_edge.errors import InputError
+from pplx_edge.weights import hub
+from pplx_edge.weights.artifact import FORMATS, Artifact, family_of, format_revision, is_artifact, ready_graphs, sha256
+from pplx_edge.weights.checkpoint import has_weights, weight_files
 
 _PROGRESS_DELAY_SECONDS = 2.0
 _OPENS_CHECKPOINTS = ("mlx",)  # backends that need no conversion

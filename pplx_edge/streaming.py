@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from pplx_edge import quantize
-from pplx_edge.batching import collate, plan_batches
-from pplx_edge.chunking import chunk_stream
 from pplx_edge.errors import InputError
-from pplx_edge.late_chunking import ChunkTokens, Part, RunningMean, Window, WindowSizes, plan_windows
-from pplx_edge.sources import Source, pieces
-from pplx_edge.tokenization import Tokenizer
+from pplx_edge.text.batching import collate, plan_batches
+from pplx_edge.text.chunking import chunk_stream
+from pplx_edge.text.sources import Source, pieces
+from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import ChunkVector, Precision, Session, StreamOptions, TextChunk
+from pplx_edge.vectors import codes as quantize
+from pplx_edge.vectors.late_chunking import ChunkTokens, Part, RunningMean, Window, WindowSizes, plan_windows
 
 _POSITION_VERSION = 1
 _MODEL_DIGEST_BYTES = 6

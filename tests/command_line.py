@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes import FakeSession, fake_embedder
 
-from pplx_edge import cli
+import pplx_cli as cli
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -38,11 +38,11 @@ def run_fixture(capsys: pytest.CaptureFixture[str]) -> Run:
 def session_fixture(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
     """Every model that a command opens is this fake one."""
     fake = FakeSession()
-    monkeypatch.setattr("pplx_edge.cli.options.load", lambda *_, **__: fake_embedder(fake))
+    monkeypatch.setattr("pplx_kit.options.load", lambda *_, **__: fake_embedder(fake))
     return fake
 
 
 def spawn(*argv: object, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]:
     """The command in a process of its own; `options` are those of subprocess.run."""
-    command = [sys.executable, "-m", "pplx_edge.cli", *map(str, argv)]
+    command = [sys.executable, "-m", "pplx_cli", *map(str, argv)]
     return subprocess.run(command, input=stdin, **{"capture_output": True} | options)

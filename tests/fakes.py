@@ -7,7 +7,7 @@ from checkpoints import tiny_config, tiny_tokenizer
 
 from pplx_edge.embedder import Embedder
 from pplx_edge.spec import ModelSpec
-from pplx_edge.tokenization import Tokenizer
+from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import BatchPolicy, TokenBatch
 
 

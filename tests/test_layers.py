@@ -18,59 +18,60 @@ ROOTS = {
     "pplx_convert": REPOSITORY / "converters",
     "pplx_quant": REPOSITORY / "quant",
     "pplx_bench": REPOSITORY / "benchmarks",
+    "pplx_kit": REPOSITORY / "apps",
+    "pplx_cli": REPOSITORY / "apps",
     "pplx_search": REPOSITORY / "apps",
 }
 
 LAYERS = {
     "types spec errors": "base",
-    "sources chunking structure lexical tokenization batching": "text",
-    "pooling late_chunking quantize similarity weight_codes": "numbers",
-    "checkpoint artifact hub models": "machines",
+    "text": "text",
+    "vectors": "vectors",
+    "weights": "weights",
+    "models": "models",
     "backends": "backends",
     "preparation": "preparation",
     "streaming": "streaming",
     "embedder": "embedder",
     "nano": "data",
-    "cli __main__": "cli",
-    "server": "server",
 }
 LAYER_OF = {f"pplx_edge.{module}": layer for modules, layer in LAYERS.items() for module in modules.split()} | {
     "pplx_edge": "facade",
     "pplx_convert": "convert",
     "pplx_quant": "quant",
     "pplx_bench": "bench",
+    "pplx_kit": "kit",
+    "pplx_cli": "cli",
     "pplx_search": "search",
 }
 
-COLUMNS = {"base", "text", "numbers", "machines", "backends"}
+COLUMNS = {"base", "text", "vectors", "weights", "models", "backends"}
+LIBRARY = COLUMNS | {"preparation", "streaming", "embedder", "facade", "data"}
 BELOW = {
     "base": {"base"},
     "data": set(),
     "text": {"base", "text"},
-    "numbers": {"base", "numbers"},
-    "machines": {"base", "machines", "data"},
-    "backends": {"base", "machines", "backends"},
-    "preparation": {"base", "machines", "backends"},
-    "streaming": {"base", "text", "numbers"},
+    "vectors": {"base", "vectors"},
+    "weights": {"base", "weights", "data"},
+    "models": {"base", "weights", "models"},
+    "backends": {"base", "vectors", "weights", "models", "backends"},
+    "preparation": {"base", "weights", "backends"},
+    "streaming": {"base", "text", "vectors"},
     "embedder": COLUMNS | {"preparation", "streaming"},
-    "facade": {"base", "numbers", "embedder"},
-    "cli": COLUMNS | {"preparation", "embedder", "facade", "server", "cli", "data"},
-    "server": {"base", "text", "numbers", "embedder", "facade", "server"},
+    "facade": {"base", "vectors", "embedder"},
+    "kit": LIBRARY | {"kit"},
+    "cli": LIBRARY | {"kit", "cli"},
     "convert": COLUMNS | {"convert"},
-    "quant": COLUMNS | {"quant"},
-    "search": {"base", "text", "numbers", "facade", "cli", "search"},
-    "bench": COLUMNS
-    | {"preparation", "streaming", "embedder", "facade", "convert", "quant", "search", "cli", "data", "bench"},
+    "quant": COLUMNS | {"facade", "quant"},
+    "search": {"base", "text", "vectors", "facade", "kit", "search"},
+    "bench": LIBRARY | {"kit", "cli", "search", "convert", "quant", "bench"},
 }
-LAZILY = {"preparation": {"convert"}, "cli": {"convert", "quant", "bench", "search"}}
-SINGLE_ARROWS = {("backends", "pplx_edge.pooling")}  # a graph that returns only token states
-MODULE_ARROWS = {("pplx_quant.mining", "pplx_edge")}  # negatives are mined with the runtime's own vectors
+LAZILY = {"preparation": {"convert"}, "cli": {"convert", "quant", "bench"}}
 
 HEAVY = {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
-HEAVY_LAYERS = {"backends", "convert", "quant", "bench"}
-HEAVY_MODULES = "pplx_edge.models"
+HEAVY_LAYERS = {"backends", "models", "convert", "quant", "bench"}
 NETWORK = {"huggingface_hub", "requests", "httpx", "urllib3", "aiohttp", "socket", "urllib.request", "http.client"}
-NETWORK_MODULES = {"pplx_edge.hub", "pplx_edge.server"}
+NETWORK_MODULES = {"pplx_edge.weights.hub", "pplx_edge.server"}
 BASE_PACKAGES = {"numpy"}
 
 
@@ -156,9 +157,7 @@ def own_complaint(found: Import, layer: str) -> str | None:
     target = layer_of(found.target)
     if target == layer == "backends" and not same_backend(found):
         return f"one backend imports another: {found.target}"
-    if target in BELOW[layer] or (layer, found.target) in SINGLE_ARROWS:
-        return None
-    if (found.importer, found.target) in MODULE_ARROWS:
+    if target in BELOW[layer]:
         return None
     if target in LAZILY.get(layer, set()):
         return None if found.lazy else f"{found.target} may only be imported inside the function that needs it"
@@ -172,7 +171,7 @@ def same_backend(found: Import) -> bool:
 
 def outside_complaint(found: Import, layer: str) -> str | None:
     top = found.target.split(".")[0]
-    if top in HEAVY and layer not in HEAVY_LAYERS and not found.importer.startswith(HEAVY_MODULES):
+    if top in HEAVY and layer not in HEAVY_LAYERS:
         return f"{top} belongs in backends, models, pplx_convert, pplx_quant and pplx_bench"
     on_network = top in NETWORK or found.target in NETWORK
     if on_network and layer != "bench" and not any(found.importer.startswith(name) for name in NETWORK_MODULES):
@@ -201,19 +200,23 @@ def test_every_module_was_looked_at():
     modules = modules_under(ROOTS)
     assert {"pplx_edge", "pplx_edge.embedder", "pplx_edge.backends", "pplx_edge.models.qwen3_torch"} <= set(modules)
     found = list(imports_of("pplx_edge.embedder", modules["pplx_edge.embedder"], modules))
-    assert {"pplx_edge.hub", "pplx_edge.types", "numpy"} <= {each.target for each in found}
+    assert {"pplx_edge.weights.hub", "pplx_edge.types", "numpy"} <= {each.target for each in found}
 
 
 PLANTED = {
     "upward": ("pplx_edge/types.py", "from pplx_edge.embedder import Embedder", "base may not import"),
-    "upward by the facade": ("pplx_edge/quantize.py", "from pplx_edge import load", "numbers may not import"),
-    "upward and relative": ("pplx_edge/pooling.py", "from .embedder import Embedder", "numbers may not import"),
-    "sibling relative": ("pplx_edge/cli/embed.py", "from ..nowhere import x", "cli may not import pplx_edge.nowhere"),
-    "sideways": ("pplx_edge/tokenization.py", "from pplx_edge import quantize", "text may not import"),
-    "sideways lazily": ("pplx_edge/batching.py", "def f():\n    import pplx_edge.checkpoint", "text may not import"),
+    "upward by the facade": ("pplx_edge/vectors/codes.py", "from pplx_edge import load", "vectors may not import"),
+    "upward and relative": ("pplx_edge/vectors/pooling.py", "from ..embedder import Embedder", "vectors may not"),
+    "relative to nothing": (
+        "apps/pplx_cli/commands/embed.py",
+        "from ..nowhere import x\nimport pplx_edge.nowhere",
+        "cli may not import pplx_edge.nowhere",
+    ),
+    "sideways": ("pplx_edge/text/tokenization.py", "from pplx_edge.vectors import codes", "text may not import"),
+    "sideways lazily": ("pplx_edge/text/batching.py", "def f():\n    import pplx_edge.weights", "text may not import"),
     "for types only": (
         "pplx_edge/spec.py",
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pplx_edge.hub",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pplx_edge.weights.hub",
         "base may not import",
     ),
     "backend to backend": (
@@ -221,23 +224,27 @@ PLANTED = {
         "from pplx_edge.backends.onnx_session import x",
         "one backend imports another",
     ),
-    "backend to text": ("pplx_edge/backends/onnx_session.py", "import pplx_edge.tokenization", "backends may not"),
+    "backend to text": ("pplx_edge/backends/onnx_session.py", "import pplx_edge.text.tokenization", "backends may not"),
     "convert eagerly": ("pplx_edge/preparation.py", "import pplx_convert", "inside the function"),
-    "convert from elsewhere": ("pplx_edge/hub.py", "def f():\n    import pplx_convert", "machines may not import"),
+    "convert from elsewhere": ("pplx_edge/weights/hub.py", "def f():\n    import pplx_convert", "weights may not"),
     "convert by its name": (
         "pplx_edge/embedder.py",
         "from importlib import import_module\nimport_module('pplx_convert.onnx')",
         "embedder may not import pplx_convert",
     ),
+    "program in the library": ("pplx_edge/embedder.py", "import pplx_kit.terminal", "embedder may not import"),
+    "program in the kit": ("apps/pplx_kit/options.py", "import pplx_cli", "kit may not import"),
+    "program in a program": ("apps/pplx_search/store.py", "import pplx_cli", "search may not import"),
+    "backend in a program": ("apps/pplx_search/store.py", "import pplx_edge.backends", "search may not import"),
+    "benchmark eagerly": ("apps/pplx_cli/commands/bench.py", "import pplx_bench", "inside the function"),
     "training from converting": ("converters/pplx_convert/onnx.py", "import pplx_quant.losses", "convert may not"),
     "facade from converting": ("converters/pplx_convert/onnx.py", "import pplx_edge", "convert may not import"),
-    "facade from training": ("quant/pplx_quant/losses.py", "import pplx_edge", "quant may not import pplx_edge"),
-    "embedder from mining": ("quant/pplx_quant/mining.py", "import pplx_edge.embedder", "quant may not import"),
+    "embedder from training": ("quant/pplx_quant/mining.py", "import pplx_edge.embedder", "quant may not import"),
     "bench from anywhere": ("quant/pplx_quant/losses.py", "import pplx_bench", "quant may not import"),
-    "torch in the core": ("pplx_edge/checkpoint.py", "def f():\n    import torch.nn", "torch belongs in"),
-    "onnx in the cli": ("pplx_edge/cli/embed.py", "import onnx", "onnx belongs in"),
-    "network": ("pplx_edge/tokenization.py", "from huggingface_hub import snapshot_download", "only hub touches"),
-    "network in the library": ("pplx_edge/artifact.py", "import urllib.request", "only hub touches"),
+    "torch in the core": ("pplx_edge/weights/checkpoint.py", "def f():\n    import torch.nn", "torch belongs in"),
+    "onnx in a program": ("apps/pplx_cli/commands/embed.py", "import onnx", "onnx belongs in"),
+    "network": ("pplx_edge/text/tokenization.py", "from huggingface_hub import x", "only hub touches"),
+    "network in the library": ("pplx_edge/weights/artifact.py", "import urllib.request", "only hub touches"),
     "heavy base": ("pplx_edge/errors.py", "import tqdm", "stand on the standard library"),
     "no layer": ("pplx_edge/utils.py", "", "is in no layer"),
 }
@@ -252,14 +259,14 @@ def test_a_planted_violation_is_found(case: str, tmp_path: Path):
 
 
 ALLOWED = {
-    "pplx_edge/backends/onnx_session.py": "import onnxruntime\nfrom pplx_edge.pooling import span_means",
+    "pplx_edge/backends/onnx_session.py": "import onnxruntime\nfrom pplx_edge.vectors.pooling import span_means",
     "pplx_edge/backends/onnx_memory.py": "from pplx_edge.backends.onnx_session import x",
     "pplx_edge/models/qwen3_mlx.py": "import mlx.core",
-    "pplx_edge/hub.py": "from huggingface_hub import snapshot_download",
+    "pplx_edge/weights/hub.py": "from huggingface_hub import snapshot_download",
     "pplx_edge/preparation.py": "def ready():\n    from pplx_convert import convert",
-    "pplx_edge/cli/convert.py": "import pplx_edge\n\ndef run():\n    import pplx_convert, pplx_bench",
-    "converters/pplx_convert/onnx.py": "import onnx\nfrom pplx_edge.checkpoint import Checkpoint",
-    "quant/pplx_quant/mining.py": "import pplx_edge\nfrom pplx_edge.artifact import sha256",
+    "apps/pplx_cli/commands/convert.py": "import pplx_edge\n\ndef run():\n    import pplx_convert, pplx_bench",
+    "converters/pplx_convert/onnx.py": "import onnx\nfrom pplx_edge.weights.checkpoint import Checkpoint",
+    "quant/pplx_quant/mining.py": "import pplx_edge\nfrom pplx_edge.weights.artifact import sha256",
     "benchmarks/pplx_bench/speed.py": "import pplx_edge, pplx_convert, torch, transformers",
 }
 
@@ -270,7 +277,12 @@ def test_what_the_picture_allows_is_not_complained_about(tmp_path: Path):
 
 def plant(base: Path, files: dict[str, str]) -> dict[str, Path]:
     """Packages with the given files; returns their roots."""
-    stubs = ["pplx_edge/embedder.py", "pplx_edge/backends/__init__.py", "pplx_edge/quantize.py", "pplx_edge/hub.py"]
+    stubs = [
+        "pplx_edge/embedder.py",
+        "pplx_edge/backends/__init__.py",
+        "pplx_edge/vectors/codes.py",
+        "pplx_edge/weights/hub.py",
+    ]
     for file in [*stubs, *files]:
         path = base / file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from pplx_edge import Embedder
 from pplx_edge.errors import InputError
-from pplx_edge.structure import SENTENCE, Structure
+from pplx_edge.text.structure import SENTENCE, Structure
 from pplx_search.store import Evidence, Generation, Hit, Passage, Query, Store, Yardstick
 
 CALIBRATION_FILE = "calibration.json"  # in the directory of an index: of a model that is not built in

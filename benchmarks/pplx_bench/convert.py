@@ -15,9 +15,9 @@ from pplx_bench import machine, report
 from pplx_bench.child import ChildFailed, Send, run_task
 from pplx_bench.shapes import SHAPES, make_checkpoint, shape_name
 from pplx_bench.workdir import append_lines, default_work, directory_bytes, require_free, say
-from pplx_edge import hub
-from pplx_edge.artifact import FORMATS
 from pplx_edge.errors import InputError
+from pplx_edge.weights import hub
+from pplx_edge.weights.artifact import FORMATS
 
 ALL_FORMATS = tuple(name for formats in FORMATS.values() for name in formats)
 _TASK_TIMEOUT = 7200.0

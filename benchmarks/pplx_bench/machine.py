@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pplx_edge.cli.host import n_cores, peak_rss, proc_bytes, versions
+from pplx_kit.host import n_cores, peak_rss, proc_bytes, versions
 
 # fmt: off
 _DISTRIBUTIONS = (

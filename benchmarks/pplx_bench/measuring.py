@@ -12,9 +12,9 @@ from pplx_bench.machine import peak_rss, reset_peak_rss
 from pplx_bench.peers import PEERS, Encode, PeerModel
 from pplx_bench.timing import Timing, measure
 from pplx_bench.workload import Row, operations, row_ids
-from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.models.qwen3_numpy import encode_rows
 from pplx_edge.spec import ModelSpec
+from pplx_edge.weights.checkpoint import Checkpoint
 
 REFERENCE_FILE = "mean.npy"
 _REFERENCE_ROW = Row("1x24", (24,))

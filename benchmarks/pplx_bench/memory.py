@@ -93,8 +93,8 @@ def convert_checkpoint(arguments: Mapping[str, Any], send: Send) -> None:
 def encode_once(arguments: Mapping[str, Any], send: Send) -> None:
     """In a child: loads the model with its tokenizer, encodes one text of so many tokens, then tells the peak."""
     import pplx_edge
-    from pplx_edge import quantize
-    from pplx_edge.batching import collate
+    from pplx_edge.text.batching import collate
+    from pplx_edge.vectors import codes as quantize
 
     started = time.perf_counter()
     embedder = pplx_edge.load(arguments["artifact"], threads=arguments["threads"])

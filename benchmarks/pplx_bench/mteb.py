@@ -15,9 +15,9 @@ from pplx_bench.mteb_conteb import conteb_task
 from pplx_bench.quality.opening import PRECISIONS, split_format
 from pplx_bench.quality.options import comma_list
 from pplx_bench.quality.report import table
-from pplx_edge.cli.options import MODEL_HELP, positive
 from pplx_edge.errors import InputError
-from pplx_edge.hub import BUILT_IN
+from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.options import MODEL_HELP, positive
 
 mteb: Any = import_module("mteb")  # `import mteb` is this very file to a type checker that does not have the package
 

@@ -17,8 +17,8 @@ import pplx_edge
 from pplx_bench.quality.encoders import EdgeEncoder, Encoded
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError
-from pplx_edge.quantize import quantize, require_dim, require_precision, truncate_dims
 from pplx_edge.types import Precision
+from pplx_edge.vectors.codes import quantize, require_dim, require_precision, truncate_dims
 
 MAX_TOKENS = 8192
 _CHUNK_MARK = "_"  # of ids made of a document's id, this and the number of the chunk, as ConTEB's are

@@ -13,8 +13,8 @@ from pplx_bench.quality.options import one_of, require_writable
 from pplx_bench.searching import folder, relevance, retrieval, scale
 from pplx_bench.timing import CpuWatch
 from pplx_bench.workdir import append_lines
-from pplx_edge.cli.host import versions
 from pplx_edge.errors import InputError
+from pplx_kit.host import versions
 
 Figures = dict[str, Any]
 

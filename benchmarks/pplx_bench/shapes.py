@@ -16,9 +16,9 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from pplx_bench.workdir import prepared
-from pplx_edge.checkpoint import INDEX_FILE, SINGLE_FILE
 from pplx_edge.errors import InputError
 from pplx_edge.spec import PPLX_MODEL_TYPE, ModelSpec
+from pplx_edge.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 
 DEFAULT_SEED = 0
 MAX_SHARD_BYTES = 5_000_000_000

@@ -13,9 +13,9 @@ from pplx_bench.peers import OURS, PEERS, Peer, parse_peers, source_of
 from pplx_bench.shapes import DEFAULT_SEED, SHAPES, make_checkpoint, shape_name
 from pplx_bench.workdir import append_lines, default_work, fingerprint, note, prepared, say
 from pplx_bench.workload import DEFAULT_ROWS, Row, parse_rows
-from pplx_edge.artifact import Artifact, is_artifact
 from pplx_edge.errors import EdgeError, InputError
 from pplx_edge.spec import ModelSpec
+from pplx_edge.weights.artifact import Artifact, is_artifact
 
 _PREPARE_TIMEOUT = 3600.0
 

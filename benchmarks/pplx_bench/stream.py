@@ -26,14 +26,15 @@ from pplx_bench.streams.quality import MAX_TEXT_TOKENS, measure_books, measure_t
 from pplx_bench.streams.results import Result, Results
 from pplx_bench.streams.sizes import METHODS, STREAM_CODE, SizeRun, is_flat, measure_sizes
 from pplx_bench.workdir import default_work, fingerprint, say
-from pplx_edge import backends, hub
-from pplx_edge.artifact import sha256
-from pplx_edge.cli.options import positive
+from pplx_edge import backends
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError
-from pplx_edge.hub import BUILT_IN
 from pplx_edge.preparation import ready_directory
 from pplx_edge.types import DEFAULT_CHUNK_TOKENS
+from pplx_edge.weights import hub
+from pplx_edge.weights.artifact import sha256
+from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.options import positive
 
 WHATS = ("size", "fidelity", "quality", "many")
 TASKS = ("squad-context", "factbook-context")

@@ -14,9 +14,9 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from pplx_edge import hub
-from pplx_edge.artifact import writing
 from pplx_edge.errors import StorageError
+from pplx_edge.weights import hub
+from pplx_edge.weights.artifact import writing
 
 NOTE_FILE = "bench.json"
 _SPARE_BYTES = 1_000_000_000  # what a run must leave free, so that it never fills the disk for others

@@ -16,7 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from pplx_convert.parity import LIMITS, PROBE_TEXTS, ParityLimits, ParityReport
-from pplx_edge.artifact import (
+from pplx_edge.backends import require_installed
+from pplx_edge.errors import InputError
+from pplx_edge.models.qwen3_numpy import layer_states
+from pplx_edge.spec import ModelSpec
+from pplx_edge.text.tokenization import Tokenizer
+from pplx_edge.types import TokenRow
+from pplx_edge.weights.artifact import (
     FORMATS,
     TEXT_FILES,
     Artifact,
@@ -26,19 +32,13 @@ from pplx_edge.artifact import (
     write_manifest,
     writing,
 )
-from pplx_edge.backends import require_installed
-from pplx_edge.checkpoint import Checkpoint
-from pplx_edge.errors import InputError
-from pplx_edge.models.qwen3_numpy import layer_states
-from pplx_edge.spec import ModelSpec
-from pplx_edge.tokenization import Tokenizer
-from pplx_edge.types import TokenRow
+from pplx_edge.weights.checkpoint import Checkpoint
 
 # Modules, imported when a format of theirs is asked for.
 FAMILIES = {
-    "onnx": "pplx_convert.onnx_convert",
-    "mlx": "pplx_convert.mlx_convert",
-    "coreml": "pplx_convert.coreml_convert",
+    "onnx": "pplx_convert.onnx.converter",
+    "mlx": "pplx_convert.mlx.converter",
+    "coreml": "pplx_convert.coreml.converter",
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

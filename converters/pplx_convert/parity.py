@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pplx_edge.errors import ParityError
-from pplx_edge.quantize import int8_codes, sign_codes
+from pplx_edge.vectors.codes import int8_codes, sign_codes
 
 # Sentences of several scripts, lengths and registers; the last one is repeated to a longer passage.
 PROBE_TEXTS = (

@@ -6,10 +6,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from pplx_edge.artifact import Artifact, family_of, is_artifact, ready_graphs
-from pplx_edge.checkpoint import has_weights
 from pplx_edge.errors import ArtifactError, InputError, MissingExtra
 from pplx_edge.types import SESSION_DEFAULTS, Session, SessionOptions
+from pplx_edge.weights.artifact import Artifact, family_of, is_artifact, ready_graphs
+from pplx_edge.weights.checkpoint import has_weights
 
 SESSIONS = {
     "onnx": "pplx_edge.backends.onnx_session",

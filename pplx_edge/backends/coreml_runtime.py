@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pplx_edge import hub
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.errors import InputError, ModelError
+from pplx_edge.weights import hub
 
 LEAST_MACOS = 15  # fused attention and packages of several functions
 _UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu+gpu": "CPU_AND_GPU", "cpu+ane": "CPU_AND_NE"}

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pplx_edge.artifact import COREML_LAYOUT, Artifact, is_artifact
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends.coreml_runtime import CoreMLRuntime, require_mac
 from pplx_edge.backends.coreml_table import EmbeddingTable
 from pplx_edge.errors import ArtifactError, InputError, ModelNotFound, TextTooLong
-from pplx_edge.pooling import mean_of
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import COMPUTE_UNITS, SESSION_DEFAULTS, BatchPolicy, SessionOptions, Span, TokenBatch
+from pplx_edge.vectors.pooling import mean_of
+from pplx_edge.weights.artifact import COREML_LAYOUT, Artifact, is_artifact
 
 # A function's length and its inputs to its outputs, as `coreml_io` describes them.
 Predict = Callable[[int, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]

@@ -15,12 +15,12 @@ from typing import TypeVar
 import mlx.core as mx
 import numpy as np
 
-from pplx_edge.artifact import Artifact, family_of, is_artifact
 from pplx_edge.errors import ArtifactError, InputError
 from pplx_edge.models.mlx_weights import as_numpy, n_bytes, open_model
 from pplx_edge.models.qwen3_mlx import Model
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import SESSION_DEFAULTS, BatchPolicy, SessionOptions, TokenBatch
+from pplx_edge.weights.artifact import Artifact, family_of, is_artifact
 
 _LEAST_LENGTH = 16
 _LENGTHS_AN_OCTAVE = 4  # at most a fifth of a row is padding, a tenth on average

@@ -17,7 +17,7 @@ _SPIN_MICROSECONDS = "50"
 # On x86 processors without VNNI the fast kernel adds pairs of products in 16 bits and saturates; this setting makes the
 # runtime use unsigned weights and a wider kernel there: slower, and exact. It does nothing where VNNI is present.
 _WIDE_INT8 = ("session.x64quantprecision", "1")
-# Pairs of neighboring weights with the largest products: in our own graphs (`pplx_edge.weight_codes`), and in any.
+# Pairs of neighboring weights with the largest products: in our own graphs (`pplx_edge.weights.rounding`), and in any.
 _OUR_PAIRS = ((64, 64), (-64, -64), (127, 1), (-1, -127), (127, -127))
 _ANY_PAIRS = ((127, 127), (-127, -127))
 

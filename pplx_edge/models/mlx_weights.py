@@ -12,7 +12,6 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from pplx_edge.checkpoint import Checkpoint, weight_files
 from pplx_edge.errors import CheckpointError, InputError
 from pplx_edge.models.mlx_quantization import (
     SCHEMES,
@@ -24,6 +23,7 @@ from pplx_edge.models.mlx_quantization import (
 )
 from pplx_edge.models.qwen3_mlx import HEAD, PREFIX, Model, ModelArgs
 from pplx_edge.spec import ModelSpec
+from pplx_edge.weights.checkpoint import Checkpoint, weight_files
 
 DTYPES = {"bf16": mx.bfloat16, "fp32": mx.float32}
 _WORD_BITS = 32

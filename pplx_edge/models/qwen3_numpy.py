@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.spec import ModelSpec
+from pplx_edge.weights.checkpoint import Checkpoint
 
 Weights = Mapping[str, np.ndarray]
 

@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.errors import CheckpointError, StorageError
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.spec import CONTEXTUAL_KEY, ModelSpec
+from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_quant.stock_layout import write_modules
 
 CONFIG = "config.json"

@@ -4,9 +4,9 @@
 parameters and their names, so checkpoints stay what they were; only the class of the Linear and Embedding modules
 changes, hence optimisers, DDP, autocast, `recompute_blocks` and `copy.deepcopy` work as before.
 
-The integers are those of the converters: `pplx_edge.weight_codes` for weights and table, and the quantiser of the ONNX
-graph for activations, in float32 whatever autocast says. A linear layer multiplies the integers themselves and applies
-the scales to the product, as the graph does: int8 codes are exact in bfloat16, dequantised weights are not.
+The integers are those of the converters: `pplx_edge.weights.rounding` for weights and table, and the quantiser of the
+ONNX graph for activations, in float32 whatever autocast says. A linear layer multiplies the integers themselves and
+applies the scales to the product, as the graph does: int8 codes are exact in bfloat16, dequantised weights are not.
 4-bit weights have a scale for each group, so they are multiplied as floats (under autocast rounded to bfloat16, like
 any weight).
 
@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pplx_edge.quantize import INT8_SCALE
-from pplx_edge.weight_codes import INT4_GROUP_SIZES, INT4_MAX, INT8_MAX, TINY_SCALE, TINY_STEP
+from pplx_edge.vectors.codes import INT8_SCALE
+from pplx_edge.weights.rounding import INT4_GROUP_SIZES, INT4_MAX, INT8_MAX, TINY_SCALE, TINY_STEP
 from pplx_quant.errors import ConfigError
 
 SCHEMES = ("none", "int8", "int4")
@@ -43,7 +43,7 @@ SCHEMES = ("none", "int8", "int4")
 class FakeQuantization:
     """What is quantised: `weights` of linear layers and the embedding `table` by a scheme, `activations` to int8.
 
-    Schemes are int8 per row and int4 per group of `group_size` along a row: see `pplx_edge.weight_codes`.
+    Schemes are int8 per row and int4 per group of `group_size` along a row: see `pplx_edge.weights.rounding`.
     """
 
     weights: str = "none"

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pplx_edge.checkpoint import Checkpoint
 from pplx_edge.errors import CheckpointError, EdgeError
+from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_quant.checkpoint import TOKENIZER_FILES, WEIGHTS, write_float32_weights, writing_checkpoint
 from pplx_quant.errors import ConfigError
 from pplx_quant.export import require_replaceable

@@ -19,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 import pplx_edge
-from pplx_edge.artifact import sha256
-from pplx_edge.batching import collate, plan_batches
 from pplx_edge.errors import StorageError
-from pplx_edge.quantize import quantize
+from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.types import TokenRow
+from pplx_edge.vectors.codes import quantize
+from pplx_edge.weights.artifact import sha256
 from pplx_quant.checkpoint import STATE_TENSORS, STATE_VALUES, replace_folder
 from pplx_quant.errors import ConfigError, DataError
 

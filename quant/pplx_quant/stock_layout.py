@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pplx_edge.quantize import INT8_SCALE
 from pplx_edge.spec import ModelSpec
+from pplx_edge.vectors.codes import INT8_SCALE
 
 VECTORS = ("means", "codes", "int8")
 MODULES = "modules.json"

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplx_edge.quantize import int8_codes, sign_codes
 from pplx_edge.types import TokenRow
+from pplx_edge.vectors.codes import int8_codes, sign_codes
 from pplx_quant.errors import ConfigError
 from pplx_quant.model import plan_calls, whole_rows
 from pplx_quant.packed import PackedCorpus

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from pplx_search.store import Store
 from small_index import DIM, document, embed, facts, index_file, make_text
+
+from pplx_search.store import Store
 
 PATHS = tuple(f"/home/{i}.txt" for i in range(12))
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from pplx_search.documents import Document, Piece
-from pplx_search.store import FileFacts, FileState, Generation, Root, Scan, Store, content_digest
 
 from pplx_edge import ChunkVector
+from pplx_search.documents import Document, Piece
+from pplx_search.store import FileFacts, FileState, Generation, Root, Scan, Store, content_digest
 
 DIM = 128
 CHUNK_CHARS = 24

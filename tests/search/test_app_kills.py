@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from fakes import FakeSession, fake_embedder
 from hostile_files import docx, paragraph, text_pdf
+from test_store_faults import faulty
+
 from pplx_search import cli
 from pplx_search.store import Store
 from pplx_search.store.database import DATABASE_FILE
-from test_store_faults import faulty
 
 SUBJECTS = ("The lease", "A fox", "The committee", "My neighbour's boat", "Every third invoice", "The old mill")
 VERBS = ("ends", "was painted", "meets", "is repaired", "comes late", "turns")

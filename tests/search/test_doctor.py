@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 from fakes import FakeSession, fake_embedder
+
+from pplx_edge.errors import EdgeError, OfflineError
 from pplx_search import cli
 from pplx_search.cli import index_health, installation
 from pplx_search.cli.filesystems import FileSystem, file_system_of, holder, linux_mounts, mac_mounts
 from pplx_search.cli.sample_files import SENTENCE, samples, unread_kinds
 from pplx_search.store import Store
 from pplx_search.store.locking import LOCK_FILE
-
-from pplx_edge.errors import EdgeError, OfflineError
 
 Doctor = Callable[[], tuple[int, dict[str, dict[str, Any]]]]
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import FakeSession, fake_embedder
-from pplx_search.documents import Document, Piece
-from pplx_search.embedding import TextEmbedder
-from pplx_search.settings import fingerprint_of, settings_of
-from pplx_search.store import FileFacts, Store, content_digest
 
 from pplx_edge import ChunkVector, StreamOptions
 from pplx_edge.errors import NumericalError
 from pplx_edge.types import TokenBatch
+from pplx_search.documents import Document, Piece
+from pplx_search.embedding import TextEmbedder
+from pplx_search.settings import fingerprint_of, settings_of
+from pplx_search.store import FileFacts, Store, content_digest
 
 OPTIONS = StreamOptions(chunk_tokens=16, window=64, margin=8)
 

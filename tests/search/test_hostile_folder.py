@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from hostile_files import dig, docx, laughing_pdf, paragraph, text_pdf, write_hostile_folder
+
 from pplx_search import cli
 
 MEMORY_MB = 256
@@ -36,7 +37,7 @@ GOOD = {  # a word that is nowhere else, in each
 PROGRAM = """
 import json, resource, sys
 from functools import partial
-from pplx_edge.cli.host import peak_rss
+from pplx_kit.host import peak_rss
 from pplx_search.cli import add, main, update
 from pplx_search.ingest.parsers import PARSERS
 from pplx_search.ingest.reading import ReadLimits

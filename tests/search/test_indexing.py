@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import FakeSession, fake_embedder
+
+from pplx_edge import Embedder, StreamOptions
+from pplx_edge.errors import EdgeError, InputError
 from pplx_search.indexing import Indexer, Report
 from pplx_search.reading_ahead import ReadAhead, Task
 from pplx_search.settings import INDEX_OPTIONS, fingerprint_of, options_for, options_from, settings_of
 from pplx_search.store import FileState, Filter, Query, Store
-
-from pplx_edge import Embedder, StreamOptions
-from pplx_edge.errors import EdgeError, InputError
 
 OPTIONS = StreamOptions(chunk_tokens=32, window=128, margin=16)
 FILES = {

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from hostile_files import docx, paragraph, zipped
+
+from pplx_edge.text.structure import Structure
 from pplx_search.documents import Document, Piece
 from pplx_search.ingest import dates
 from pplx_search.ingest.reading import Reader, ReadFailed
-
-from pplx_edge.structure import Structure
 
 
 @pytest.fixture

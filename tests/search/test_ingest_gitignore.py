@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pplx_search.ingest.gitignore import Patterns, is_bad
 
 PATHS = (

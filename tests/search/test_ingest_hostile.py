@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 from hostile_files import HOSTILE, docx, long_line, paragraph, sparse_line
+
 from pplx_search.ingest.child import _failure_of
 from pplx_search.ingest.failures import CODES
 from pplx_search.ingest.opening import OpenedFile

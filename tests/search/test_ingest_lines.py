@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pplx_search.documents import Document
 from pplx_search.ingest.decoding import decode
 from pplx_search.ingest.parsers.lines import _unescaped

@@ -5,6 +5,7 @@ from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
+
 from pplx_search.ingest.reading import Reader, ReadFailed
 
 

@@ -10,12 +10,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+
+from pplx_edge.errors import EdgeError, InputError, MissingExtra, StorageError
 from pplx_search.ingest import process, reading
 from pplx_search.ingest.failures import CODES
 from pplx_search.ingest.process import resident_bytes
 from pplx_search.ingest.reading import Reader, ReadFailed, ReadLimits
-
-from pplx_edge.errors import EdgeError, InputError, MissingExtra, StorageError
 
 TESTS = Path(__file__).parent
 LIMITS = ReadLimits(seconds=30, memory_mb=128, max_text_mb=4)

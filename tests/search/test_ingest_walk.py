@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from pplx_search.ingest.kinds import kind_of
-from pplx_search.ingest.walk import FoundFile, MissingRoot, SkippedFile, WalkRules, _Walker, walk
 
 from pplx_edge.errors import InputError
+from pplx_search.ingest.kinds import kind_of
+from pplx_search.ingest.walk import FoundFile, MissingRoot, SkippedFile, WalkRules, _Walker, walk
 
 
 def plant(base: Path, *names: str) -> Path:

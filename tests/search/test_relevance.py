@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import fake_embedder
-from pplx_search import cli, relevance
-from pplx_search.relevance import CALIBRATION_FILE, FEATURES, Calibration, calibration_for, judge, measure_yardstick
-from pplx_search.store import Evidence, Filter, Query, Store, Yardstick
 from small_index import Basket, make_codes, make_text
 
 import pplx_edge
 from pplx_edge import Embedder
 from pplx_edge.errors import InputError
+from pplx_search import cli, relevance
+from pplx_search.relevance import CALIBRATION_FILE, FEATURES, Calibration, calibration_for, judge, measure_yardstick
+from pplx_search.store import Evidence, Filter, Query, Store, Yardstick
 
 YARDSTICK = Yardstick(
     n_chunks=100,

@@ -15,6 +15,7 @@ import pytest
 from fakes import FakeSession, fake_embedder
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pplx_search import cli
 from pplx_search.cli import watch
 from pplx_search.cli.open import command_for

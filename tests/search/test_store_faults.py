@@ -12,12 +12,12 @@ from pathlib import Path
 import apsw
 import killed_writer
 import pytest
-from pplx_search.store import Query, Store, StoreBusy, StoreDamaged, schema
-from pplx_search.store import database as database_module
-from pplx_search.store.database import DATABASE_FILE, require_engine
 from small_index import Basket, make_codes, make_text
 
 from pplx_edge.errors import InputError, StorageError
+from pplx_search.store import Query, Store, StoreBusy, StoreDamaged, schema
+from pplx_search.store import database as database_module
+from pplx_search.store.database import DATABASE_FILE, require_engine
 
 LONG = make_text(1, 400)
 

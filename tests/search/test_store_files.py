@@ -5,11 +5,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from pplx_search.documents import Document, Piece
-from pplx_search.store import FileFacts, FileState, Filter, Query, Store, content_digest
 from small_index import DIM, Basket, chunk_vectors, document, embed, facts, make_codes, make_text, sha256
 
 from pplx_edge.errors import InputError
+from pplx_search.documents import Document, Piece
+from pplx_search.store import FileFacts, FileState, Filter, Query, Store, content_digest
 
 LONG = make_text(1, 60)
 OTHER = make_text(2, 60)

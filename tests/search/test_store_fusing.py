@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_index import Basket, document, facts, make_codes, make_text
+
 from pplx_search.store import Query, Store
 from pplx_search.store.fusing import BONUS, COSINE_WEIGHT, Rankings
-from small_index import Basket, document, facts, make_codes, make_text
 
 CHUNKS = st.lists(st.integers(1, 30), unique=True, max_size=12)
 SHARES = st.floats(0, 1)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pplx_search.store.bits import row_bytes, signs
-from pplx_search.store.kernel import KERNELS, NumpyKernel, Scanner, cosines, leanings, open_kernel
 
 from pplx_edge.errors import InputError
+from pplx_search.store.bits import row_bytes, signs
+from pplx_search.store.kernel import KERNELS, NumpyKernel, Scanner, cosines, leanings, open_kernel
 
 dims = st.sampled_from([128, 130, 256, 512, 1024, 1000, 2560])
 seeds = st.integers(0, 2**32 - 1)

@@ -12,8 +12,9 @@ from pathlib import Path
 import killed_writer
 import numpy as np
 import pytest
-from pplx_search.store import Query, Store
 from small_index import CHUNK_CHARS, cosine, make_codes, make_text
+
+from pplx_search.store import Query, Store
 
 STEPS = (
     "bits written",

@@ -10,8 +10,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from pplx_search.documents import Document
-from pplx_search.store import FileState, Filter, Query, Store
 from small_index import (
     CHUNK_CHARS,
     DIM,
@@ -25,6 +23,9 @@ from small_index import (
     make_codes,
     make_text,
 )
+
+from pplx_search.documents import Document
+from pplx_search.store import FileState, Filter, Query, Store
 
 PATHS = ("/home/a.txt", "/home/b.txt", "/home/sub/c.txt", "/home/sub/d.md", "/home/sub/deep/e.txt", "/home/subway.txt")
 TEXTS = tuple(make_text(seed, n_words) for seed, n_words in enumerate((0, 1, 6, 12, 30, 45)))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pplx_search.store import Filter, Query, Store, searching, word_weights
 from small_index import DIM, Basket, document, facts, make_codes, make_text
 
 from pplx_edge.errors import InputError
+from pplx_search.store import Filter, Query, Store, searching, word_weights
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import zlib
 
 import pytest
+
 from pplx_search.store.texts import packed, unpacked
 
 PROSE = " ".join(

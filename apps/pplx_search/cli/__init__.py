@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pplx_edge import __version__
-from pplx_edge.cli.options import Parser
-from pplx_edge.cli.terminal import printable
 from pplx_edge.errors import EdgeError, InputError, MissingExtra
+from pplx_kit.options import Parser
+from pplx_kit.terminal import printable
 from pplx_search.settings import HOME_VARIABLE, default_home
 
 COMMANDS = (

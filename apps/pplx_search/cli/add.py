@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pplx_edge.cli.options import add_command
 from pplx_edge.errors import InputError
+from pplx_kit.options import add_command
 from pplx_search.cli.opening import (
     DEFAULT_COLLECTION,
     DEFAULT_MODEL,

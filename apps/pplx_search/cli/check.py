@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from pplx_edge.cli.options import add_command
-from pplx_edge.cli.terminal import printable
+from pplx_kit.options import add_command
+from pplx_kit.terminal import printable
 from pplx_search.cli.opening import open_index, say
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pplx_edge import __version__
-from pplx_edge.cli.options import add_command
-from pplx_edge.cli.terminal import printable
 from pplx_edge.errors import MissingExtra
+from pplx_kit.options import add_command
+from pplx_kit.terminal import printable
 from pplx_search.cli.findings import Finding, Verdict, wrong
 from pplx_search.cli.installation import installation
 

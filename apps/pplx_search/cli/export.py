@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pplx_edge.cli.options import add_command
 from pplx_edge.errors import InputError
+from pplx_kit.options import add_command
 from pplx_search.cli.opening import open_index, say
 from pplx_search.exporting import passages, writer_for
 from pplx_search.store import Filter

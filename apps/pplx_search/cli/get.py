@@ -5,7 +5,7 @@ import re
 import sys
 from typing import Any
 
-from pplx_edge.cli.options import add_command
+from pplx_kit.options import add_command
 from pplx_search.cli.opening import open_index
 
 _LINES = 20

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pplx_edge
-from pplx_edge.cli.terminal import human_bytes, printable
 from pplx_edge.errors import EdgeError, InputError, OfflineError
+from pplx_kit.terminal import human_bytes, printable
 from pplx_search.cli.filesystems import file_system_of
 from pplx_search.cli.findings import Finding, note, sound, wrong
 from pplx_search.cli.opening import DEFAULT_MODEL, shown_path

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from importlib import import_module, metadata
 
 from pplx_edge import __version__
-from pplx_edge.cli.terminal import printable
 from pplx_edge.errors import EdgeError
+from pplx_kit.terminal import printable
 from pplx_search.cli.findings import Finding, note, sound, wrong
 from pplx_search.cli.sample_files import samples, unread_kinds
 

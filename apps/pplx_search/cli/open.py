@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pplx_edge.cli.options import add_command
 from pplx_edge.errors import EdgeError, InputError
+from pplx_kit.options import add_command
 from pplx_search.cli.opening import open_index
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pplx_edge
 from pplx_edge import Embedder
-from pplx_edge.cli.options import positive
-from pplx_edge.cli.terminal import printable
 from pplx_edge.errors import InputError, OfflineError
+from pplx_kit.options import positive
+from pplx_kit.terminal import printable
 from pplx_search.store import Store
 from pplx_search.store.database import DATABASE_FILE
 

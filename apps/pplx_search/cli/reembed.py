@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from pplx_edge.cli.options import add_command
 from pplx_edge.errors import InputError
+from pplx_kit.options import add_command
 from pplx_search.cli.opening import add_model_options, open_index, open_model, say
 from pplx_search.cli.progress import Bar
 from pplx_search.indexing import Indexer

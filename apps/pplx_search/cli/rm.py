@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pplx_edge.cli.options import add_command
-from pplx_edge.cli.terminal import human_bytes
 from pplx_edge.errors import InputError
+from pplx_kit.options import add_command
+from pplx_kit.terminal import human_bytes
 from pplx_search.cli.opening import DEFAULT_COLLECTION, open_index, say, shown_path
 from pplx_search.store import Collection, Store
 

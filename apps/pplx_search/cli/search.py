@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pplx_edge.cli.options import add_command, positive
-from pplx_edge.cli.terminal import colours, paint, printable
 from pplx_edge.errors import InputError
+from pplx_kit.options import add_command, positive
+from pplx_kit.terminal import colours, paint, printable
 from pplx_search.cli.opening import add_model_options, model_of, open_index, say, shown_path
 from pplx_search.relevance import Verdict, judge
 from pplx_search.snippets import snippet_lines

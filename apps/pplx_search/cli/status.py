@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pplx_edge.cli.options import add_command
-from pplx_edge.cli.terminal import human_bytes, printable
+from pplx_kit.options import add_command
+from pplx_kit.terminal import human_bytes, printable
 from pplx_search.cli.opening import open_index, shown_path
 from pplx_search.ingest.failures import CODES
 from pplx_search.store import FileReport, FileState, Status, Store

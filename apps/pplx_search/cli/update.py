@@ -5,8 +5,8 @@ import os
 import time
 from typing import Any
 
-from pplx_edge.cli.options import add_command
 from pplx_edge.errors import InputError
+from pplx_kit.options import add_command
 from pplx_search.cli.opening import add_model_options, model_of, open_index, say, shown_path
 from pplx_search.cli.progress import Bar, duration
 from pplx_search.indexing import Indexer, Report

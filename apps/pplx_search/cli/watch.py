@@ -9,8 +9,8 @@ from typing import Any
 
 from watchfiles import watch as watch_files
 
-from pplx_edge.cli.options import add_command
 from pplx_edge.errors import InputError
+from pplx_kit.options import add_command
 from pplx_search.cli.opening import add_model_options, model_of, open_index, say
 from pplx_search.cli.update import tell
 from pplx_search.indexing import Indexer

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pplx_edge.quantize import packed_signs
+from pplx_edge.vectors.codes import packed_signs
 from pplx_search.store.errors import translated
 
 _MAGIC, _VERSION = b"PPLXBITS", 1

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import apsw
 
-from pplx_edge.lexical import TOKENIZER
+from pplx_edge.text.lexical import TOKENIZER
 from pplx_search.store.errors import StoreDamaged
 
 APPLICATION_ID = 0x70706C78  # "pplx"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pplx_edge.errors import InputError
-from pplx_edge.lexical import match_expression
+from pplx_edge.text.lexical import match_expression
 from pplx_search.store.bits import signs
 from pplx_search.store.database import Database
 from pplx_search.store.evidence import gather

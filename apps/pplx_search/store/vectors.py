@@ -10,7 +10,7 @@ import numpy as np
 
 from pplx_edge import ChunkVector
 from pplx_edge.errors import InputError
-from pplx_edge.lexical import indexable
+from pplx_edge.text.lexical import indexable
 from pplx_search.store.bits import BitsFile, checksum, signs
 from pplx_search.store.database import Database
 from pplx_search.store.schema import create_words, words_table

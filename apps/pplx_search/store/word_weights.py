@@ -2,7 +2,7 @@
 
 import math
 
-from pplx_edge.lexical import match_terms
+from pplx_edge.text.lexical import match_terms
 from pplx_search.store.database import Database
 from pplx_search.store.schema import words_table
 from pplx_search.store.snapshot import Snapshot

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pplx_bench.naming import label_of, split_format
-from pplx_edge import backends, hub
-from pplx_edge.artifact import Artifact, family_of, is_artifact, ready_graphs, sha256
-from pplx_edge.checkpoint import has_weights, weight_files
+from pplx_edge import backends
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError
 from pplx_edge.preparation import ready_directory
 from pplx_edge.spec import ModelSpec
-from pplx_edge.tokenization import Tokenizer
+from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import Session
+from pplx_edge.weights import hub
+from pplx_edge.weights.artifact import Artifact, family_of, is_artifact, ready_graphs, sha256
+from pplx_edge.weights.checkpoint import has_weights, weight_files
 
 _CHECKPOINT, _READY_GRAPH = "safetensors", "onnx"  # formats of what was not converted by this project
 _HASH_DIGITS = 12

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pplx_convert.parity import ParityReport
 
 from pplx_bench.beir import RetrievalTask
 from pplx_bench.fidelity.candidates import Candidate
-from pplx_edge.batching import collate, plan_batches
+from pplx_convert.parity import ParityReport
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError, MissingExtra
-from pplx_edge.quantize import int8_codes, require_finite
-from pplx_edge.similarity import similarity, top_k
+from pplx_edge.text.batching import collate, plan_batches
+from pplx_edge.vectors.codes import int8_codes, require_finite
+from pplx_edge.vectors.similarity import similarity, top_k
 
 TOP = 10
 LEAST_TEXTS = 2 * TOP  # among fewer, most of all texts are the ten nearest

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from pplx_convert import coreml_convert
 
+from pplx_convert.coreml import converter as coreml_convert
 from pplx_edge.backends.coreml_runtime import require_mac
 from pplx_edge.backends.coreml_session import open_artifact, row_lengths
 from pplx_edge.errors import InputError
-from pplx_edge.pooling import packed_span_means
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import BatchPolicy, TokenBatch, TokenRow
+from pplx_edge.vectors.pooling import packed_span_means
 
 _FIXED_LENGTHS = "all"  # the compute units whose functions have fixed lengths, which are the ones that are evaluated
 

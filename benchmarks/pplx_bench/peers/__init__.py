@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from pplx_bench.workdir import fingerprint
-from pplx_edge.cli.host import versions
 from pplx_edge.errors import InputError
+from pplx_kit.host import versions
 
 OURS = "ours"
 Encode = Callable[[list[np.ndarray]], np.ndarray]  # rows of ids [T] to mean states, float32 [B, D], in their order
@@ -74,7 +74,7 @@ PEERS = {
             needs=("onnxruntime",),
             install=f"{_PIP} pplx-edge",
             settings={"format": "onnx-int8"},
-            made_by=("pplx_convert", "pplx_edge.checkpoint", "pplx_edge.artifact"),
+            made_by=("pplx_convert", "pplx_edge.weights.checkpoint", "pplx_edge.weights.artifact"),
             result_bytes=1.1,
         ),
         Peer(

@@ -15,7 +15,7 @@ import numpy as np
 
 from pplx_bench.peers import Encode
 from pplx_bench.peers.batches import BATCH
-from pplx_edge.checkpoint import Checkpoint
+from pplx_edge.weights.checkpoint import Checkpoint
 
 _WEIGHTS, _EMBEDDINGS = "model.gguf", "embeddings.npy"
 _VOCABULARY_ROWS = 32

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from pplx_bench.peers import Encode
-from pplx_edge import backends, quantize
-from pplx_edge.batching import collate, plan_batches
+from pplx_edge import backends
+from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.types import Session, SessionOptions, TokenRow
+from pplx_edge.vectors import codes as quantize
 
 ARTIFACT = "artifact"
 

@@ -20,8 +20,8 @@ from pplx_bench.quality.running import Run, run_all
 from pplx_bench.quality.systems import Reading
 from pplx_bench.workdir import say
 from pplx_edge.backends import SESSIONS
-from pplx_edge.cli.options import add_hub_options, offline, positive
-from pplx_edge.hub import BUILT_IN
+from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.options import add_hub_options, offline, positive
 
 _RESULTS = (".jsonl",)
 _PICTURES = (".svg", ".png", ".pdf")

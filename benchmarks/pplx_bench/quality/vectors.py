@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from pplx_bench.quality.encoders import Encoded
 from pplx_bench.workdir import require_free
-from pplx_edge.artifact import storage_errors
+from pplx_edge.weights.artifact import storage_errors
 
 _TENSOR = "means"
 

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 
 from pplx_edge import ChunkVector, Embedder, StreamOptions
-from pplx_edge.sources import Source, pieces
+from pplx_edge.text.sources import Source, pieces
 from pplx_edge.types import Precision, Session, TokenBatch
 
 _AT_ONCE = 64

@@ -15,9 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pplx_search.ingest.parsers.markdown import escaped
-
 from pplx_bench.beir import RetrievalTask
+from pplx_search.ingest.parsers.markdown import escaped
 
 _NAME_CHARS = 80
 _UNNAMED = "document"

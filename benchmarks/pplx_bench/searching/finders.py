@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from pplx_search.store import Query, Store
 
 from pplx_edge import Embedder
-from pplx_edge.lexical import TOKENIZER, match_expression
+from pplx_edge.text.lexical import TOKENIZER, match_expression
+from pplx_search.store import Query, Store
 
 K = 10
 _LEAST_LETTERS = 4  # of a word that is worth looking for

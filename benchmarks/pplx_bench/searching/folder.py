@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplx_search.store import Store
-
 import pplx_edge
 from pplx_bench import machine
 from pplx_bench.beir import RetrievalTask, read_task, task_folders
@@ -23,9 +21,10 @@ from pplx_bench.searching import commands, folders, ready_made
 from pplx_bench.searching.finders import K, finders
 from pplx_bench.searching.folders import SmallFile
 from pplx_bench.workdir import directory_bytes, say
-from pplx_edge.cli.options import positive
 from pplx_edge.errors import InputError
-from pplx_edge.hub import BUILT_IN
+from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.options import positive
+from pplx_search.store import Store
 
 _MB = 1_000_000
 _BUSY, _RESCAN, _RSS, _START, _SIZE = 90.0, 5.0, 700.0, 0.6, 1.5  # bounds: %, s, MB, s, MB of index for a MB of text

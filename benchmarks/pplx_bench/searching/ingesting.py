@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pplx_search.indexing import Indexer, Progress
-from pplx_search.settings import INDEX_OPTIONS, options_for, settings_of
-from pplx_search.store import Store
 
 import pplx_edge
 from pplx_bench import machine
 from pplx_bench.child import Send
 from pplx_bench.workdir import directory_bytes
 from pplx_edge import Embedder, StreamOptions
-from pplx_edge.cli.host import proc_bytes
-from pplx_edge.hub import BUILT_IN
 from pplx_edge.types import Session, TokenBatch
+from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.host import proc_bytes
+from pplx_search.indexing import Indexer, Progress
+from pplx_search.settings import INDEX_OPTIONS, options_for, settings_of
+from pplx_search.store import Store
 
 _LOOK_SECONDS = 0.1
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pplx_edge.quantize import int8_codes
+from pplx_edge.vectors.codes import int8_codes
 
 CHUNKS_PER_DOCUMENT = 20
 WORDS_PER_CHUNK = 24

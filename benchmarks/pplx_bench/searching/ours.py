@@ -9,14 +9,14 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from pplx_search.documents import Document, Piece
-from pplx_search.settings import fingerprint_of
-from pplx_search.store import FileFacts, Filter, Query, Store, content_digest
-from pplx_search.store.kernel import Scanner, cosines, open_kernel
 
 from pplx_bench.searching.made_up import CHUNKS_PER_DOCUMENT, Chunks
 from pplx_bench.workdir import directory_bytes
 from pplx_edge import ChunkVector
+from pplx_search.documents import Document, Piece
+from pplx_search.settings import fingerprint_of
+from pplx_search.store import FileFacts, Filter, Query, Store, content_digest
+from pplx_search.store.kernel import Scanner, cosines, open_kernel
 
 K = 10
 _DOCUMENTS_A_COMMIT = 200

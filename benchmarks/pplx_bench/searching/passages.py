@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from pplx_search.store import Hit, Store
-
 from pplx_bench.beir import RetrievalTask
 from pplx_bench.searching.files import WrittenFile
+from pplx_search.store import Hit, Store
 
 Span = tuple[int, int, int]  # start and stop in a text, place in the corpus
 Bounds = dict[bytes, list[tuple[int, int]]]  # of the chunks of each file

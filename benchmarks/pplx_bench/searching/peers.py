@@ -13,7 +13,7 @@ import numpy as np
 from pplx_bench.searching.made_up import Chunks
 from pplx_bench.searching.ours import Ask, Figures, K, Questions, timed
 from pplx_bench.workdir import directory_bytes
-from pplx_edge.lexical import TOKENIZER, match_expression
+from pplx_edge.text.lexical import TOKENIZER, match_expression
 
 _COMMIT_ROWS = 10_000
 

@@ -15,11 +15,10 @@ from typing import Any  # noqa: E402
 
 def main() -> int:
     """The exit status of the command."""
-    from pplx_search import cli
-    from pplx_search.store import Store
-
     import pplx_edge
     from pplx_edge import Embedder
+    from pplx_search import cli
+    from pplx_search.store import Store
 
     started = float(sys.argv[1])
     seconds = {"interpreter": began - started, "imports": time.time() - began}

@@ -7,15 +7,15 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from pplx_search.documents import Document, Piece
-from pplx_search.relevance import measure_yardstick
-from pplx_search.settings import fingerprint_of, options_for, settings_of
-from pplx_search.store import FileFacts, Generation, Scan, Store, content_digest
 
 from pplx_bench.searching.made_up import Chunks
 from pplx_bench.searching.ours import build
 from pplx_edge import ChunkVector, Embedder
-from pplx_edge.hub import BUILT_IN
+from pplx_edge.weights.hub import BUILT_IN
+from pplx_search.documents import Document, Piece
+from pplx_search.relevance import measure_yardstick
+from pplx_search.settings import fingerprint_of, options_for, settings_of
+from pplx_search.store import FileFacts, Generation, Scan, Store, content_digest
 
 _FILES_A_COMMIT = 1000
 

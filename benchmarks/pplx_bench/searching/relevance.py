@@ -20,12 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pplx_search.documents import Document, Piece
-from pplx_search.embedding import TextEmbedder
-from pplx_search.relevance import FEATURES, Calibration, features, measure_yardstick
-from pplx_search.settings import fingerprint_of, options_for, settings_of
-from pplx_search.store import FileFacts, Query, Store, content_digest
-from pplx_search.store.evidence import FIRST_HITS
 
 import pplx_edge
 from pplx_bench import beir, machine, report
@@ -35,7 +29,13 @@ from pplx_bench.searching.retrieval import sampled
 from pplx_bench.workdir import say
 from pplx_edge import Embedder
 from pplx_edge.errors import InputError, MissingExtra
-from pplx_edge.hub import BUILT_IN
+from pplx_edge.weights.hub import BUILT_IN
+from pplx_search.documents import Document, Piece
+from pplx_search.embedding import TextEmbedder
+from pplx_search.relevance import FEATURES, Calibration, features, measure_yardstick
+from pplx_search.settings import fingerprint_of, options_for, settings_of
+from pplx_search.store import FileFacts, Query, Store, content_digest
+from pplx_search.store.evidence import FIRST_HITS
 
 TASKS = (
     *("squad-dev", "squad-context", "tydi-en-dev", "scitldr", "sealtools-ood", "tydi-sw-dev", "tydi-ko-dev"),

@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pplx_search.indexing import Indexer
-from pplx_search.settings import CHUNK_TOKENS, INDEX_OPTIONS, options_for, settings_of
-from pplx_search.store import Hit, Query, Store
 
 import pplx_edge
 from pplx_bench import beir, report
@@ -31,9 +28,12 @@ from pplx_bench.searching.files import Written, write_files
 from pplx_bench.searching.passages import Bounds, Passages, chunk_bounds, find_passages
 from pplx_bench.workdir import say
 from pplx_edge import Embedder, StreamOptions
-from pplx_edge.cli.options import positive
 from pplx_edge.errors import InputError, MissingExtra
-from pplx_edge.hub import BUILT_IN
+from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.options import positive
+from pplx_search.indexing import Indexer
+from pplx_search.settings import CHUNK_TOKENS, INDEX_OPTIONS, options_for, settings_of
+from pplx_search.store import Hit, Query, Store
 
 TASKS = ("squad-dev", "squad-context", "factbook-context", "tydi-en-dev", "scitldr")
 LATE, ALONE = "late chunking", "chunks alone"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pplx_search.store.bits import signs
 
 from pplx_bench import machine, report
 from pplx_bench.quality.options import one_of
@@ -16,7 +15,8 @@ from pplx_bench.searching.ours import Figures, Questions, build, measure_index, 
 from pplx_bench.searching.peers import PEERS, measure_peer
 from pplx_bench.searching.plots import draw_scale
 from pplx_bench.workdir import require_free, say
-from pplx_edge.cli.options import positive
+from pplx_kit.options import positive
+from pplx_search.store.bits import signs
 
 _OURS = "pplx-search"
 _BYTES_PER_CHUNK = 6.0  # of disk for everything at once, for each dimension

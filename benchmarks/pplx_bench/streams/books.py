@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pplx_bench.beir import json_rows
 from pplx_edge.errors import InputError
-from pplx_edge.tokenization import Tokenizer
+from pplx_edge.text.tokenization import Tokenizer
 
 FILES = ("longdocs.jsonl.gz", "longdocs.jsonl")
 PIECE_CHARACTERS = 1 << 16

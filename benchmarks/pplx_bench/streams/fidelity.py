@@ -12,10 +12,10 @@ from pplx_bench.timing import CpuWatch
 from pplx_bench.workdir import say
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError
-from pplx_edge.late_chunking import WindowSizes
-from pplx_edge.quantize import quantize
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import ChunkVector, StreamOptions
+from pplx_edge.vectors.codes import quantize
+from pplx_edge.vectors.late_chunking import WindowSizes
 
 FULL = "full context"
 CLOSE = 0.002  # of mean cosine: settings as faithful as the best, for what difference this makes

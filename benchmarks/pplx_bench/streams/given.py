@@ -8,11 +8,11 @@ import numpy as np
 
 from pplx_bench.quality.encoders import Encoded
 from pplx_bench.streams.counting import counted
-from pplx_edge.batching import collate
 from pplx_edge.embedder import Embedder
-from pplx_edge.late_chunking import ChunkTokens, RunningMean, WindowSizes, plan_windows
-from pplx_edge.tokenization import Tokenizer
+from pplx_edge.text.batching import collate
+from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import StreamOptions, TextChunk
+from pplx_edge.vectors.late_chunking import ChunkTokens, RunningMean, WindowSizes, plan_windows
 
 _GAP = "\n"  # between two given chunks, where no separator stands there
 

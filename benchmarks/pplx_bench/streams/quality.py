@@ -20,10 +20,10 @@ from pplx_bench.streams.questions import asked, right_chunks
 from pplx_bench.streams.results import Result, Results
 from pplx_bench.workdir import say
 from pplx_edge.errors import InputError
-from pplx_edge.late_chunking import WindowSizes
-from pplx_edge.quantize import quantize
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import StreamOptions
+from pplx_edge.vectors.codes import quantize
+from pplx_edge.vectors.late_chunking import WindowSizes
 
 ALONE, TITLE, FULL, STREAM, STICKY = "alone", "title", "full", "stream", "stream sticky"
 BOOKS = "books"

@@ -12,15 +12,20 @@ from pplx_bench.streams.books import characters_for, read_books
 from pplx_bench.streams.results import FAILED, Result, Results
 from pplx_bench.workdir import fingerprint, say
 from pplx_edge.spec import ModelSpec
-from pplx_edge.tokenization import Tokenizer
+from pplx_edge.text.tokenization import Tokenizer
 
 STREAM, WHOLE, MACRO = "stream", "torch whole", "torch macro"
 METHODS = (STREAM, WHOLE, MACRO)
 FEW_BURSTS = 40  # fewer windows than this say nothing about how even the pace of ten parts is
 FLAT_MEMORY, FLAT_PACE = 1.05, 0.10
 # Results of other code are not reused.
-STREAM_CODE = ("pplx_edge.streaming", "pplx_edge.late_chunking", "pplx_edge.chunking", "pplx_edge.structure")
-WHOLE_CODE = ("pplx_bench.streams.whole", "pplx_edge.chunking")
+STREAM_CODE = (
+    "pplx_edge.streaming",
+    "pplx_edge.vectors.late_chunking",
+    "pplx_edge.text.chunking",
+    "pplx_edge.text.structure",
+)
+WHOLE_CODE = ("pplx_bench.streams.whole", "pplx_edge.text.chunking")
 _TIMEOUT_SPARE = 600.0
 _STATES_SHARE = 0.4  # of the machine's memory that states of the whole document may take
 

@@ -19,10 +19,10 @@ from pplx_bench.machine import peak_rss, reset_peak_rss
 from pplx_bench.peers.stock import load_stock, require_bidirectional
 from pplx_bench.streams.books import pieces, read_books
 from pplx_bench.timing import CpuWatch
-from pplx_edge import quantize
-from pplx_edge.chunking import chunk_text
 from pplx_edge.spec import ModelSpec
-from pplx_edge.tokenization import Tokenizer
+from pplx_edge.text.chunking import chunk_text
+from pplx_edge.text.tokenization import Tokenizer
+from pplx_edge.vectors import codes as quantize
 
 
 def late_chunk_once(arguments: Mapping[str, Any], send: Send) -> None:

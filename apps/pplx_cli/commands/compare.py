@@ -1,0 +1,100 @@
+"""`pplx-edge compare`: how far artifacts of one model stray from another one of it; the figures are `pplx_bench`'s."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pplx_cli.reading import LineFormat, read_records
+from pplx_cli.writing import require_output
+from pplx_edge.errors import InputError
+from pplx_kit.options import MODEL_HELP, add_command, add_hub_options, offline, positive
+from pplx_kit.terminal import say
+
+_PROBES = "probe texts"
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "compare",
+        "say how far artifacts of one model stray from each other, and what they take on disk",
+        "pplx-edge compare nano@onnx-fp32 nano@onnx-int8\n"
+        "pplx-edge compare nano@onnx-fp32 nano@onnx-int8 nano@mlx-q8 --texts lines.txt --beir task --plot card.svg",
+        description="Sizes, cosines, int8 codes that moved, bits that flipped, and where in the model drift arises.",
+    )
+    model = f"{MODEL_HELP}; MODEL@FORMAT converts it first, if it was not"
+    parser.add_argument("reference", metavar="REF", help=f"what the others are held against: {model}")
+    parser.add_argument("candidates", nargs="+", metavar="CAND", help="the same, one or more")
+    parser.add_argument(
+        "--texts",
+        metavar="FILE",
+        help="one text a line, instead of the converters' probe texts. The figures are of these; with 20 texts or more "
+        "each of them is also a query among all the others, for the share of its ten nearest that stay the same",
+    )
+    parser.add_argument("--jsonl", action="store_true", help="each line is a JSON string, or an object with --field")
+    parser.add_argument("--field", default="text", metavar="NAME", help="field that holds the text; default text")
+    parser.add_argument(
+        "--beir",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="a task in BEIR layout, or a folder of tasks: nDCG@10 of int8 and binary codes, averaged over all tasks",
+    )
+    parser.add_argument("--max-tokens", type=positive, default=512, metavar="N", help="cut of a text; default 512")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture to write: .svg, .png or .pdf")
+    parser.add_argument("--json", metavar="FILE", help="append one object a candidate: .jsonl")
+    add_hub_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pplx_bench import fidelity, machine
+    from pplx_bench.beir import task_folders
+    from pplx_bench.workdir import append_lines
+    from pplx_kit.host import versions
+
+    if args.plot:
+        fidelity.require_plotting(args.plot)  # said before anything is measured, not after
+    json_file = _results(args.json)
+    name, texts = _texts(args)
+    sample = fidelity.Sample(
+        name=name, texts=texts, tasks=task_folders(args.beir) if args.beir else [], max_tokens=args.max_tokens
+    )
+    reference, *candidates = fidelity.find_candidates(
+        [args.reference, *args.candidates], revision=args.revision, offline=offline(args)
+    )
+    for line in fidelity.source_doubts(reference, candidates):
+        say(f"warning: {line}")
+    header = machine.run()
+    header["versions"] |= versions("mlx", "coremltools")
+    cards = fidelity.measure_cards(reference, candidates, sample, say)
+    print(fidelity.fidelity_report(cards, name))
+    if json_file:
+        append_lines(json_file, fidelity.json_lines(cards, name, header))
+    if args.plot:
+        fidelity.draw(cards, name, args.plot)
+    return 0
+
+
+def _results(output: str | None) -> Path | None:
+    """The file to append to. Raises InputError for one that cannot be."""
+    if output is None:
+        return None
+    if not output.endswith(".jsonl"):
+        raise InputError(f"{output}: results are JSON Lines; give a name that ends in .jsonl")
+    return require_output(output)
+
+
+def _texts(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """What the texts are called, and the texts; empty lines are no texts to compare vectors of."""
+    if args.texts is None:
+        from pplx_convert.parity import PROBE_TEXTS
+
+        return _PROBES, list(PROBE_TEXTS)
+    records = read_records([args.texts], LineFormat(jsonl=args.jsonl, field=args.field))
+    found = [record.content for record in records]
+    texts = [text for text in found if text]
+    if len(texts) < len(found):
+        say(f"{args.texts}: {len(found) - len(texts):,} empty of {len(found):,} lines left out")
+    return Path(args.texts).name, texts

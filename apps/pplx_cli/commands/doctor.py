@@ -1,0 +1,140 @@
+"""`pplx-edge doctor`: the machine, the backends and why some cannot be used, and a test of half a minute."""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pplx_cli import selftest
+from pplx_cli.selftest import Outcome
+from pplx_cli.usable import BackendState, backend_states
+from pplx_edge import __version__, backends
+from pplx_edge.weights import hub
+from pplx_kit.host import Host, describe_host
+from pplx_kit.options import add_command
+from pplx_kit.terminal import human_bytes, say
+
+_OK, _FAILED = 0, 1
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        "say what this machine can run, and test it for half a minute",
+        "pplx-edge doctor\npplx-edge doctor --no-test --json",
+        description=f"The test runs {hub.BUILT_IN} on each backend that can be used and holds int8 codes against those "
+        f"of {selftest.REFERENCE.label}. The exit status is 0 when the default backend is sound and no backend fails, "
+        "else 1; one that only ran out of time has not failed.",
+    )
+    parser.add_argument("--no-test", action="store_true", help="only look, run nothing")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    host, states = describe_host(), backend_states()
+    outcomes: list[Outcome] = []
+    if not args.no_test:
+        usable = [name for name, state in states.items() if state.usable]
+        outcomes = selftest.run_trials(usable, say, selftest.BUDGET_SECONDS - (time.monotonic() - started))
+    default = backends.default_backend()
+    good = states[default].usable if args.no_test else selftest.passed(outcomes)
+    seconds = time.monotonic() - started
+    if args.json:
+        print(json.dumps(_facts(host, states, None if args.no_test else outcomes, good, seconds)))
+    else:
+        lines = [*_host_lines(host), *_backend_lines(states, default)]
+        lines += [] if args.no_test else [*_test_lines(outcomes), ("verdict", _verdict(outcomes, good, seconds))]
+        print("\n".join(f"{name:11} {value}".rstrip() for name, value in lines))
+    return _OK if good else _FAILED
+
+
+def _host_lines(host: Host) -> list[tuple[str, str]]:
+    available = "" if host.available_bytes is None else f", {human_bytes(host.available_bytes)} available"
+    return [
+        ("pplx-edge", f"{__version__}, Python {platform.python_version()}"),
+        ("chip", f"{host.chip}, {host.n_cores} core{'s' if host.n_cores > 1 else ''}"),
+        ("memory", f"{human_bytes(host.memory_bytes)}{available}"),
+        ("system", host.system),
+        ("cache", str(hub.cache_directory())),
+    ]
+
+
+def _backend_lines(states: Mapping[str, BackendState], default: str) -> list[tuple[str, str]]:
+    """Name and state of each backend; versions stand where it can be used."""
+    lines = []
+    for name, state in states.items():
+        versions = ", ".join(f"{package} {version}" for package, version in state.versions.items())
+        head = "usable" + (", the default" if name == default else "") if state.usable else "not usable"
+        about = "; ".join(part for part in (versions if state.usable else "", state.why) if part)
+        lines.append((name, f"{head}: {about}" if about else head))
+    return lines
+
+
+def _test_lines(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """A line for each trial, its columns aligned, and what was read."""
+    cells = [_cells(outcome) for outcome in outcomes]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]) - 1)] if cells else []
+    about = f"{hub.BUILT_IN}, up to {selftest.N_TEXTS} texts in {len(cells)} processes, one after the other"
+    lines = [("self-test", about)]
+    for line in cells:
+        aligned = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
+        lines.append(("", "  ".join([*aligned, line[-1]])))
+    return lines
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    """Label, device, texts, pace, memory, and the finding."""
+    measured = outcome.measured
+    if measured is None:
+        return [outcome.trial.label, *[""] * 4, f"{outcome.verdict}: {outcome.why}"]
+    finding = "the reference" if outcome.trial is selftest.REFERENCE else ""
+    if outcome.min_cosine is not None:
+        finding = f"cosine at least {outcome.min_cosine:.5f}, largest step {outcome.largest_step}"
+    verdict = outcome.verdict if outcome.verdict == "ok" else f"{outcome.verdict}: {outcome.why}"
+    return [
+        outcome.trial.label,
+        measured.device,
+        f"{measured.n_texts} texts, {measured.n_tokens:,} tokens",
+        f"{measured.tokens_per_second:,.0f} tokens/s",
+        f"peak {human_bytes(measured.peak_bytes)}",
+        "; ".join(part for part in (finding, verdict) if part),
+    ]
+
+
+def _verdict(outcomes: Sequence[Outcome], good: bool, seconds: float) -> str:
+    bad = [outcome.trial.label for outcome in outcomes if outcome.verdict == "failed"]
+    late = [outcome.trial.label for outcome in outcomes if outcome.verdict == "unfinished"]
+    parts = ["sound" if good else "not sound" if bad else "not known: the default backend was not tested to the end"]
+    parts += [f"failed: {', '.join(bad)}"] if bad else []
+    parts += [f"unfinished: {', '.join(late)}"] if late else []
+    return f"{'; '.join(parts)} ({seconds:.0f} s)"
+
+
+def _facts(
+    host: Host, states: Mapping[str, BackendState], outcomes: Sequence[Outcome] | None, good: bool, seconds: float
+) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "host": asdict(host),
+        "cache": str(hub.cache_directory()),
+        "default_backend": backends.default_backend(),
+        "backends": {name: asdict(state) for name, state in states.items()},
+        "self_test": None if outcomes is None else [_outcome_facts(outcome) for outcome in outcomes],
+        "ok": good,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
+    """The outcome without the codes themselves."""
+    facts = asdict(outcome)
+    trial, measured = facts.pop("trial"), facts.pop("measured") or {}
+    measured.pop("codes", None)
+    return trial | {"default": outcome.trial.is_default} | facts | measured

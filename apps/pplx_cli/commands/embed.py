@@ -1,0 +1,96 @@
+"""`pplx-edge embed`: lines or JSON Lines to vectors, block by block, so that the input may be of any length.
+
+`--stream`, for whole files, is in `stream`.
+"""
+
+import argparse
+import warnings
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pplx_cli import stream
+from pplx_cli.reading import STDIN, LineFormat, Record, blocks, read_records
+from pplx_cli.writing import open_writer, require_output
+from pplx_edge.embedder import Embedder
+from pplx_edge.errors import InputError, NumericalError, TextTooLong
+from pplx_edge.types import PRECISIONS
+from pplx_kit.options import add_command, add_model_options, open_model, positive
+from pplx_kit.terminal import say
+
+_PROGRESS_DELAY_SECONDS = 2.0
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "embed",
+        "turn lines of text into vectors",
+        "printf 'hello\\n\\nworld\\n' | pplx-edge embed - --output vectors.npy\n"
+        "pplx-edge embed docs.jsonl --jsonl --field body --precision ubinary --output docs.npy\n"
+        "pplx-edge embed --stream book.md --sticky 64 --output book.jsonl",
+        description="One text a line (an empty line is a text too), one vector a text, in order. With --stream: one "
+        "vector a chunk of whole files.",
+    )
+    parser.add_argument("files", nargs="*", default=[STDIN], metavar="FILE", help="text files; - or none: stdin")
+    parser.add_argument("--output", "-o", metavar="FILE", help=".npy or .jsonl; default JSON Lines on stdout")
+    parser.add_argument("--precision", default="int8", choices=PRECISIONS, help="what a vector is made of")
+    parser.add_argument("--dim", type=positive, metavar="N", help="keep the first N components (from 128)")
+    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long instead of failing")
+    parser.add_argument("--jsonl", action="store_true", help="each line is a JSON string, or an object with --field")
+    parser.add_argument("--field", default="text", metavar="NAME", help="field that holds the text; default text")
+    parser.add_argument(
+        "--contextual",
+        action="store_true",
+        help="each line is a document: a JSON list of chunks (or an object with one in --field), which get one vector "
+        "each in the context of the whole; .npy stacks the chunks of all documents",
+    )
+    stream.add_stream_options(parser)
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.stream:
+        return stream.run(args)
+    if args.output is not None:
+        require_output(args.output)  # said before the model is opened, not after
+    line_format = LineFormat(jsonl=args.jsonl, contextual=args.contextual, field=args.field)
+    records = read_records(args.files, line_format)
+    with open_model(args) as model:
+        empty = model.encode([], args.precision, dim=args.dim)
+        with (
+            open_writer(args.output, empty) as writer,
+            tqdm(unit=" texts", desc="embedding", delay=_PROGRESS_DELAY_SECONDS, disable=None) as bar,
+        ):
+            for block in blocks(records):
+                writer.append(_encode(model, block, args))
+                bar.update(len(block))
+    return 0
+
+
+def _encode(model: Embedder, block: list[Record], args: argparse.Namespace) -> list[np.ndarray]:
+    """The vectors of each record; errors and warnings name files and lines instead of places in the block."""
+    encode = model.encode_chunks if args.contextual else model.encode
+    contents = [record.content for record in block]
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            codes = encode(contents, args.precision, dim=args.dim, truncate=args.truncate, show_progress=False)
+    except TextTooLong as error:
+        where = block[error.index].where
+        raise InputError(
+            f"{where}: {error.n_tokens:,} tokens, limit {error.limit:,}; split it, or pass --truncate"
+        ) from error
+    except NumericalError as error:
+        raise NumericalError(f"{_where(block)}: {error}") from error
+    for warning in caught:
+        say(f"warning: {_where(block)}: {warning.message}")
+    return list(codes)
+
+
+def _where(block: list[Record]) -> str:
+    """The file and line of a record, or of the first and the last."""
+    first, last = block[0].where, block[-1].where
+    return first if len(block) == 1 else f"{first} to {last}"

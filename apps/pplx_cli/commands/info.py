@@ -1,0 +1,131 @@
+"""`pplx-edge info`: what a model on this machine is, without loading it."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pplx_cli.commands.convert import parity_line
+from pplx_edge.backends import require_installed
+from pplx_edge.errors import CheckpointError, EdgeError, InputError
+from pplx_edge.spec import ModelSpec
+from pplx_edge.vectors.codes import MIN_DIM
+from pplx_edge.weights import hub
+from pplx_edge.weights.artifact import Artifact, family_of, is_artifact, ready_graphs
+from pplx_edge.weights.checkpoint import Checkpoint, has_weights
+from pplx_kit.options import MODEL_HELP, add_command
+from pplx_kit.terminal import human_bytes
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "info",
+        "say what a model is: sizes, format, files, parity",
+        "pplx-edge info nano\npplx-edge info models/nano-coreml-int8 --evaluate",
+        description="Reads headers only (but for --evaluate), and only what is on this machine.",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--revision", metavar="REV", help="commit, tag or branch of a hub repository")
+    parser.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="compute a Core ML program in NumPy on the probe texts, and say what float16 and its weights cost",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    directory = hub.path(args.model, revision=args.revision)
+    facts = describe(args.model, directory)
+    if args.evaluate:
+        facts["evaluation"] = evaluate(directory)
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        print("\n".join(f"{name:11} {value}" for name, value in _lines(facts)))
+    return 0
+
+
+def describe(name: str, directory: Path) -> dict[str, Any]:
+    """Everything that is known of the model in a directory, as plain values."""
+    artifact = Artifact.open(directory) if is_artifact(directory) else None
+    spec = ModelSpec.from_directory(directory)
+    found = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.suffix not in (".py", ".pyc")]
+    files = {str(path.relative_to(directory)): path.stat().st_size for path in found}
+    sizes = {key: value for key, value in asdict(spec).items() if key != "name"}
+    return {
+        "name": name,
+        "directory": str(directory),
+        "format": artifact.format if artifact else _source_format(directory, spec),
+        "revision": artifact.revision if artifact else None,
+        "spec": sizes | {"dim": spec.dim, "n_parameters": spec.n_parameters},
+        "source": dict(artifact.source) if artifact else None,
+        "parity": dict(artifact.parity) if artifact else None,
+        "files": files,
+        "bytes": sum(files.values()),
+    }
+
+
+def evaluate(directory: Path) -> dict[str, Any]:
+    """Figures of a Core ML artifact's program, computed from its saved files wherever this runs.
+
+    `rounding` compares it with float16 rounding to it without; `reference` with the checkpoint that it was made from,
+    None when that is not on this machine. Raises InputError for what is no Core ML artifact.
+    """
+    if not is_artifact(directory) or family_of(Artifact.open(directory).format) != "coreml":
+        raise InputError(f"{directory}: not a Core ML model; --evaluate computes those, others run as they are")
+    require_installed("coreml")
+    from pplx_convert.coreml.evaluation import evaluate_program
+
+    return evaluate_program(directory, _source_directory(Artifact.open(directory).source))
+
+
+def _source_directory(source: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that an artifact was made from, if it is on this machine."""
+    with suppress(EdgeError):
+        return hub.path(str(source.get("name")), revision=source.get("revision"))
+    return None
+
+
+def _source_format(directory: Path, spec: ModelSpec) -> str:
+    """`safetensors`, or `onnx` for a directory of ready graphs. Raises CheckpointError when it is neither."""
+    try:
+        Checkpoint.open(directory, spec)
+    except CheckpointError:
+        if ready_graphs(directory) and not has_weights(directory):
+            return "onnx"
+        raise
+    return "safetensors"
+
+
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    spec = facts["spec"]
+    heads = f"{spec['n_heads']} heads of {spec['head_dim']} ({spec['n_kv_heads']} key/value)"
+    revision = f" (revision {facts['revision']})" if facts["revision"] else ""
+    lines = [
+        ("model", facts["name"]),
+        ("directory", facts["directory"]),
+        ("format", f"{facts['format']}{revision}, {human_bytes(facts['bytes'])}"),
+        (
+            "encoder",
+            f"{spec['n_layers']} layers, hidden {spec['hidden_size']}, inner {spec['intermediate_size']}, {heads}",
+        ),
+        ("parameters", f"{spec['n_parameters']:,}, vocabulary {spec['vocab_size']:,}"),
+        ("vectors", f"{spec['dim']} components, cut to {min(MIN_DIM, spec['dim'])} or more with --dim"),
+        ("texts", f"up to {spec['max_tokens']:,} tokens" + (", chunks in context" if spec["contextual"] else "")),
+    ]
+    if facts["source"]:
+        revision = facts["source"].get("revision")
+        lines.append(("source", str(facts["source"].get("name")) + (f" at {revision}" if revision else "")))
+        lines.append(("parity", parity_line(facts["parity"])))
+    if evaluation := facts.get("evaluation"):
+        lines.append(("evaluated", f"float16 against float32: {parity_line(evaluation['rounding'])}"))
+        beside = evaluation["reference"]
+        told = parity_line(beside) if beside else "its checkpoint is not on this machine"
+        lines.append(("", f"against the reference: {told}"))
+    return lines + [("file", f"{human_bytes(size):>10}  {name}") for name, size in facts["files"].items()]

@@ -1,0 +1,82 @@
+"""`pplx-edge models`: what can be named, fetched, found and deleted."""
+
+import argparse
+import json
+from typing import Any
+
+from pplx_edge.weights import hub
+from pplx_kit.options import add_command, add_hub_options, offline
+from pplx_kit.terminal import human_bytes, say
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(commands, "models", "list, fetch, find and delete models", "pplx-edge models list")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    _add_list(actions)
+    _add_pull(actions)
+    path = add_command(
+        actions, "path", "print the directory of a model on this machine", "ls $(pplx-edge models path nano)"
+    )
+    path.add_argument("model", metavar="MODEL")
+    path.add_argument("--revision", metavar="REV", help="commit, tag or branch of a hub repository")
+    path.set_defaults(run=run_path)
+    remove = add_command(
+        actions, "rm", "delete a fetched model and what was converted from it", "pplx-edge models rm pplx-embed-v1-4b"
+    )
+    remove.add_argument("model", metavar="MODEL")
+    remove.set_defaults(run=run_remove)
+
+
+def _add_list(actions: Any) -> None:
+    parser = add_command(
+        actions,
+        "list",
+        "show the built-in, the official and the fetched models",
+        "pplx-edge models list --json",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.set_defaults(run=run_list)
+
+
+def _add_pull(actions: Any) -> None:
+    parser = add_command(
+        actions,
+        "pull",
+        "fetch a model from the hub, or bring it up to date",
+        "pplx-edge models pull pplx-embed-v1-0.6b\npplx-edge models pull pplx-embed-v1-0.6b --graph model_quantized",
+        description="Prints its directory. Weights are fetched as safetensors; code and pickles never are.",
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--graph", metavar="NAME", help="also fetch the ready graph onnx/NAME.onnx ('*': all)")
+    add_hub_options(parser)
+    parser.set_defaults(run=run_pull)
+
+
+def run_list(args: argparse.Namespace) -> int:
+    models = hub.available()
+    if args.json:
+        for model in models:
+            directory = str(model.directory) if model.directory else None
+            fields = {"name": model.name, "kind": model.kind, "directory": directory}
+            print(json.dumps(fields | {"bytes": model.n_bytes, "revision": model.revision}))
+        return 0
+    width = max(len(model.name) for model in models)
+    for model in models:
+        here = human_bytes(model.n_bytes) if model.directory else "not fetched"
+        print(f"{model.name:{width}}  {model.kind:8}  {here:>11}  {(model.revision or '')[:12]}".rstrip())
+    return 0
+
+
+def run_pull(args: argparse.Namespace) -> int:
+    print(hub.pull(args.model, revision=args.revision, offline=offline(args), graphs=args.graph))
+    return 0
+
+
+def run_path(args: argparse.Namespace) -> int:
+    print(hub.path(args.model, revision=args.revision))
+    return 0
+
+
+def run_remove(args: argparse.Namespace) -> int:
+    say(f"{human_bytes(hub.remove(args.model))} freed")
+    return 0

@@ -1,0 +1,257 @@
+"""The self-test of `doctor`: the built-in model on each backend, in a process each, against the same vectors.
+
+A process of its own gives each backend a clean peak of memory, and lets one that crashes or hangs cost only itself.
+`python -m pplx_cli.selftest` is that process: a request as JSON on stdin, the measurement in the file it names.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pplx_edge import backends
+from pplx_edge.embedder import load
+from pplx_edge.errors import EdgeError
+from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.host import peak_rss
+from pplx_kit.terminal import printable
+
+BUDGET_SECONDS = 28.0  # all processes together; what is left of half a minute is for starting and ending
+_ENDING_SECONDS = 1.0  # of a process that is told to end, before it is killed
+_LEAST_SECONDS = 2.0  # with less left, a process is not started
+_SHARE_OF_ENCODING = 0.5  # of a process's time: parity takes as much at most, the timed pass as much again
+_TERMINATED = 143
+
+N_TEXTS = 32
+_SENTENCE_CHARS = range(20, 200)
+
+Verdict = Literal["ok", "failed", "unfinished"]
+
+
+@cache
+def texts() -> tuple[str, ...]:
+    """What is encoded: one to four sentences of those that conversions are judged by, from text 0 on.
+
+    Shortest first, so that the first of them are what a slow backend has time for.
+    """
+    from pplx_convert.parity import PROBE_TEXTS
+
+    sentences = [text for text in PROBE_TEXTS if len(text) in _SENTENCE_CHARS]
+    return tuple(" ".join(sentences[(5 * i + j) % len(sentences)] for j in range(1 + i // 8)) for i in range(N_TEXTS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A backend with a format (None: the checkpoint as it is), and the least cosine of its int8 codes that is sound."""
+
+    backend: str
+    format: str | None
+    least_cosine: float
+
+    @property
+    def label(self) -> str:
+        return self.format or f"{self.backend}, as stored"
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is what `load` opens unasked."""
+        return self is not REFERENCE and self.backend == backends.default_backend()
+
+
+# The first trial of each backend after it is what `load` opens on that backend unasked.
+REFERENCE = Trial(backend="onnx", format="onnx-fp32", least_cosine=1.0)
+TRIALS = (
+    REFERENCE,
+    Trial(backend="onnx", format="onnx-int8", least_cosine=0.97),
+    Trial(backend="mlx", format=None, least_cosine=0.999),
+    Trial(backend="coreml", format="coreml-fp16", least_cosine=0.999),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What a process found: codes of the first `n_texts` texts, and what they cost on which device.
+
+    `open_seconds` include a conversion when the format was not there yet. `tokens_per_second` is of texts that were
+    read before, so that nothing is prepared any more.
+    """
+
+    device: str
+    codes: list[list[int]]
+    n_texts: int
+    n_tokens: int
+    open_seconds: float
+    tokens_per_second: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a trial ended; cosine and step are None where nothing was compared, `why` is empty when it is sound."""
+
+    trial: Trial
+    verdict: Verdict
+    why: str = ""
+    measured: Measurement | None = None
+    min_cosine: float | None = None
+    largest_step: int | None = None
+
+
+def run_trials(usable: Sequence[str], report: Callable[[str], None], budget: float) -> list[Outcome]:
+    """An outcome for each trial whose backend is usable, the reference's first, in `budget` seconds at most."""
+    until = time.monotonic() + budget
+    trials = [trial for trial in TRIALS if trial.backend in usable]
+    trials.sort(key=lambda trial: (trial is not REFERENCE, not trial.is_default))
+    outcomes: list[Outcome] = []
+    for i, trial in enumerate(trials):
+        report(f"self-test: {trial.label}")
+        left = until - time.monotonic()
+        measured = run_trial(trial, left / (len(trials) - i), left)
+        reference = outcomes[0].measured if outcomes else None
+        outcomes.append(measured if isinstance(measured, Outcome) else judged(trial, measured, reference))
+    return outcomes
+
+
+def judged(trial: Trial, measured: Measurement, reference: Measurement | None) -> Outcome:
+    """Whether codes are those of the reference, as far as the trial's format can keep them."""
+    if trial is REFERENCE:
+        return Outcome(trial=trial, verdict="ok", measured=measured)
+    if reference is None:
+        why = f"nothing to compare with: {REFERENCE.label} gave no vectors"
+        return Outcome(trial=trial, verdict="unfinished", why=why, measured=measured)
+    n = min(measured.n_texts, reference.n_texts)
+    ours, theirs = (np.array(one.codes[:n], np.float64) for one in (measured, reference))
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosine = float(np.divide((ours * theirs).sum(axis=1), norms, out=np.zeros(n), where=norms > 0).min())
+    sound = cosine >= trial.least_cosine
+    return Outcome(
+        trial=trial,
+        verdict="ok" if sound else "failed",
+        why="" if sound else f"cosine {cosine:.5f} with {REFERENCE.label}, at least {trial.least_cosine} is expected",
+        measured=measured,
+        min_cosine=cosine,
+        largest_step=int(np.abs(ours - theirs).max()),
+    )
+
+
+def passed(outcomes: Sequence[Outcome]) -> bool:
+    """Whether what `load` opens unasked is sound, and nothing failed."""
+    default_works = any(outcome.trial.is_default and outcome.verdict == "ok" for outcome in outcomes)
+    return default_works and all(outcome.verdict != "failed" for outcome in outcomes)
+
+
+def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outcome:
+    """What a process of its own measures in about `seconds`; an outcome when it fails or takes longer than `limit`."""
+    if limit < _LEAST_SECONDS:
+        return Outcome(trial=trial, verdict="unfinished", why="no time was left for it")
+    with tempfile.TemporaryDirectory(prefix="pplx-edge-doctor-") as folder:
+        result, said = Path(folder) / "result.json", Path(folder) / "stderr"
+        request = {"model": BUILT_IN, "backend": trial.backend, "format": trial.format, "seconds": seconds}
+        with said.open("wb") as stderr:  # a file: what a process that is ended leaves behind may hold a pipe open
+            command = [sys.executable, "-m", __name__]
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
+        try:
+            asked = json.dumps(request | {"result": str(result)}).encode()
+            child.communicate(asked, timeout=limit - _ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            _end(child)
+            why = f"not done after {limit:.0f} s; a first conversion may take that long: run doctor again"
+            return Outcome(trial=trial, verdict="unfinished", why=why)
+        except BaseException:
+            _end(child)
+            raise
+        if child.returncode or not result.is_file():
+            why = _ending(child.returncode, said.read_text(encoding="utf-8", errors="replace"))
+            return Outcome(trial=trial, verdict="failed", why=why)
+        found = json.loads(result.read_text(encoding="utf-8"))
+    if "error" in found:
+        return Outcome(trial=trial, verdict="failed", why=found["error"])
+    return Measurement(**found)
+
+
+def measure(model: str, backend: str, format: str | None, seconds: float) -> Measurement:
+    """What a backend makes of as many of the texts as it has time for.
+
+    One text is read and not counted, because the first call of a backend prepares much. Then groups are read of which
+    each is as large as all before, as long as the pace so far promises to end in time; and all of them once more, for
+    the pace.
+    """
+    started = time.monotonic()
+    with load(model, backend=backend, format=format) as embedder:
+        open_seconds = time.monotonic() - started
+        lengths = [embedder.tokenizer.count(text) for text in texts()]
+        embedder.encode(texts()[:1], show_progress=False)
+        allowed = max(0.0, seconds - (time.monotonic() - started)) * _SHARE_OF_ENCODING
+        codes: list[np.ndarray] = []
+        pace, spent, done = 0.0, 0.0, 0
+        while done < len(texts()):
+            group = slice(done, max(1, 2 * done))
+            n_tokens = sum(lengths[group])
+            if pace and spent + n_tokens / pace > allowed:
+                break
+            taken, found = _timed(lambda group=group: embedder.encode(texts()[group], show_progress=False))
+            codes.extend(found)
+            pace, spent, done = n_tokens / taken, spent + taken, done + len(texts()[group])
+        n_tokens = sum(lengths[:done])
+        if n_tokens / pace <= allowed:
+            taken, _ = _timed(lambda: embedder.encode(texts()[:done], show_progress=False))
+            pace = n_tokens / taken
+        return Measurement(
+            device=embedder.session.device,
+            codes=[row.tolist() for row in codes],
+            n_texts=done,
+            n_tokens=n_tokens,
+            open_seconds=round(open_seconds, 3),
+            tokens_per_second=round(pace, 1),
+            peak_bytes=peak_rss(),
+        )
+
+
+def main() -> int:
+    """The process of one trial."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that an unfinished conversion is deleted
+    request = json.load(sys.stdin)
+    result = Path(request.pop("result"))
+    try:
+        found: dict[str, Any] = asdict(measure(**request))
+    except EdgeError as error:
+        found = {"error": str(error)}
+    result.write_text(json.dumps(found), encoding="utf-8")
+    return 0
+
+
+def _timed(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    """Seconds, and what came out."""
+    started = time.perf_counter()
+    found = work()
+    return max(time.perf_counter() - started, 1e-6), found
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ends a process, by force when it does not go."""
+    child.terminate()
+    try:
+        child.wait(_ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _ending(status: int, said: str) -> str:
+    """How a process ended that gave no result."""
+    last = (said.strip().splitlines() or ["it said nothing"])[-1]
+    how = f"crashed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    return f"{how} ({printable(last)})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

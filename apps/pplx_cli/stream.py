@@ -1,0 +1,148 @@
+"""`pplx-edge embed --stream`: whole files of any length, cut into chunks, each with its vector in context."""
+
+import argparse
+import os
+import shlex
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from pplx_cli.reading import STDIN
+from pplx_cli.writing import open_writer, require_output
+from pplx_edge.errors import EdgeError, InputError
+from pplx_edge.types import DEFAULT_CHUNK_TOKENS, TEXT_FORMATS, ChunkVector, StreamOptions
+from pplx_kit.options import natural, open_model, positive
+from pplx_kit.terminal import say
+
+_PROGRESS_DELAY_SECONDS = 2.0
+_OTHER_WAYS = ("jsonl", "contextual", "truncate")
+
+
+def add_stream_options(parser: argparse.ArgumentParser) -> None:
+    """How streams are cut and read."""
+    group = parser.add_argument_group(
+        "streams",
+        "With --stream each file is one document of any length: JSON Lines with doc, chunk, start, stop (characters), "
+        "line, page, heading, codes and position; .npy stacks the codes. Sizes are in tokens.",
+    )
+    group.add_argument("--stream", action="store_true", help="cut whole files into chunks that know their context")
+    group.add_argument("--chunk-tokens", type=positive, default=DEFAULT_CHUNK_TOKENS, metavar="N", help="default 128")
+    group.add_argument("--overlap", type=natural, default=0, metavar="N", help="repeat the end of the chunk before")
+    group.add_argument("--read-as", choices=TEXT_FORMATS, default="markdown", help="what # at a line's beginning means")
+    group.add_argument("--window", type=positive, metavar="N", help="what is read at once; default 4096 if possible")
+    group.add_argument("--memory", type=positive, metavar="MB", help="the window that fits beside the model instead")
+    group.add_argument("--margin", type=natural, metavar="N", help="context on either side of a window's chunks")
+    group.add_argument(
+        "--sticky",
+        type=natural,
+        metavar="N",
+        help="of title and headings in each window; default 64 for models trained for context, else none",
+    )
+    group.add_argument(
+        "--separator", action=argparse.BooleanOptionalAction, help="between chunks; default as the model was trained"
+    )
+    group.add_argument("--resume", metavar="POSITION", help="go on behind this chunk of the first file")
+
+
+def run(args: argparse.Namespace) -> int:
+    options = _options(args)
+    reader = _Reader(args.files)
+    last: ChunkVector | None = None
+    failure: BaseException | None = None
+    with open_model(args) as model:
+        empty = model.encode([], args.precision, dim=args.dim)
+        settings = {"dim": args.dim, "options": options, "resume": args.resume}
+        stream = model.encode_streams(reader.sources(), args.precision, **settings)
+        with open_writer(args.output, empty) as writer, _bar(reader) as bar:
+            document = 0
+            try:
+                for document, last in stream:
+                    writer.append_chunk(args.files[document], last)
+                    bar.show(last.tokens)
+            except (KeyboardInterrupt, EdgeError, OSError) as error:
+                failure = error  # the vectors before it are final: an output file is finished with them
+    if failure is None:
+        return 0
+    if last is not None and not isinstance(failure, BrokenPipeError):
+        rest = shlex.join(args.files[document:])
+        say(f"stopped; go on with the same options and: {rest} --resume {last.position}")
+    raise failure
+
+
+def _options(args: argparse.Namespace) -> StreamOptions:
+    for name in _OTHER_WAYS:
+        if getattr(args, name):
+            raise InputError(f"--{name} is for texts that are lines; --stream reads whole files: leave one of them out")
+    if args.output is not None and require_output(args.output).exists() and args.resume:
+        raise InputError(f"{args.output}: exists and would be replaced by the rest alone; choose another name")
+    return StreamOptions(
+        window=args.window,
+        memory_mb=args.memory,
+        margin=args.margin,
+        separator=args.separator,
+        sticky=args.sticky,
+        chunk_tokens=args.chunk_tokens,
+        overlap=args.overlap,
+        format=args.read_as,
+    )
+
+
+class _Reader:
+    """The files one by one, with a count of what was read of them."""
+
+    def __init__(self, paths: list[str]):
+        self.paths, self.n_bytes = paths, 0
+
+    @property
+    def size(self) -> int | None:
+        """The bytes of all files, None when one of them does not know."""
+        sizes = [
+            os.stat(path) if path != STDIN else None for path in self.paths if path == STDIN or os.path.exists(path)
+        ]
+        known = [entry.st_size for entry in sizes if entry is not None and stat.S_ISREG(entry.st_mode)]
+        return sum(known) if len(known) == len(self.paths) else None
+
+    def sources(self) -> Iterator[BinaryIO]:
+        for path in self.paths:
+            if path == STDIN:
+                yield _Counted(sys.stdin.buffer, "stdin", self)  # type: ignore[misc]
+            else:
+                with open(path, "rb") as file:
+                    yield _Counted(file, path, self)  # type: ignore[misc]
+
+
+class _Counted:
+    """A binary file whose reader knows how far it is."""
+
+    def __init__(self, file: BinaryIO, name: str, reader: _Reader):
+        self.file, self.name, self.reader = file, name, reader
+
+    def read(self, n_bytes: int) -> bytes:
+        block = self.file.read(n_bytes)
+        self.reader.n_bytes += len(block)
+        return block
+
+
+class _Progress:
+    """Bytes read of all there are, and tokens a second. The time that is left is by the mean speed so far."""
+
+    def __init__(self, bar: Any, reader: _Reader):
+        self.bar, self.reader, self.n_tokens, self.began = bar, reader, 0, time.monotonic()
+
+    def show(self, n_tokens: int) -> None:
+        self.n_tokens += n_tokens
+        speed = self.n_tokens / max(time.monotonic() - self.began, 1e-9)
+        self.bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
+        self.bar.update(self.reader.n_bytes - self.bar.n)
+
+
+@contextmanager
+def _bar(reader: _Reader) -> Iterator[_Progress]:
+    style = {"unit": "B", "unit_scale": True, "desc": "embedding", "smoothing": 0}
+    with tqdm(total=reader.size, delay=_PROGRESS_DELAY_SECONDS, disable=None, **style) as bar:
+        yield _Progress(bar, reader)

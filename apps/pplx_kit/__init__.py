@@ -1,0 +1,1 @@
+"""What all programs share: options, terminal output, exit statuses."""

@@ -1,0 +1,91 @@
+"""Options that several commands share, and how they open a model."""
+
+import argparse
+from typing import Any, NoReturn
+
+from pplx_edge.backends import SESSIONS
+from pplx_edge.embedder import Embedder, load
+from pplx_edge.types import COMPUTE_UNITS
+from pplx_edge.weights.artifact import FORMATS
+from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.terminal import printable
+
+MODEL_HELP = f"{BUILT_IN}, a directory, an official name (pplx-embed-v1-0.6b) or a hub id (org/name)"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in one line that name the program, and no guessing of abbreviated options."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{"allow_abbrev": False} | options)
+
+    def error(self, message: str) -> NoReturn:
+        program = self.prog.partition(" ")[0]
+        self.exit(2, f"{program}: error: {printable(message)} (see: {self.prog} --help)\n")
+
+
+def add_command(commands: Any, name: str, summary: str, example: str, *, description: str = "") -> Any:
+    """A command's parser, with an example at the end of its help."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=(summary[0].upper() + summary[1:] + ". " + description).strip(),
+        epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, where from and on what it runs."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default=BUILT_IN, metavar="MODEL", help=f"{MODEL_HELP}; default {BUILT_IN}")
+    group.add_argument("--backend", default="auto", choices=["auto", *SESSIONS], help="what it runs on")
+    group.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help=f"what a checkpoint is converted to when first opened; default {FORMATS['onnx'][0]}, none for mlx",
+    )
+    group.add_argument("--threads", type=positive, metavar="N", help="onnx: processor threads; default all")
+    group.add_argument("--quantize", metavar="Q", help="mlx: weights become q8, q4, mxfp8, … while they are read")
+    group.add_argument("--memory-mb", type=positive, metavar="MB", help="mlx: what model and passes may take")
+    group.add_argument("--compute-units", choices=COMPUTE_UNITS, help="coreml: where it may run; default all")
+    add_hub_options(group)
+
+
+def add_hub_options(parser: Any) -> None:
+    """How a hub repository is looked up."""
+    parser.add_argument("--revision", metavar="REV", help="commit, tag or branch of a hub repository")
+    parser.add_argument("--offline", action="store_true", help="never use the network (also: HF_HUB_OFFLINE=1)")
+
+
+def open_model(args: argparse.Namespace) -> Embedder:
+    """The embedder that the model options describe."""
+    return load(
+        args.model,
+        backend=args.backend,
+        format=args.format,
+        revision=args.revision,
+        offline=offline(args),
+        threads=args.threads,
+        quantize=args.quantize,
+        memory_mb=args.memory_mb,
+        compute_units=args.compute_units,
+    )
+
+
+def offline(args: argparse.Namespace) -> bool | None:
+    """True when the option says so; None leaves it to the environment."""
+    return args.offline or None
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def natural(text: str) -> int:
+    """A whole number, 0 allowed, for argparse."""
+    return 0 if text == "0" else positive(text)

@@ -1,0 +1,1 @@
+"""Checkpoints to Core ML packages."""

@@ -1,0 +1,36 @@
+"""A saved Core ML program on the probe texts, on any machine: what its weights and its float16 cost."""
+
+from pathlib import Path
+from typing import Any
+
+from pplx_convert.conversion import probe_rows
+from pplx_convert.coreml.converter import evaluate
+from pplx_convert.parity import ParityReport
+from pplx_edge.models.qwen3_numpy import layer_states
+from pplx_edge.spec import ModelSpec
+from pplx_edge.text.tokenization import Tokenizer
+from pplx_edge.weights.artifact import Artifact, sha256
+from pplx_edge.weights.checkpoint import Checkpoint
+
+
+def evaluate_program(directory: Path, source: Path | None) -> dict[str, Any]:
+    """`rounding`: with float16 rounding against without; `reference`: with it against the checkpoint in `source`.
+
+    Both are the figures of a parity report; the second is None without a source, or when its weights are not those
+    that the program was made from.
+    """
+    spec = ModelSpec.from_directory(directory)
+    rows = probe_rows(Tokenizer.open(directory, spec), spec)
+    exact = list(evaluate(directory, rows, half=False))
+    rounded = list(evaluate(directory, rows, half=True))
+    report: dict[str, Any] = {"rounding": ParityReport.of_passes(exact, rounded).as_dict(), "reference": None}
+    if source is not None and _is_source(Artifact.open(directory), source):
+        reference = layer_states(Checkpoint.open(source), [row.ids for row in rows])
+        report["reference"] = ParityReport.of_passes(reference, rounded).as_dict()
+    return report
+
+
+def _is_source(artifact: Artifact, source: Path) -> bool:
+    hashes = artifact.source.get("sha256")
+    found = {path.name: sha256(path) for path in Checkpoint.open(source).files}
+    return hashes == found

@@ -1,0 +1,173 @@
+"""The encoder as a Core ML function of one row, authored with the MIL builder; nothing is traced.
+
+Everything is float16 but the ends: the states that come out are float32, and so is the pooling. Two things make float16
+safe. The norm divides by the largest magnitude first, because activations of this architecture reach tens of thousands
+and their squares do not fit. Rotations are constants, because angles of late positions need float32.
+
+Queries that share a key head become further queries of that head: `q_proj` and `o_proj` are stored with their heads in
+(group, key head) order, so that `[1, T, H, d]` is `[1, T * group, K, d]` without a copy, and keys and values are never
+repeated for the fused attention, which wants equally many heads.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pplx_convert.coreml.mil import TARGET, Function, Var, mb, new_symbol, types
+from pplx_convert.coreml.package import PackageWeights
+from pplx_convert.coreml.weights import Precision
+from pplx_convert.heads import grouped_heads
+from pplx_edge.backends import coreml_io as io
+from pplx_edge.spec import ModelSpec
+from pplx_edge.weights.checkpoint import Checkpoint
+
+FINAL_NORM = "norm.weight"
+_LEAST = np.float16(2.0**-14)  # the least normal float16: what a row of zeros is divided by
+
+
+def layer_output(index: int) -> str:
+    """The name of the residual stream `[1, T, D]` after a layer."""
+    return f"layer_{index}_states"
+
+
+class EncoderGraph:
+    """Authors functions of one model over weights that are stored under their checkpoint names."""
+
+    def __init__(self, spec: ModelSpec, precision: Precision, weights: PackageWeights):
+        self.spec, self.precision, self.weights = spec, precision, weights
+
+    def fixed(self, length: int) -> Function:
+        """A function of rows of up to `length` tokens, whose rotations `rotary.{length}.*` are stored."""
+
+        @mb.function(input_specs=self._inputs(length), opset_version=TARGET)
+        def function(inputs_embeds: Var, key_bias: Var, span_weights: Var) -> tuple[Var, Var]:
+            cos, sin = (self.weights.const(name) for name in rotary_names(length))
+            return self._encoder(inputs_embeds, key_bias, span_weights, (cos, sin))
+
+        return function
+
+    def flexible(self) -> Function:
+        """A function of rows of any length, which also takes the rotations of their positions."""
+        length = new_symbol()
+        rotation = [mb.TensorSpec((1, length, 1, self.spec.head_dim // 2), types.fp16) for _ in ("cos", "sin")]
+
+        @mb.function(input_specs=[*self._inputs(length), *rotation], opset_version=TARGET)
+        def function(
+            inputs_embeds: Var, key_bias: Var, span_weights: Var, rotary_cos: Var, rotary_sin: Var
+        ) -> tuple[Var, Var]:
+            return self._encoder(inputs_embeds, key_bias, span_weights, (rotary_cos, rotary_sin))
+
+        return function
+
+    def _inputs(self, length: Any) -> list[Any]:
+        dim = self.spec.hidden_size
+        return [
+            mb.TensorSpec((1, length, dim), types.fp16),
+            mb.TensorSpec((1, 1, 1, length), types.fp16),
+            mb.TensorSpec((1, io.MAX_SPANS, length), types.fp32),
+        ]
+
+    def _encoder(self, x: Var, bias: Var, span_weights: Var, rotation: tuple[Var, Var]) -> tuple[Var, Var]:
+        for index in range(self.spec.n_layers):
+            x = self.layer(index, x, bias, rotation)
+        states = mb.cast(x=self.norm(x, FINAL_NORM), dtype="fp32", name=io.TOKEN_STATES)
+        return states, mb.matmul(x=span_weights, y=states, name=io.SPAN_MEANS)
+
+    def layer(self, index: int, x: Var, bias: Var, rotation: tuple[Var, Var]) -> Var:
+        """One layer: attention and MLP, each normalised before and added after."""
+        prefix = f"layers.{index}."
+        normed = self.norm(x, prefix + "input_layernorm.weight")
+        x = mb.add(x=x, y=self.attention(normed, prefix + "self_attn.", bias, rotation), name=f"layer_{index}_middle")
+        normed = self.norm(x, prefix + "post_attention_layernorm.weight")
+        return mb.add(x=x, y=self.mlp(normed, prefix + "mlp."), name=layer_output(index))
+
+    def norm(self, x: Var, weight: str) -> Var:
+        """RMSNorm over the last axis, in the range of float16 whatever x is.
+
+        With m = max|x|, `x / sqrt(mean(x²) + eps)` is `(x/m) / sqrt(mean((x/m)²) + (sqrt(eps)/m)²)`, in which no term
+        exceeds 1 but the last, which is small where m is large.
+        """
+        name = weight.removesuffix(".weight").replace(".", "_")
+        largest = mb.reduce_max(x=mb.abs(x=x, name=f"{name}_abs"), axes=[-1], keep_dims=True, name=f"{name}_largest")
+        largest = mb.maximum(x=largest, y=_LEAST, name=f"{name}_floor")
+        scaled = mb.real_div(x=x, y=largest, name=f"{name}_scaled")
+        squares = mb.mul(x=scaled, y=scaled, name=f"{name}_squares")
+        mean = mb.reduce_mean(x=squares, axes=[-1], keep_dims=True, name=f"{name}_mean")
+        root_eps = mb.real_div(x=np.float16(np.sqrt(self.spec.rms_norm_eps)), y=largest, name=f"{name}_root_eps")
+        mean = mb.add(x=mean, y=mb.mul(x=root_eps, y=root_eps, name=f"{name}_eps"), name=f"{name}_mean_eps")
+        unit = mb.mul(x=scaled, y=mb.rsqrt(x=mean, epsilon=np.float16(0), name=f"{name}_rsqrt"), name=f"{name}_unit")
+        return mb.mul(x=unit, y=self.weights.const(weight), name=name)
+
+    def attention(self, x: Var, prefix: str, bias: Var, rotation: tuple[Var, Var]) -> Var:
+        """Grouped-query attention of every token to every real one, `[1, T, D]` to `[1, T, D]`."""
+        spec, name = self.spec, prefix.replace(".", "_")
+        q = self.rotated(self.heads(x, prefix, "q", spec.n_heads), f"{name}q_rotated", rotation)  # [1, T, H, d]
+        k = self.rotated(self.heads(x, prefix, "k", spec.n_kv_heads), f"{name}k_rotated", rotation)  # [1, T, K, d]
+        v = mb.reshape(
+            x=self.linear(x, prefix + "v_proj.weight"), shape=[1, -1, spec.n_kv_heads, spec.head_dim], name=f"{name}v"
+        )
+        q = mb.reshape(x=q, shape=[1, -1, spec.n_kv_heads, spec.head_dim], name=f"{name}q_grouped")  # [1, T * G, K, d]
+        q, k, v = (mb.transpose(x=value, perm=[0, 2, 1, 3], name=f"{value.name}_heads") for value in (q, k, v))
+        mixed = mb.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=bias, name=f"{name}mixed")
+        mixed = mb.transpose(x=mixed, perm=[0, 2, 1, 3], name=f"{name}mixed_tokens")  # [1, T * G, K, d]
+        mixed = mb.reshape(x=mixed, shape=[1, -1, spec.q_size], name=f"{name}mixed_row")  # [1, T, H * d]
+        return self.linear(mixed, prefix + "o_proj.weight")
+
+    def heads(self, x: Var, prefix: str, which: str, n_heads: int) -> Var:
+        """Projected queries or keys, normalised per head: `[1, T, heads, d]`."""
+        name = f"{prefix}{which}".replace(".", "_")
+        shape = [1, -1, n_heads, self.spec.head_dim]
+        split = mb.reshape(x=self.linear(x, f"{prefix}{which}_proj.weight"), shape=shape, name=f"{name}_split")
+        return self.norm(split, f"{prefix}{which}_norm.weight")
+
+    def rotated(self, x: Var, name: str, rotation: tuple[Var, Var]) -> Var:
+        """x `[1, T, heads, d]` with its halves rotated by the angles `[1, T, 1, d/2]` of its positions."""
+        cos, sin = rotation
+        left, right = mb.split(x=x, num_splits=2, axis=-1, name=f"{name}_halves")
+        turned_left = mb.sub(
+            x=mb.mul(x=left, y=cos, name=f"{name}_left_cos"),
+            y=mb.mul(x=right, y=sin, name=f"{name}_right_sin"),
+            name=f"{name}_left",
+        )
+        turned_right = mb.add(
+            x=mb.mul(x=right, y=cos, name=f"{name}_right_cos"),
+            y=mb.mul(x=left, y=sin, name=f"{name}_left_sin"),
+            name=f"{name}_right",
+        )
+        return mb.concat(values=(turned_left, turned_right), axis=-1, name=name)
+
+    def mlp(self, x: Var, prefix: str) -> Var:
+        """SwiGLU, `[1, T, D]` to `[1, T, D]`."""
+        name = prefix.replace(".", "_")
+        gate = mb.silu(x=self.linear(x, prefix + "gate_proj.weight"), name=f"{name}silu")
+        inner = mb.mul(x=gate, y=self.linear(x, prefix + "up_proj.weight"), name=f"{name}inner")
+        return self.linear(inner, prefix + "down_proj.weight")
+
+    def linear(self, x: Var, weight: str) -> Var:
+        """x times a stored matrix. The zero bias is there because the builder adds one of its own otherwise."""
+        name = weight.removesuffix("_proj.weight").replace(".", "_") + "_projected"
+        matrix = self.precision.matrix(self.weights, weight)
+        return mb.linear(x=x, weight=matrix, bias=self.weights.zeros(matrix.shape[0], f"{name}_bias"), name=name)
+
+
+def store_layer(checkpoint: Checkpoint, index: int, precision: Precision, weights: PackageWeights) -> None:
+    """Writes the tensors of one layer."""
+    spec = checkpoint.spec
+    for name in spec.layer_shapes():
+        full_name = f"layers.{index}.{name}"
+        weight = grouped_heads(name, checkpoint.read(full_name), spec)
+        if weight.ndim == 1:
+            weights.add(full_name, weight.astype(np.float16))
+        else:
+            precision.store(weights, full_name, weight)
+
+
+def store_rotation(spec: ModelSpec, length: int, weights: PackageWeights) -> None:
+    """Writes cos and sin of the angles of `length` positions, `[1, T, 1, d/2]`."""
+    for name, values in zip(rotary_names(length), io.rotation(spec, length), strict=True):
+        weights.add(name, values)
+
+
+def rotary_names(length: int) -> tuple[str, str]:
+    """The names of the stored rotations of a length."""
+    return f"rotary.{length}.cos", f"rotary.{length}.sin"

@@ -1,0 +1,237 @@
+"""Checkpoint to the layout that MLX tools read: safetensors with packed weights, and a config.json that names them.
+
+Weights are read, quantised from float32 and written in blocks of rows, so that the embedding table of a large model is
+never in memory as a whole. mlx-lm, mlx-embeddings and this project's own session open the result.
+"""
+
+import fnmatch
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from pplx_convert.conversion import Job, Written
+from pplx_convert.mlx.plan import mixed_plan, plan_of
+from pplx_convert.onnx.numerics import row_blocks
+from pplx_convert.safetensors_file import SafetensorsFile, n_bytes
+from pplx_edge.errors import InputError
+from pplx_edge.models.mlx_quantization import (
+    CONFIG_KEYS,
+    SCHEMES,
+    QuantizationPlan,
+    Scheme,
+    fits,
+    quantized,
+    scheme_named,
+)
+from pplx_edge.models.mlx_weights import StoredWeights, as_numpy, matrices, open_model, plan_for
+from pplx_edge.models.qwen3_mlx import PREFIX
+from pplx_edge.models.qwen3_numpy import block, rms_norm
+from pplx_edge.spec import ModelSpec
+from pplx_edge.weights.artifact import MLX_LAYOUT
+from pplx_edge.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+
+MIXED = "mlx-mixed"
+SHARD_BYTES = 5_000_000_000
+_MOST_PRODUCTS = 5e10  # parameters times tokens
+_METADATA = {"format": "mlx"}
+_POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+Tensor = tuple[str, tuple[int, ...]]
+
+
+def write(job: Job) -> Written:
+    """Writes weights, index and config."""
+    spec = job.checkpoint.spec
+    plan = _plan(job)
+    write_weights(job.checkpoint, plan, job.directory, job.step)
+    _write_config(job.directory, plan)
+    _write_pooling(job.directory, spec)
+    in_mlx = _runs_in_mlx(job)
+    states = _row_states(job) if in_mlx else _decoded_states(job)
+    checked = {"checked": "run by MLX" if in_mlx else "weights decoded, run by NumPy in float32"}
+    return Written(states=states, weights=dict(_described(plan, spec)) | checked)
+
+
+def write_weights(checkpoint: Checkpoint, plan: QuantizationPlan, directory: Path, step: Callable[[], None]) -> None:
+    """The weights in one file, or in shards of at most SHARD_BYTES with an index. `step` is called once a layer."""
+    shards = _shards(checkpoint.spec, plan, SHARD_BYTES)
+    single = len(shards) == 1
+    names = [SINGLE_FILE] if single else [MLX_LAYOUT.shard.format(i + 1, len(shards)) for i in range(len(shards))]
+    for file_name, shard in zip(names, shards, strict=True):
+        tensors = {PREFIX + name: tensor for parts in shard.values() for name, tensor in parts.items()}
+        file = SafetensorsFile(directory / file_name, tensors, _METADATA)
+        try:
+            for name in shard:
+                for part, values in _parts(checkpoint, plan, name):
+                    file.append(PREFIX + part, values)
+                if name.endswith("mlp.down_proj.weight"):  # the last of a layer
+                    step()
+            file.close()
+        finally:
+            file.abandon()
+    if not single:
+        _write_index(directory, names, shards)
+
+
+def _plan(job: Job) -> QuantizationPlan:
+    """How each matrix is kept: as the format says, but for what the options name."""
+    spec, options = job.checkpoint.spec, job.options
+    if job.format == MIXED:
+        options.require_only(job.format, "overrides", "max_mb")
+        plan = mixed_plan(job.checkpoint, job.rows, options.max_mb)
+    else:
+        options.require_only(job.format, "overrides")
+        name = job.format.removeprefix("mlx-")
+        plan = plan_for(spec, SCHEMES[name]) if name in SCHEMES else QuantizationPlan()
+    return plan_of({path: plan.scheme(path) for path in matrices(spec)} | _named(spec, options.overrides))
+
+
+def _named(spec: ModelSpec, overrides: Mapping[str, str]) -> dict[str, Scheme | None]:
+    """The schemes that overrides name, by path. Raises InputError for a pattern or a scheme that fits nothing."""
+    found: dict[str, Scheme | None] = {}
+    for pattern, name in overrides.items():
+        scheme = None if name == "bf16" else scheme_named(name)
+        paths = fnmatch.filter(matrices(spec), pattern)
+        if not paths:
+            raise InputError(f"override {pattern!r}: no matrix goes by that name; one is {list(matrices(spec))[1]}")
+        for path in paths:
+            if scheme and not fits(scheme, matrices(spec)[path][1]):
+                raise InputError(
+                    f"override {pattern!r}: rows of {path} have {matrices(spec)[path][1]} weights, which do not divide "
+                    f"into groups of {scheme.group_size}"
+                )
+            found[path] = scheme
+    return found
+
+
+def _shards(spec: ModelSpec, plan: QuantizationPlan, limit: int) -> list[dict[str, dict[str, Tensor]]]:
+    """Tensors of the checkpoint, in order, to the tensors that each becomes, cut into files."""
+    shards: list[dict[str, dict[str, Tensor]]] = [{}]
+    size = 0
+    for name, shape in spec.tensor_shapes().items():
+        parts = _stored(name, shape, plan)
+        added = sum(n_bytes(*tensor) for tensor in parts.values())
+        if shards[-1] and size + added > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = parts
+        size += added
+    return shards
+
+
+def _stored(name: str, shape: tuple[int, ...], plan: QuantizationPlan) -> dict[str, Tensor]:
+    """What a tensor is kept as: names, types and shapes."""
+    path = name.removesuffix(".weight")
+    scheme = plan.scheme(path) if len(shape) == 2 else None
+    if scheme is None:
+        return {name: ("BF16", shape)}
+    n_rows, n_columns = shape
+    groups = (n_rows, n_columns // scheme.group_size)
+    codes = {name: ("U32", (n_rows, n_columns * scheme.bits // 32))}
+    if scheme.mode != "affine":
+        return codes | {f"{path}.scales": ("U8", groups)}
+    return codes | {f"{path}.scales": ("BF16", groups), f"{path}.biases": ("BF16", groups)}
+
+
+def _parts(checkpoint: Checkpoint, plan: QuantizationPlan, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """`(name, bytes)` of what a tensor becomes, a block of rows at a time."""
+    shape = checkpoint.spec.tensor_shapes()[name]
+    path = name.removesuffix(".weight")
+    if len(shape) == 1:
+        yield name, _raw(mx.array(checkpoint.read(name)).astype(mx.bfloat16))
+        return
+    scheme = plan.scheme(path)
+    for start, stop in row_blocks(shape[0]):
+        values = mx.array(checkpoint.read_block(name, start, stop))
+        parts = quantized(values, scheme) if scheme else {"weight": values.astype(mx.bfloat16)}
+        for part, array in parts.items():
+            yield f"{path}.{part}", _raw(array)
+
+
+def _raw(array: mx.array) -> np.ndarray:
+    """The bytes of an array; NumPy has no bfloat16."""
+    return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+
+
+def _write_index(directory: Path, names: list[str], shards: list[dict[str, dict[str, Tensor]]]) -> None:
+    total, weight_map = 0, {}
+    for file_name, shard in zip(names, shards, strict=True):
+        for parts in shard.values():
+            total += sum(n_bytes(*tensor) for tensor in parts.values())
+            weight_map |= {PREFIX + name: file_name for name in parts}
+    _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_config(directory: Path, plan: QuantizationPlan) -> None:
+    """The source's config.json with the plan, under both of the names that tools look for."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in CONFIG_KEYS:
+        config.pop(key, None)
+        if block := plan.as_config():
+            config[key] = block
+    config["torch_dtype"] = "bfloat16"
+    config.pop("dtype", None)
+    _write_json(path, config)
+
+
+def _write_pooling(directory: Path, spec: ModelSpec) -> None:
+    """Mean pooling as sentence-transformers and mlx-embeddings read it."""
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": MLX_LAYOUT.pooling, "type": "sentence_transformers.models.Pooling"},
+    ]
+    _write_json(directory / MLX_LAYOUT.modules, modules)
+    (directory / MLX_LAYOUT.pooling).mkdir()
+    pooling = {f"pooling_mode_{mode}": mode == "mean_tokens" for mode in _POOLING_MODES}
+    pooling |= {"word_embedding_dimension": spec.dim, "include_prompt": True}
+    _write_json(directory / MLX_LAYOUT.pooling / "config.json", pooling)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _described(plan: QuantizationPlan, spec: ModelSpec) -> Mapping[str, Any]:
+    """How many matrices are kept in which way, for the manifest."""
+    kept: dict[str, int] = {}
+    for path in matrices(spec):
+        name = _name_of(plan.scheme(path))
+        kept[name] = kept.get(name, 0) + 1
+    return {"matrices": kept}
+
+
+def _name_of(scheme: Scheme | None) -> str:
+    if scheme is None:
+        return "bf16"
+    return next((name for name, known in SCHEMES.items() if known == scheme), f"{scheme.mode} {scheme.bits}")
+
+
+def _runs_in_mlx(job: Job) -> bool:
+    """Whether MLX runs the probe rows; on a processor its kernels take an hour for a model of the family."""
+    products = job.checkpoint.spec.n_parameters * sum(len(row) for row in job.rows)
+    return mx.metal.is_available() or products < _MOST_PRODUCTS
+
+
+def _row_states(job: Job) -> Iterator[list[np.ndarray]]:
+    """States of the probe rows, run by MLX from what was written, each row alone."""
+    encoder = open_model(job.directory).model
+    passes = [encoder.states(mx.array(row.ids[None])) for row in job.rows]
+    for _ in range(job.checkpoint.spec.n_layers + 2):
+        yield [as_numpy(next(states))[0] for states in passes]
+
+
+def _decoded_states(job: Job) -> Iterator[list[np.ndarray]]:
+    """States of the probe rows, run by NumPy in float32 with the weights that are left of what was written."""
+    spec, written = job.checkpoint.spec, StoredWeights(job.directory, job.checkpoint.spec)
+    states = [written.rows("embed_tokens", row.ids) for row in job.rows]
+    yield states
+    for layer in range(spec.n_layers):
+        weights = {name: written.read(f"layers.{layer}.{name}") for name in spec.layer_shapes()}
+        states = [block(x, weights, spec) for x in states]
+        yield states
+    norm = written.read("norm.weight")
+    yield [rms_norm(x, norm, spec.rms_norm_eps) for x in states]

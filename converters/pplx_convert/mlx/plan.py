@@ -1,0 +1,128 @@
+"""Which weights may be kept in few bits: measured matrix by matrix, then spent where a byte buys most.
+
+A matrix is as sensitive as the states behind its own layer stray when it alone is quantised and all before it is as it
+was: `|block(x; W') - block(x; W)|² / |block(x; W)|²`, summed over the tokens of the probe texts. That needs one layer
+in memory and as many runs of it as there are choices, not as many runs of the model.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from pplx_convert.safetensors_file import n_bytes
+from pplx_edge.errors import InputError
+from pplx_edge.models.mlx_quantization import SCHEMES, QuantizationPlan, Scheme, fits, quantized
+from pplx_edge.models.mlx_weights import matrices
+from pplx_edge.models.qwen3_numpy import block, embed
+from pplx_edge.types import TokenRow
+from pplx_edge.weights.checkpoint import Checkpoint
+
+CHOICES = (SCHEMES["q4"], SCHEMES["q8"], None)  # from the smallest; None is bfloat16
+_MEGABYTE = 1_000_000
+Drift = Mapping[str, Mapping[Scheme | None, float]]
+
+
+def mixed_plan(checkpoint: Checkpoint, rows: Sequence[TokenRow], max_mb: int | None) -> QuantizationPlan:
+    """4 bits for every matrix, raised to 8 or 16 where that lessens drift most for its bytes, within `max_mb`.
+
+    None allows half of what lies between all in 4 and all in 8 bits. Raises InputError when even 4 bits take more.
+    """
+    spec = checkpoint.spec
+    sizes = {
+        path: {scheme: stored_bytes(shape, scheme) for scheme in _choices(shape)}
+        for path, shape in matrices(spec).items()
+    }
+    least, eight = (sum(_size(size, scheme) for size in sizes.values()) for scheme in CHOICES[:2])
+    floats = sum(2 * shape[0] for shape in spec.tensor_shapes().values() if len(shape) == 1)
+    room = (least + eight) // 2 if max_mb is None else max_mb * _MEGABYTE - floats
+    if room < least:
+        needed = -(-(least + floats) // _MEGABYTE)
+        raise InputError(f"max_mb {max_mb}: with 4 bits everywhere this model still takes {needed} MB")
+    chosen = spend(sensitivity(checkpoint, rows), sizes, room)
+    return plan_of(chosen)
+
+
+def plan_of(chosen: Mapping[str, Scheme | None]) -> QuantizationPlan:
+    """The plan with the most frequent scheme as its default."""
+    quantised = [scheme for scheme in chosen.values() if scheme]
+    if not quantised:
+        return QuantizationPlan()
+    default = max(set(quantised), key=quantised.count)
+    return QuantizationPlan(default, {path: scheme for path, scheme in chosen.items() if scheme != default})
+
+
+def spend(drift: Drift, sizes: Mapping[str, Mapping[Scheme | None, int]], room: int) -> dict[str, Scheme | None]:
+    """A scheme for each matrix, all the smallest at first, then the raise with the most drift saved a byte, again and
+    again while there is room for one."""
+    chosen = {path: min(size, key=lambda scheme: size[scheme]) for path, size in sizes.items()}
+    room -= sum(sizes[path][scheme] for path, scheme in chosen.items())
+    while True:
+        raises = [
+            ((drift[path][now] - drift[path][to]) / (sizes[path][to] - sizes[path][now]), path, to)
+            for path, now in chosen.items()
+            for to in sizes[path]
+            if 0 < sizes[path][to] - sizes[path][now] <= room and drift[path][to] < drift[path][now]
+        ]
+        if not raises:
+            return chosen
+        _, path, to = max(raises, key=lambda option: option[0])
+        room -= sizes[path][to] - sizes[path][chosen[path]]
+        chosen[path] = to
+
+
+def sensitivity(checkpoint: Checkpoint, rows: Sequence[TokenRow]) -> Drift:
+    """How far the states stray behind a matrix's own layer, relative and squared, for each way to keep it."""
+    spec = checkpoint.spec
+    states = embed(checkpoint, [row.ids for row in rows])
+    drift: dict[str, dict[Scheme | None, float]] = {"embed_tokens": {}}
+    for scheme in _choices((spec.vocab_size, spec.hidden_size)):
+        drift["embed_tokens"][scheme] = _strayed(states, [rounded(x, scheme) for x in states])
+    for layer in range(spec.n_layers):
+        weights = checkpoint.layer(layer)
+        after = [block(x, weights, spec) for x in states]
+        for name, weight in weights.items():
+            if weight.ndim == 2:
+                path = f"layers.{layer}.{name.removesuffix('.weight')}"
+                drift[path] = {}
+                for scheme in _choices(weight.shape):
+                    other = weights | {name: rounded(weight, scheme)}
+                    drift[path][scheme] = _strayed(after, [block(x, other, spec) for x in states])
+        states = after
+    return drift
+
+
+def rounded(weight: np.ndarray, scheme: Scheme | None) -> np.ndarray:
+    """The float32 matrix that is left of one when it is kept in a scheme."""
+    exact = mx.array(weight)
+    if scheme is None:
+        return np.array(exact.astype(mx.bfloat16).astype(mx.float32))
+    parts = quantized(exact, scheme)
+    found = mx.dequantize(
+        parts["weight"], parts["scales"], parts.get("biases"), scheme.group_size, scheme.bits, mode=scheme.mode
+    )
+    return np.array(found.astype(mx.float32))
+
+
+def stored_bytes(shape: tuple[int, ...], scheme: Scheme | None) -> int:
+    """What a matrix takes on disk and in memory."""
+    if scheme is None:
+        return n_bytes("BF16", shape)
+    groups = (shape[0], shape[1] // scheme.group_size)
+    scales = 2 * n_bytes("BF16", groups) if scheme.mode == "affine" else n_bytes("U8", groups)
+    return n_bytes("U32", (shape[0], shape[1] * scheme.bits // 32)) + scales
+
+
+def _size(sizes: Mapping[Scheme | None, int], scheme: Scheme | None) -> int:
+    """The size in a scheme, or in floats where rows do not divide into its groups."""
+    return sizes.get(scheme, sizes[None])
+
+
+def _choices(shape: tuple[int, ...]) -> list[Scheme | None]:
+    return [scheme for scheme in CHOICES if scheme is None or fits(scheme, shape[1])]
+
+
+def _strayed(exact: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """`Σ|found - exact|² / Σ|exact|²` over all tokens."""
+    moved = sum(float(np.square(b.astype(np.float64) - a).sum()) for a, b in zip(exact, found, strict=True))
+    return moved / max(sum(float(np.square(a.astype(np.float64)).sum()) for a in exact), 1e-30)

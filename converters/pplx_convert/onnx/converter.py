@@ -1,0 +1,78 @@
+"""Checkpoint to an ONNX graph and its data file, tensor by tensor, and the graph's sections run one by one."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from pplx_convert.conversion import Job, Written
+from pplx_convert.onnx import graph as onnx_graph
+from pplx_convert.onnx.builder import GraphBuilder, WeightFile
+from pplx_convert.onnx.numerics import NUMERICS, Numerics
+from pplx_edge.backends.onnx_options import session_options
+from pplx_edge.spec import ModelSpec
+from pplx_edge.text.batching import collate
+from pplx_edge.types import TokenBatch, TokenRow
+from pplx_edge.weights.artifact import ONNX_LAYOUT
+from pplx_edge.weights.checkpoint import Checkpoint
+
+
+def write(job: Job) -> Written:
+    """Writes graph and data file."""
+    job.options.require_only(job.format)
+    numerics = NUMERICS[job.format]()
+    stored = write_graph(job.checkpoint, numerics, job.directory, job.step)
+    return Written(
+        states=_row_states(job.checkpoint.spec, numerics, stored, job.directory, job.rows),
+        weights={"projections": job.format.removeprefix("onnx-")},
+    )
+
+
+def write_graph(
+    checkpoint: Checkpoint, numerics: Numerics, directory: Path, step: Callable[[], None] = lambda: None
+) -> GraphBuilder:
+    """Writes graph and data file; returns the builder, which knows where each weight is."""
+    builder = GraphBuilder()
+    file = WeightFile(directory / ONNX_LAYOUT.weights)
+    try:
+        onnx_graph.store_weights(checkpoint, numerics, builder, file, step)
+    finally:
+        file.close()
+    stored = builder.with_weights(("",))
+    onnx.save_model(onnx_graph.whole_model(checkpoint.spec, numerics, builder), str(directory / ONNX_LAYOUT.graph))
+    return stored
+
+
+def _row_states(
+    spec: ModelSpec, numerics: Numerics, stored: GraphBuilder, directory: Path, rows: list[TokenRow]
+) -> Iterator[list[np.ndarray]]:
+    ends = np.cumsum([0, *(len(row) for row in rows)])
+    for packed in section_states(spec, numerics, stored, directory, collate(rows, spec.sep_id)):
+        yield [packed[start:stop] for start, stop in pairwise(ends)]
+
+
+def section_states(
+    spec: ModelSpec, numerics: Numerics, stored: GraphBuilder, directory: Path, batch: TokenBatch
+) -> Iterator[np.ndarray]:
+    """Packed states `[S, D]` after the embedding, after each layer and after the final norm, one section at a time."""
+    tokens = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    (residual,) = _run(onnx_graph.embedding_section(spec, numerics, stored), directory, tokens)
+    yield residual
+    state = {"residual_in": residual}
+    for index in range(spec.n_layers):
+        feeds = {"attention_mask": batch.attention_mask} | state
+        residual, pending = _run(onnx_graph.layer_section(spec, numerics, stored, index), directory, feeds)
+        yield residual + pending
+        state = {"residual_in": residual, "pending_in": pending}
+    (states,) = _run(onnx_graph.final_section(spec, numerics, stored), directory, state)
+    yield states
+
+
+def _run(model: onnx.ModelProto, directory: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = session_options()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory))
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)  # type: ignore[return-value]

@@ -1,0 +1,132 @@
+"""How linear layers and the embedding table are stored and computed: float32, or int8 throughout.
+
+int8: weights are rounded per output channel and table rows per row (`pplx_edge.weights.rounding`), activations per
+token at run time, so that a token's result depends on that token alone and never on its batch. Weights are signed and
+activations unsigned with zero point 128, which is the combination that ONNX Runtime computes on the dot-product
+instructions of x86 and Arm. Weights are scaled so that no product overflows on a processor without those instructions.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pplx_convert.onnx.builder import GraphBuilder, WeightFile
+from pplx_edge.weights.checkpoint import Checkpoint
+from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE, quantize_projection, quantize_rows
+
+ZERO_POINT = 128
+_TABLE_BLOCK_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """States as a linear layer wants them: `values` `[S, K]`, and the factor `scale` `[S, 1]` they lack or ""."""
+
+    values: str
+    scale: str = ""
+
+
+class Numerics(Protocol):
+    """The choices of one format. All methods take and return names of values in the graph."""
+
+    format: str
+
+    def store(self, graph: GraphBuilder, file: WeightFile, name: str, weight: np.ndarray) -> None:
+        """Keeps a projection `[out, in]` under a name."""
+        ...
+
+    def store_table(self, graph: GraphBuilder, file: WeightFile, name: str, checkpoint: Checkpoint) -> None:
+        """Keeps the embedding table."""
+        ...
+
+    def embed(self, graph: GraphBuilder, name: str, ids: str) -> str:
+        """Rows of the table, float32 `[S, D]`."""
+        ...
+
+    def prepare(self, graph: GraphBuilder, x: str) -> Activations:
+        """Activations of float32 x `[S, K]`, made once for all layers that read it."""
+        ...
+
+    def linear(self, graph: GraphBuilder, x: Activations, name: str) -> str:
+        """The product `[S, N]` without the factor `x.scale`."""
+        ...
+
+
+class Float32:
+    """Weights as they are, transposed once for the runtime."""
+
+    format = "onnx-fp32"
+
+    def store(self, graph: GraphBuilder, file: WeightFile, name: str, weight: np.ndarray) -> None:
+        graph.weight(name, weight.T, file)
+
+    def store_table(self, graph: GraphBuilder, file: WeightFile, name: str, checkpoint: Checkpoint) -> None:
+        spec = checkpoint.spec
+        offset, length = file.begin(), 0
+        for start, stop in row_blocks(spec.vocab_size):
+            length += file.write(checkpoint.read_block(name, start, stop))
+        graph.stored_weight(name, np.dtype(np.float32), (spec.vocab_size, spec.hidden_size), file, offset, length)
+
+    def embed(self, graph: GraphBuilder, name: str, ids: str) -> str:
+        return graph.node("Gather", name, ids, axis=0)
+
+    def prepare(self, graph: GraphBuilder, x: str) -> Activations:
+        return Activations(x)
+
+    def linear(self, graph: GraphBuilder, x: Activations, name: str) -> str:
+        return graph.node("MatMul", x.values, name)
+
+
+class Int8:
+    """Weights int8 per output channel, activations int8 per token, table int8 per row."""
+
+    format = "onnx-int8"
+
+    def store(self, graph: GraphBuilder, file: WeightFile, name: str, weight: np.ndarray) -> None:
+        codes, scales = quantize_projection(weight)
+        graph.weight(name, codes.T, file)
+        graph.weight(_scale_of(name), scales, file)
+
+    def store_table(self, graph: GraphBuilder, file: WeightFile, name: str, checkpoint: Checkpoint) -> None:
+        spec = checkpoint.spec
+        offset, length, all_scales = file.begin(), 0, []
+        for start, stop in row_blocks(spec.vocab_size):
+            codes, scales = quantize_rows(checkpoint.read_block(name, start, stop))
+            length += file.write(codes)
+            all_scales.append(scales)
+        graph.stored_weight(name, np.dtype(np.int8), (spec.vocab_size, spec.hidden_size), file, offset, length)
+        graph.weight(_scale_of(name), np.concatenate(all_scales), file)
+
+    def embed(self, graph: GraphBuilder, name: str, ids: str) -> str:
+        codes = graph.node("Gather", name, ids, axis=0)
+        scales = graph.node("Gather", _scale_of(name), ids, axis=0)
+        return graph.node("DequantizeLinear", codes, scales, axis=0)
+
+    def prepare(self, graph: GraphBuilder, x: str) -> Activations:
+        largest = graph.node("ReduceMax", graph.node("Abs", x), graph.constant([1]), keepdims=0)  # [S]
+        step = graph.node("Mul", largest, graph.constant(1 / INT8_MAX, np.float32))
+        step = graph.node("Max", step, graph.constant(TINY_SCALE, np.float32))
+        zero_points = graph.once("zero_points", lambda: self._zero_points(graph, step))
+        codes = graph.node("QuantizeLinear", x, step, zero_points, axis=0)
+        return Activations(codes, graph.node("Unsqueeze", step, graph.constant([1])))
+
+    def linear(self, graph: GraphBuilder, x: Activations, name: str) -> str:
+        one, zero_point = graph.constant(1, np.float32), graph.constant(ZERO_POINT, np.uint8)
+        return graph.fused("MatMulIntegerToFloat", x.values, name, one, _scale_of(name), zero_point)
+
+    def _zero_points(self, graph: GraphBuilder, per_token: str) -> str:
+        """The zero point, once a token: uint8 `[S]`."""
+        return graph.node("Expand", graph.constant([ZERO_POINT], np.uint8), graph.node("Shape", per_token))
+
+
+NUMERICS: dict[str, type[Float32] | type[Int8]] = {numerics.format: numerics for numerics in (Int8, Float32)}
+
+
+def row_blocks(n_rows: int) -> list[tuple[int, int]]:
+    """`[start, stop)` of blocks that cover the rows of a large table."""
+    return [(start, min(start + _TABLE_BLOCK_ROWS, n_rows)) for start in range(0, n_rows, _TABLE_BLOCK_ROWS)]
+
+
+def _scale_of(name: str) -> str:
+    return f"{name}_scale"

@@ -1,0 +1,1 @@
+"""Text in: sources, structure, chunks, tokens and batches."""

@@ -1,0 +1,1 @@
+"""Vectors out: pooling, late chunking, codes and similarity."""

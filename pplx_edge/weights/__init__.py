@@ -1,0 +1,1 @@
+"""Models on disk: checkpoints, artifacts, the hub, and the rounding of weights."""

@@ -1,0 +1,344 @@
+"""Names to directories: built-in, paths, and repositories fetched from a hub that runs on localhost."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import COMMIT, Hub, serving
+
+from pplx_edge.errors import EdgeError, InputError, ModelNotFound, OfflineError
+from pplx_edge.weights import hub
+
+REPOSITORY = "someone/some-model"
+OFFICIAL = "perplexity-ai/pplx-embed-v1-0.6b"
+WEIGHTS = bytes(range(256)) * 40
+FILES = {
+    "config.json": b'{"a": 1}',
+    "tokenizer.json": b'{"b": 1}',
+    "modules.json": b"[]",
+    "1_Pooling/config.json": b'{"c": 1}',
+    "model.safetensors": WEIGHTS,
+    "modeling.py": b"raise SystemExit('remote code ran')",
+    "pytorch_model.bin": b"pickle",
+    "README.md": b"a card",
+    "onnx/model.onnx": b"graph",
+    "onnx/model.onnx_data": b"data",
+    "onnx/model_quantized.onnx": b"graph of int8",
+    "onnx/code.py": b"raise SystemExit('remote code ran')",
+}
+WANTED = {"config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "model.safetensors"}
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A local hub that huggingface_hub believes to be the real one, and an empty cache."""
+    from huggingface_hub import constants
+
+    with serving() as running:
+        running.repositories = {REPOSITORY: dict(FILES), OFFICIAL: dict(FILES)}
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setenv("PPLX_EDGE_CACHE", str(tmp_path / "edge"))
+        yield running
+
+
+def files_under(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+def test_nano_is_the_packages_own_directory(nano_dir: Path):
+    assert hub.resolve("nano") == nano_dir
+
+
+def test_an_existing_directory_is_itself(tmp_path: Path):
+    assert hub.resolve(tmp_path) == tmp_path
+    assert hub.resolve(str(tmp_path)) == tmp_path
+
+
+def test_a_directory_called_like_a_repository_is_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "someone" / "some-model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub.resolve(REPOSITORY) == Path(REPOSITORY)
+
+
+@pytest.mark.parametrize(
+    "name", ["./models/mine", "/nowhere/at/all", "../no-such-model", "models/mine/", "~/no-such-model", "a\\b"]
+)
+def test_a_missing_path_is_not_looked_up_on_the_hub(name: str, server: Hub):
+    with pytest.raises(ModelNotFound, match="no such directory"):
+        hub.resolve(name)
+    assert server.requests == []
+
+
+def test_a_file_asks_for_its_directory(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelNotFound, match="a file; name the directory"):
+        hub.resolve(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("nanoo", "nano"),
+        ("pplx-embed-v1-06b", "pplx-embed-v1-0.6b"),
+        ("pplx-embed-context-4b", "pplx-embed-context-v1-4b"),
+    ],
+)
+def test_a_slip_of_the_pen_gets_a_suggestion(name: str, meant: str):
+    with pytest.raises(ModelNotFound, match=rf"did you mean {meant}\?"):
+        hub.resolve(name)
+
+
+@pytest.mark.parametrize("name", ["", "what is this", "a/b/c", "org/name with space", "-/x--y", "org/na..me"])
+def test_what_can_be_no_model_is_refused(name: str, server: Hub):
+    with pytest.raises(ModelNotFound):
+        hub.resolve(name)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("alias", sorted(hub.OFFICIAL))
+def test_the_official_models_have_short_names(alias: str):
+    assert hub.repository_of(alias) == f"perplexity-ai/{alias}"
+
+
+def test_only_what_a_model_needs_is_fetched(server: Hub):
+    directory = hub.resolve(REPOSITORY)
+    assert files_under(directory) == WANTED
+    assert server.fetched() == WANTED
+    assert (directory / "model.safetensors").read_bytes() == WEIGHTS
+    assert directory.name == COMMIT
+
+
+def test_no_bar_is_drawn_where_nobody_looks(server: Hub, capfd: pytest.CaptureFixture[str]):
+    hub.resolve(REPOSITORY)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_second_time_asks_nobody(server: Hub):
+    first = hub.resolve(REPOSITORY)
+    server.requests.clear()
+    assert hub.resolve(REPOSITORY) == first
+    assert hub.resolve(REPOSITORY, offline=True) == first
+    assert hub.path(REPOSITORY) == first
+    assert server.requests == []
+
+
+def test_pull_moves_on_to_a_new_commit_and_resolve_does_not(server: Hub):
+    old = hub.resolve(REPOSITORY)
+    server.commit = "f" * 40
+    server.repositories[REPOSITORY]["model.safetensors"] = b"newer"
+    assert hub.resolve(REPOSITORY) == old
+    new = hub.pull(REPOSITORY)
+    assert new.name == "f" * 40
+    assert (new / "model.safetensors").read_bytes() == b"newer"
+    assert hub.resolve(REPOSITORY) == new
+    assert hub.resolve(REPOSITORY, revision=COMMIT) == old
+
+
+def test_a_pinned_commit_is_what_is_fetched(server: Hub):
+    assert hub.resolve(REPOSITORY, revision=COMMIT).name == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("graphs", "more"),
+    [
+        ("model_quantized", {"onnx/model_quantized.onnx"}),
+        ("*", {"onnx/model_quantized.onnx", "onnx/model.onnx", "onnx/model.onnx_data"}),
+    ],
+)
+def test_graphs_come_only_when_asked_for(server: Hub, graphs: str, more: set[str]):
+    hub.resolve(REPOSITORY)
+    assert files_under(hub.resolve(REPOSITORY, graphs=graphs)) == WANTED | more
+
+
+def test_a_repository_of_graphs_alone_is_fetched_with_them(server: Hub):
+    server.repositories[REPOSITORY] = {"config.json": b"{}", "tokenizer.json": b"{}", "model.onnx": b"g", "x.py": b""}
+    assert files_under(hub.resolve(REPOSITORY)) == {"config.json", "tokenizer.json", "model.onnx"}
+
+
+def test_shards_are_fetched_with_their_index(server: Hub):
+    index = b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
+    shards = {f"model-0000{i}-of-00002.safetensors": b"x" for i in (1, 2)}
+    server.repositories[REPOSITORY] = {
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "model.safetensors.index.json": index,
+        **shards,
+    }
+    directory = hub.resolve(REPOSITORY)
+    assert set(shards) < files_under(directory)
+    (directory / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(OfflineError):
+        hub.path(REPOSITORY)
+    assert files_under(hub.resolve(REPOSITORY)) == files_under(directory)
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    server.break_once["model.safetensors"] = 4000
+    assert (hub.resolve(REPOSITORY) / "model.safetensors").read_bytes() == WEIGHTS
+    ranges = [sent for method, path, sent in server.requests if method == "GET" and path.endswith("model.safetensors")]
+    assert ranges == ["", "bytes=4000-"]
+
+
+def test_what_arrived_before_a_download_failed_is_kept(server: Hub, no_waiting):
+    server.fails.add("model.safetensors")
+    with pytest.raises(OfflineError, match=f"pplx-edge models pull {REPOSITORY}"):
+        hub.resolve(REPOSITORY)
+    with pytest.raises(OfflineError):
+        hub.path(REPOSITORY)
+    server.fails.clear()
+    server.requests.clear()
+    assert (hub.resolve(REPOSITORY) / "model.safetensors").read_bytes() == WEIGHTS
+    assert "model.safetensors" in server.fetched()
+    assert server.fetched() < WANTED
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "says"),
+    [
+        ((404, "RepoNotFound"), ModelNotFound, "no such hub repository"),
+        ((401, "RepoNotFound"), ModelNotFound, "hf auth login"),
+        ((403, "GatedRepo"), ModelNotFound, f"ask at https://huggingface.co/{REPOSITORY}"),
+        ((503, ""), OfflineError, "503"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_clear_line(server: Hub, answer, error: type[EdgeError], says: str, no_waiting):
+    server.answers[REPOSITORY] = answer
+    with pytest.raises(error, match=says) as caught:
+        hub.resolve(REPOSITORY)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries follow one another at once."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+
+def test_an_unknown_revision_is_named(server: Hub):
+    with pytest.raises(ModelNotFound, match="no revision 'v9'"):
+        hub.resolve(REPOSITORY, revision="v9")
+
+
+@pytest.mark.parametrize("lacking", ["config.json", "tokenizer.json"])
+def test_a_repository_that_is_no_model_is_not_fetched(server: Hub, lacking: str):
+    del server.repositories[REPOSITORY][lacking]
+    with pytest.raises(ModelNotFound, match=f"it has no {lacking}"):
+        hub.resolve(REPOSITORY)
+    assert server.fetched() == set()
+
+
+def test_pickled_weights_alone_are_no_model(server: Hub):
+    server.repositories[REPOSITORY] = dict.fromkeys(("config.json", "tokenizer.json", "pytorch_model.bin"), b"")
+    with pytest.raises(ModelNotFound, match="no safetensors weights"):
+        hub.resolve(REPOSITORY)
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_offline_asks_nobody_and_says_how_to_fetch(server: Hub, how: str, monkeypatch: pytest.MonkeyPatch):
+    if how == "environment":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OfflineError, match=f"pplx-edge models pull {OFFICIAL}"):
+        hub.resolve("pplx-embed-v1-0.6b", offline=True if how == "argument" else None)
+    with pytest.raises(OfflineError):
+        hub.pull(REPOSITORY, offline=True if how == "argument" else None)
+    assert server.requests == []
+
+
+def test_no_network_is_said_with_the_command(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # discard: nobody listens
+    with pytest.raises(OfflineError, match=f"cannot be reached.*pplx-edge models pull {REPOSITORY} --revision v1"):
+        hub.resolve(REPOSITORY, revision="v1")
+
+
+def test_a_pull_without_network_does_not_pretend(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
+    from huggingface_hub import constants
+
+    hub.resolve(REPOSITORY)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert hub.resolve(REPOSITORY)
+    with pytest.raises(OfflineError):
+        hub.pull(REPOSITORY)
+
+
+def test_what_is_here_is_listed(server: Hub, nano_dir: Path):
+    hub.resolve(REPOSITORY)
+    hub.resolve("pplx-embed-v1-0.6b")
+    models = {model.name: model for model in hub.available()}
+    assert next(iter(models)) == "nano"
+    assert models["nano"].directory == nano_dir
+    assert models[OFFICIAL].kind == "official"
+    assert models[OFFICIAL].revision == COMMIT
+    assert models[OFFICIAL].n_bytes >= len(WEIGHTS)
+    assert models["perplexity-ai/pplx-embed-v1-4b"].directory is None
+    assert models[REPOSITORY].kind == "cached"
+
+
+def test_an_empty_cache_lists_what_can_be_fetched(server: Hub):
+    assert [model.name for model in hub.available()] == ["nano", *hub.OFFICIAL.values()]
+
+
+def test_remove_frees_the_repository_and_what_was_converted_from_it(server: Hub, tmp_path: Path):
+    directory = hub.resolve(REPOSITORY)
+    hub.resolve(OFFICIAL)
+    converted = tmp_path / "edge" / "artifacts" / f"{COMMIT}-onnx-int8-abc"
+    converted.mkdir(parents=True)
+    (converted / "model.onnx").write_bytes(b"x" * 1000)
+    assert hub.remove(REPOSITORY) > len(WEIGHTS) + 1000
+    assert not directory.exists()
+    assert not converted.exists()
+    assert hub.path(OFFICIAL).is_dir()
+    with pytest.raises(ModelNotFound, match="not in the cache"):
+        hub.remove(REPOSITORY)
+
+
+def test_nano_and_directories_are_not_removed(tmp_path: Path):
+    for name in ("nano", str(tmp_path)):
+        with pytest.raises(InputError, match="only fetched models"):
+            hub.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "expected"),
+    [
+        ("linux", {}, "home/.cache/pplx-edge"),
+        ("linux", {"XDG_CACHE_HOME": "/xdg"}, "/xdg/pplx-edge"),
+        ("linux", {"XDG_CACHE_HOME": "relative"}, "home/.cache/pplx-edge"),
+        ("darwin", {"XDG_CACHE_HOME": "/xdg"}, "home/Library/Caches/pplx-edge"),
+        ("darwin", {"PPLX_EDGE_CACHE": "/mine"}, "/mine"),
+    ],
+)
+def test_the_cache_is_where_the_platform_keeps_caches(
+    platform: str, environment: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("XDG_CACHE_HOME", "PPLX_EDGE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": str(tmp_path / "home")} | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert hub.cache_directory() == tmp_path / expected
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+
+
+def test_local_models_never_import_the_hubs_library(tmp_path: Path, nano_dir: Path):
+    code = (
+        "import sys; from pplx_edge.weights import hub; hub.resolve('nano'); "
+        f"hub.resolve({str(tmp_path)!r}); print('huggingface_hub' in sys.modules)"
+    )
+    assert run_python(code).stdout == "False\n"

@@ -1,0 +1,389 @@
+"""The MLX session against the NumPy model and torch, on the processor: exact but slow, so models and rows are small."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import random_weights, sample_rows, save_tensors, tiny_config, write_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from official_graph import torch_encoder
+
+import pplx_edge
+from pplx_edge.errors import CheckpointError, InputError, UnsupportedModel
+from pplx_edge.models.qwen3_numpy import encode_rows
+from pplx_edge.spec import ModelSpec
+from pplx_edge.text.batching import collate
+from pplx_edge.types import SessionOptions, Span, TokenBatch, TokenRow
+from pplx_edge.vectors.codes import int8_codes
+from pplx_edge.weights.checkpoint import Checkpoint
+
+mx = pytest.importorskip("mlx.core")
+
+from pplx_edge.backends.mlx_session import (  # noqa: E402
+    MlxSession,
+    open_session,
+    padded_length,
+    row_groups,
+    span_sums,
+)
+from pplx_edge.models.mlx_quantization import SCHEMES, QuantizationPlan, Scheme, quantized  # noqa: E402
+
+LENGTHS = (33, 1, 17, 16, 7, 40)
+FP32 = SessionOptions(quantize="fp32")
+
+
+@pytest.fixture(scope="module")
+def session(tiny_dir: Path) -> MlxSession:
+    return open_session(tiny_dir, FP32)
+
+
+def reference(directory: Path, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return encode_rows(Checkpoint.open(directory), rows)
+
+
+def chunked(ids: np.ndarray, n_chunks: int) -> TokenRow:
+    """A row cut into chunks, one of them empty."""
+    ends = np.linspace(0, len(ids), n_chunks + 1).astype(int)
+    return TokenRow(ids, (*zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True), (3, 3)))
+
+
+# The model
+
+
+@pytest.mark.parametrize("model", ["0.6b", "4b"])
+def test_states_are_those_of_the_reference(tiny_dirs: dict[str, Path], model: str) -> None:
+    rows = sample_rows(LENGTHS, seed=1)
+    batch = collate([TokenRow(ids, ()) for ids in rows], 0)
+    states = open_session(tiny_dirs[model], FP32).token_states(batch)
+    for found, expected in zip(states, reference(tiny_dirs[model], rows), strict=True):
+        np.testing.assert_allclose(found[: len(expected)], expected, atol=2e-4)
+        assert not found[len(expected) :].any()
+
+
+def test_padding_on_the_left_changes_nothing(session: MlxSession) -> None:
+    rows = sample_rows((9, 20), seed=2)
+    right = collate([TokenRow(ids, ((0, len(ids)), (2, 5))) for ids in rows], 0)
+    left = TokenBatch(right.input_ids.copy(), right.attention_mask.copy(), right.spans)
+    left.input_ids[0], left.attention_mask[0] = np.roll(right.input_ids[0], 11), np.roll(right.attention_mask[0], 11)
+    np.testing.assert_array_equal(session.span_means(left), session.span_means(right))
+    np.testing.assert_array_equal(session.token_states(left)[0, 11:], session.token_states(right)[0, :9])
+
+
+def test_span_means_are_means_of_the_reference_s_states(session: MlxSession, tiny_dir: Path) -> None:
+    rows = sample_rows(LENGTHS, seed=4)
+    batch = collate([chunked(ids, 1 + i) for i, ids in enumerate(rows)], 0)
+    states = reference(tiny_dir, rows)
+    expected = [
+        states[span.row][span.start : span.stop].mean(axis=0) if span.n_tokens else np.zeros(session.spec.dim)
+        for span in batch.spans
+    ]
+    found = session.span_means(batch)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_spans_may_overlap_and_come_in_any_order(session: MlxSession) -> None:
+    (ids,) = sample_rows((24,), seed=5)
+    bounds = ((0, 24), (20, 24), (0, 3), (1, 2), (0, 24))
+    found = session.span_means(collate([TokenRow(ids, bounds)], 0))
+    for bound, mean in zip(bounds, found, strict=True):
+        np.testing.assert_array_equal(session.span_means(collate([TokenRow(ids, (bound,))], 0))[0], mean)
+
+
+def test_bf16_is_as_near_as_its_rounding_allows_to_torch(nano_dir: Path) -> None:
+    """On nano, whose means reach 16, torch's own bf16 moves codes by 5; the residual in float32 keeps ours below."""
+    texts = ["What is Deep Learning?", "Wie hoch ist die Gebühr?", "日本の首都はどこですか。"]
+    with pplx_edge.load(nano_dir, backend="mlx") as model:
+        found = model.encode(texts, "float32")
+        rows = [row.ids for row in model.tokenizer.text_rows(texts)]
+    encoder = torch_encoder(nano_dir)
+    with torch.no_grad():
+        expected = np.stack([encoder(torch.tensor(ids[None]))[0].mean(0).numpy() for ids in rows])
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() >= 0.9999
+    assert np.abs(int8_codes(found).astype(int) - int8_codes(expected)).max() <= 4
+
+
+@pytest.mark.parametrize(("quantize", "least"), [("q8", 0.999), ("mxfp8", 0.995), ("q4", 0.94), ("nvfp4", 0.9)])
+def test_quantising_at_load_stays_near(session: MlxSession, tiny_dir: Path, quantize: str, least: float) -> None:
+    batch = collate([TokenRow(ids, ((0, len(ids)),)) for ids in sample_rows((12, 30), seed=6)], 0)
+    exact, found = (
+        session.span_means(batch),
+        open_session(tiny_dir, SessionOptions(quantize=quantize)).span_means(batch),
+    )
+    cosines = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
+    assert least <= cosines.min() < 1 - 1e-7
+
+
+# Shapes
+
+
+@given(st.integers(1, 1 << 16))
+def test_lengths_are_few_and_little_is_padded(n_tokens: int) -> None:
+    length = padded_length(n_tokens)
+    assert length >= n_tokens
+    assert length <= max(16, n_tokens * 1.25)
+    assert padded_length(length) == length
+
+
+def test_there_are_four_lengths_an_octave() -> None:
+    assert len({padded_length(n) for n in range(16, 32768)}) <= 4 * 11 + 1
+
+
+@given(st.lists(st.integers(0, 200), max_size=40), st.integers(1, 500))
+def test_every_row_with_tokens_is_in_one_pass(lengths: list[int], max_tokens: int) -> None:
+    groups = list(row_groups(lengths, max_tokens))
+    assert sorted(row for _, rows in groups for row in rows) == [i for i, n in enumerate(lengths) if n]
+    for length, rows in groups:
+        assert {padded_length(lengths[row]) for row in rows} == {length}
+        assert len(rows).bit_count() == 1
+        assert len(rows) == 1 or len(rows) * length <= max_tokens
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40)), min_size=1, max_size=12), st.integers(0, 9))
+@settings(max_examples=30)
+def test_span_sums_are_sums(spans: list[tuple[int, int]], seed: int) -> None:
+    states = np.random.default_rng(seed).standard_normal((100, 8), dtype=np.float32)
+    starts, counts = (np.array(values) for values in zip(*spans, strict=True))
+    seen = []
+    for picked, sums in span_sums(mx.array(states), starts, counts):
+        seen += picked.tolist()
+        for i, found in zip(picked, np.array(sums), strict=True):
+            np.testing.assert_allclose(found, states[starts[i] : starts[i] + counts[i]].sum(0), atol=1e-4)
+    assert sorted(seen) == list(range(len(spans)))
+
+
+# Rounding
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMES))
+@given(seed=st.integers(0, 50))
+@settings(max_examples=10)
+def test_codes_are_unpacked_by_mlx_itself(name: str, seed: int) -> None:
+    scheme = SCHEMES[name]
+    weight = np.random.default_rng(seed).standard_normal((6, 128), dtype=np.float32)
+    weight[0] = 0
+    weight[1, :64] = 3
+    parts = quantized(mx.array(weight), scheme)
+    found = mx.dequantize(
+        parts["weight"], parts["scales"], parts.get("biases"), scheme.group_size, scheme.bits, mode=scheme.mode
+    )
+    error = np.abs(np.array(found.astype(mx.float32)) - weight)
+    assert not error[0].any()
+    assert np.linalg.norm(error) / np.linalg.norm(weight) < {8: 0.04, 4: 0.15}[scheme.bits]
+
+
+def test_eight_bits_are_nearer_than_mlx_s_own_with_scales_of_the_same_size() -> None:
+    weight = mx.array(np.random.default_rng(0).standard_normal((256, 1024), dtype=np.float32))
+    ours, theirs = quantized(weight, SCHEMES["q8"]), mx.quantize(weight.astype(mx.bfloat16), 64, 8)
+
+    def error(codes: object, scales: object, biases: object) -> float:
+        found = mx.dequantize(codes, scales.astype(mx.float32), biases.astype(mx.float32), 64, 8)
+        return float(mx.linalg.norm(found - weight) / mx.linalg.norm(weight))
+
+    assert error(ours["weight"], ours["scales"], ours["biases"]) < 0.75 * error(*theirs)
+
+
+# Options and bad input
+
+
+def test_options_of_other_backends_are_refused(tiny_dir: Path) -> None:
+    with pytest.raises(InputError, match="threads: not an option of the mlx backend; its options are quantize, memory"):
+        open_session(tiny_dir, SessionOptions(threads=2))
+
+
+def test_an_unknown_quantisation_names_those_that_there_are(tiny_dir: Path) -> None:
+    with pytest.raises(InputError, match="unknown quantisation 'q3': choose one of q8, q4"):
+        open_session(tiny_dir, SessionOptions(quantize="q3"))
+
+
+def test_memory_bounds_a_pass_and_too_little_is_refused(tiny_dir: Path) -> None:
+    before = mx.set_memory_limit(1 << 40)
+    try:
+        bounded = open_session(tiny_dir, SessionOptions(quantize="fp32", memory_mb=1))
+        assert bounded.policy.max_tokens < 200
+        spec = bounded.spec
+        assert bounded.policy.max_tokens * spec.activation_bytes + 4 * spec.n_parameters <= 1_000_000
+    finally:
+        mx.set_memory_limit(before)
+
+
+def test_too_little_memory_says_how_much_is_needed(make_checkpoint: Callable[..., Path]) -> None:
+    big = make_checkpoint(vocab_size=20_000, hidden_size=128)
+    with pytest.raises(InputError, match=r"memory_mb 5: this model needs at least \d+"):
+        open_session(big, SessionOptions(memory_mb=5))
+
+
+def test_the_device_is_read_back(session: MlxSession) -> None:
+    assert session.device.split()[0] == mx.default_device().type.name
+
+
+# Repositories that MLX tools write
+
+
+def write_mlx(directory: Path, plan: QuantizationPlan, *, prefix: str = "model.", **config: object) -> Path:
+    """A repository as MLX tools leave it, by mlx's own quantiser and writer."""
+    spec = ModelSpec.from_config(tiny_config(hidden_size=128, intermediate_size=192))
+    tensors = {}
+    for name, values in random_weights(spec, seed=7).items():
+        path = name.removesuffix(".weight")
+        scheme = plan.scheme(path) if values.ndim == 2 else None
+        if scheme is None:
+            tensors[prefix + name] = mx.array(values).astype(mx.bfloat16)
+            continue
+        parts = mx.quantize(mx.array(values), scheme.group_size, scheme.bits, mode=scheme.mode)
+        tensors |= {f"{prefix}{path}.{p}": a for p, a in zip(("weight", "scales", "biases"), parts, strict=False)}
+    directory.mkdir(exist_ok=True)
+    mx.save_safetensors(str(directory / "model.safetensors"), tensors, metadata={"format": "mlx"})
+    write_json(directory / "config.json", tiny_config(hidden_size=128, intermediate_size=192) | config)
+    return directory
+
+
+def means(directory: Path) -> np.ndarray:
+    batch = collate([TokenRow(ids, ((0, len(ids)),)) for ids in sample_rows((12, 30), seed=6)], 0)
+    return open_session(directory).span_means(batch)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    return means(write_mlx(tmp_path_factory.mktemp("mlx") / "bf16", QuantizationPlan()))
+
+
+def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+def test_a_mode_that_is_not_named_is_affine(tmp_path: Path, exact: np.ndarray) -> None:
+    plan = QuantizationPlan(Scheme(8, 32))
+    directory = write_mlx(tmp_path / "m", plan, quantization={"group_size": 32, "bits": 8})
+    assert least_cosine(means(directory), exact) > 0.999
+
+
+def test_mixed_repositories_name_layers_by_objects_and_booleans(tmp_path: Path, exact: np.ndarray) -> None:
+    four, eight = Scheme(4, 64), Scheme(8, 32)
+    overrides = {"embed_tokens": eight, "layers.0.mlp.down_proj": None, "layers.1.self_attn.v_proj": eight}
+    block = four.as_config() | {
+        "model.embed_tokens": {"group_size": 32, "bits": 8},
+        "model.layers.0.mlp.down_proj": False,
+        "model.layers.1.self_attn.v_proj": {"group_size": 32, "bits": 8, "mode": "affine"},
+        "model.layers.1.mlp.up_proj": True,
+    }
+    directory = write_mlx(tmp_path / "m", QuantizationPlan(four, overrides), quantization=block)
+    assert 0.9 < least_cosine(means(directory), exact) < 0.9999
+
+
+def test_bits_that_the_config_does_not_name_follow_from_the_shapes(tmp_path: Path, exact: np.ndarray) -> None:
+    plan = QuantizationPlan(Scheme(4, 64), {"embed_tokens": Scheme(8, 64), "layers.0.mlp.gate_proj": Scheme(8, 32)})
+    directory = write_mlx(tmp_path / "m", plan, quantization={"group_size": 64, "bits": 4})
+    assert 0.9 < least_cosine(means(directory), exact) < 0.9999
+
+
+def test_the_prefix_may_be_missing_and_a_head_may_be_there(tmp_path: Path, exact: np.ndarray) -> None:
+    directory = write_mlx(tmp_path / "m", QuantizationPlan(), prefix="")
+    np.testing.assert_array_equal(means(directory), exact)
+
+
+def broken(directory: Path, change: Callable[[dict], object]) -> Path:
+    path = directory / "model.safetensors"
+    tensors = dict(mx.load(str(path)))
+    mx.eval(*tensors.values())
+    change(tensors)
+    mx.save_safetensors(str(path), tensors)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.layers.0.mlp.up_proj.biases"), "layers.0.mlp.up_proj.biases is missing"),
+        (lambda t: t.update(x=mx.zeros(3)), "tensor x is not part of this model"),
+        (lambda t: t.update({"model.norm.weight": mx.zeros(3)}), r"norm.weight has shape \[3\], config.json implies"),
+        (lambda t: t.update({"model.norm.weight": mx.full((128,), np.nan)}), "norm.weight holds NaN"),
+        (
+            lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"][:, :5]}),
+            "embed_tokens.weight has shape .* no packing of",
+        ),
+        (
+            lambda t: t.update({"model.embed_tokens.weight": mx.zeros((400, 128))}),
+            "embed_tokens.weight is not packed codes",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_repository_is_named(tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
+    block = {"group_size": 64, "bits": 4, "mode": "affine"}
+    directory = broken(write_mlx(tmp_path / "m", QuantizationPlan(Scheme(4, 64)), quantization=block), change)
+    with pytest.raises(CheckpointError, match=message):
+        open_session(directory)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("q4", "quantization must be an object, found str"),
+        ({"bits": 4}, "group_size=None"),
+        ({"bits": 4, "group_size": 64, "mode": "gptq"}, "mode='gptq'"),
+        ({"bits": "4", "group_size": 64}, "bits='4'"),
+    ],
+)
+def test_a_quantisation_that_cannot_be_read_is_named(tmp_path: Path, block: object, message: str) -> None:
+    with pytest.raises(UnsupportedModel, match=message):
+        open_session(write_mlx(tmp_path / "m", QuantizationPlan(), quantization=block))
+
+
+def test_quantised_weights_are_not_quantised_again(tmp_path: Path) -> None:
+    block = {"group_size": 64, "bits": 4}
+    directory = write_mlx(tmp_path / "m", QuantizationPlan(Scheme(4, 64)), quantization=block)
+    with pytest.raises(InputError, match="quantised already"):
+        open_session(directory, SessionOptions(quantize="q8"))
+
+
+def test_a_damaged_file_is_an_error_of_the_checkpoint(tmp_path: Path) -> None:
+    directory = write_mlx(tmp_path / "m", QuantizationPlan(Scheme(4, 64)), quantization={"group_size": 64, "bits": 4})
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=r"model.safetensors: MLX cannot read it"):
+        open_session(directory)
+
+
+# Streams
+
+
+def test_a_stream_has_the_vectors_of_its_windows_on_mlx_too(make_checkpoint: Callable[..., Path]) -> None:
+    directory = make_checkpoint(max_position_embeddings=256)
+    text = "\n\n".join(f"Paragraph {i}: the quick brown fox, {'and the dog ' * (i % 5)}" for i in range(30))
+    options = pplx_edge.StreamOptions(window=128, margin=16, chunk_tokens=32)
+    found, expected = (
+        [vector.codes.astype(int) for vector in model.encode_stream(text, options=options)]
+        for model in (
+            pplx_edge.load(directory, backend="mlx", quantize="fp32"),
+            pplx_edge.load(directory, backend="onnx", format="onnx-fp32"),
+        )
+    )
+    assert len(found) == len(expected) > 20
+    assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) <= 1
+
+
+def test_float_checkpoints_of_every_layout_open(make_checkpoint: Callable[..., Path], tiny_dir: Path) -> None:
+    batch = collate([TokenRow(ids, ((0, len(ids)),)) for ids in sample_rows((12,), seed=6)], 0)
+    plain = make_checkpoint("plain", dtype="BF16")
+    sharded = make_checkpoint("sharded", dtype="BF16", n_shards=3, prefix="model.")
+    np.testing.assert_array_equal(open_session(plain).span_means(batch), open_session(sharded).span_means(batch))
+
+
+def test_nothing_is_read_that_config_json_does_not_describe(tmp_path: Path, tiny_dir: Path) -> None:
+    config = json.loads((tiny_dir / "config.json").read_text())
+    write_json(tmp_path / "config.json", config)
+    weights = random_weights(ModelSpec.from_config(config))
+    save_tensors(tmp_path / "model.safetensors", weights | {"norm.weight": np.full(64, np.inf, np.float32)})
+    with pytest.raises(CheckpointError, match=r"norm.weight holds NaN or infinity"):
+        open_session(tmp_path)
+
+
+def test_spans_of_a_batch_need_not_be_there(session: MlxSession) -> None:
+    ids = np.zeros((1, 4), np.int64)
+    batch = TokenBatch(ids, np.ones_like(ids), (Span(0, 2, 2),))
+    assert not session.span_means(batch).any()
