@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUESTION ?= why must int8 codes be compared by cosine?
 SEARCH := $(BIN)/pplx-search --home .demo
 
-.PHONY: demo test test-without-vnni lint clean
+.PHONY: demo test test-without-vnni lint docs clean
 
 # Indexes this repository's own text and code, searches it, and looks for changes, of which there are none.
 demo: $(VENV)/.search
@@ -26,6 +26,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation as a website, in site/.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -38,5 +42,9 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.search
 
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $@ $(VENV)/.search
+
 clean:
-	rm -rf $(VENV) .demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo site build *.egg-info .pytest_cache .ruff_cache .hypothesis

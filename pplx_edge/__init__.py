@@ -1,8 +1,8 @@
-"""pplx-edge: the pplx-embed embedding models on your own machine.
+"""Run the pplx-embed embedding models on your own machine.
 
 import pplx_edge
 model = pplx_edge.load("nano")
-vectors = model.encode(["first text", "second text"])          # int8 [2, D]
+vectors = model.encode(["first document", "second document"])  # int8 [2, D]
 scores = pplx_edge.similarity(model.encode_query(["question"]), vectors)
 """
 

@@ -1,6 +1,7 @@
-"""The facade: texts in, vectors out.
+"""The public interface: turn inputs into vectors.
 
-Tokenises, cuts into batches, runs a session and quantises; order is kept and N in is N out.
+An `Embedder` tokenizes its inputs, groups them into batches, runs a session and quantizes the results. It returns one
+vector per input, in input order.
 """
 
 import warnings
@@ -40,13 +41,17 @@ def load(
     memory_mb: int | None = None,
     compute_units: str | None = None,
 ) -> "Embedder":
-    """An Embedder for a built-in name (`nano`), a directory or a hub repository (`perplexity-ai/pplx-embed-v1-0.6b`).
+    """Load a model and return it as an `Embedder`.
 
-    `format` is what a checkpoint is turned into when it is opened for the first time (`onnx-int8` when None); the
-    result is kept in the cache. `revision` pins a hub commit. `offline` forbids the network (None: as the environment
-    says). `backend` is onnx, mlx, coreml, or auto: what opens the format or the files that are there, and for a
-    checkpoint mlx on Apple Silicon and onnx elsewhere. The rest are options of single backends, refused by the
-    others: see `SessionOptions`.
+    `name_or_path` is a built-in name (`nano`), a directory or a Hugging Face repository
+    (`perplexity-ai/pplx-embed-v1-0.6b`), which is downloaded if it is not in the cache.
+
+    `backend` is `onnx`, `mlx`, `coreml` or `auto`. `auto` picks the backend that opens `format` or the files in the
+    directory; for a checkpoint it picks mlx on Apple Silicon and onnx elsewhere. `format` is the artifact format that a
+    checkpoint is converted to the first time it is loaded (default: the backend's own, `onnx-int8` for onnx; mlx opens
+    checkpoints directly); the converted model is cached. `revision` pins a commit, tag or branch on the hub.
+    `offline=True` forbids network access, and None follows HF_HUB_OFFLINE. The remaining options belong to individual
+    backends, and the other backends reject them: see `SessionOptions`.
 
     Raises ModelNotFound, OfflineError, CheckpointError, UnsupportedModel, ArtifactError, MissingExtra or InputError.
     """
@@ -61,9 +66,10 @@ def load(
 
 
 class Embedder:
-    """Texts to vectors. Safe to call from several threads.
+    """Encode inputs as vectors. Safe to call from several threads.
 
-    `weights` tells models of one shape apart, so that a stream is not resumed with another one.
+    `weights` is the fingerprint of the model files ("" if unknown). It distinguishes models with the same architecture,
+    so that a stream is never resumed with a different model.
     """
 
     def __init__(self, session: Session, tokenizer: Tokenizer, weights: str = ""):
@@ -72,12 +78,12 @@ class Embedder:
 
     @property
     def dim(self) -> int:
-        """Native width of a vector."""
+        """The native number of dimensions of a vector."""
         return self.session.spec.dim
 
     @property
     def max_tokens(self) -> int:
-        """Tokens that one text, or one document with all its chunks, may have."""
+        """The maximum number of tokens in one input, or in one document including all of its chunks."""
         return self.session.spec.max_tokens
 
     def encode(
@@ -89,19 +95,23 @@ class Embedder:
         truncate: bool = False,
         show_progress: bool | None = None,
     ) -> np.ndarray:
-        """One vector a text, in their order: int8 `[N, D]`, binary ±1 int8, ubinary uint8 `[N, D/8]` or float32 means.
+        """Encode a list of strings and return one vector per string, in input order.
 
-        `dim` keeps the first components (matryoshka, from 128). An empty text gives the codes of a zero mean. A text
-        over `max_tokens` raises TextTooLong unless `truncate`, which cuts it and warns with a count. A progress bar
-        appears on a terminal's stderr when the work is long (`show_progress` True or False: always or never).
+        The result depends on `precision`: int8 codes `[N, D]` for "int8", ±1 as int8 `[N, D]` for "binary", packed bits
+        as uint8 `[N, D/8]` for "ubinary", and the mean vectors as float32 `[N, D]` for "float32".
 
-        Raises InputError for anything that is not a list of strings, NumericalError naming the text whose vector is
-        not finite.
+        `dim` keeps only the first components (Matryoshka truncation, 128 or more). An empty string is encoded as a zero
+        mean. A string of more than `max_tokens` tokens raises TextTooLong; with `truncate=True` it is cut to the limit
+        and a warning reports how many strings were cut. If the work takes more than two seconds and stderr is a
+        terminal, a progress bar appears; `show_progress` turns it on (True) or off (False).
+
+        Raises InputError if `texts` is not a list of strings, and NumericalError, naming the input, if a vector
+        contains NaN or infinity.
         """
         request = _Request("text", precision, dim, truncate, show_progress)
         return self._encode_rows(self.tokenizer.text_rows(texts), request)
 
-    # This family adds no instruction to a query and no prefix to a document, so both are the same as any text.
+    # These models use no query instruction and no document prefix, so queries and documents are encoded identically.
     encode_query = encode_document = encode
 
     def encode_chunks(
@@ -113,11 +123,12 @@ class Embedder:
         truncate: bool = False,
         show_progress: bool | None = None,
     ) -> list[np.ndarray]:
-        """One array `[n_chunks, D]` a document, each chunk's vector made in the context of its whole document.
+        """Encode documents that are already split into chunks, each chunk in the context of its whole document.
 
-        A document is read in one pass, chunks joined by the separator, and each chunk is the mean over its own tokens
-        (late chunking, arXiv 2409.04701). A query is a document of one chunk. Chunks past the limit of a truncated
-        document get the codes of a zero mean.
+        Returns one array `[n_chunks, D]` per document. The model reads a document in one pass, with its chunks joined
+        by the separator token, and each chunk's vector is the mean over its own tokens (late chunking, arXiv
+        2409.04701). Encode a query as a document with one chunk. If `truncate=True` cuts a document, chunks beyond the
+        limit are encoded as a zero mean. The options and errors are those of `encode`.
         """
         rows = self.tokenizer.document_rows(documents)
         codes = self._encode_rows(rows, _Request("document", precision, dim, truncate, show_progress))
@@ -132,18 +143,20 @@ class Embedder:
         options: StreamOptions = _STREAM_DEFAULTS,
         resume: str | None = None,
     ) -> Generator[ChunkVector, None, None]:
-        """The chunks of a text of any length, in order, each with its vector in the context of what is around it.
+        """Split a document of any length into chunks and yield each with its vector, in document order.
 
-        `source` is a string, a Path, a file object, or an iterator of strings or of (text, page). A text that fits one
-        window is read in one pass: where chunks are joined by the separator, its codes are those of `encode_chunks`. A
-        longer one is read in windows with margins. Vectors come as soon as they are final; nothing is read ahead of
-        them but one window and one block of the chunker, and memory does not grow with the text. Closing the iterator
-        lets go of everything.
+        `source` is a string, a Path, a file object, or an iterator of strings or of `(text, page)` tuples. A document
+        that fits in one window is read in one pass; if its chunks are joined by the separator token, the codes equal
+        those of `encode_chunks`. A longer document is read in windows with overlapping context on both sides.
 
-        `resume` is the `position` of the last chunk that is there already: the source is read again from its beginning,
-        and the same codes come as without the interruption. What the source raises comes after all final vectors.
+        Each vector is yielded as soon as it is final. At most one window and one block of the chunker are read ahead,
+        so memory does not grow with the document. Closing the iterator releases all resources.
 
-        Raises InputError for options or a position that do not fit this model or this text.
+        `resume` is the `position` of the last chunk you received. The source is read again from its beginning, and the
+        remaining chunks get the same codes as in an uninterrupted run. An exception raised by the source propagates
+        after all vectors that were final at that point.
+
+        Raises InputError if the options or the position do not fit this model or this document.
         """
         return self._streams(precision, dim, options).vectors(source, resume)
 
@@ -156,7 +169,10 @@ class Embedder:
         options: StreamOptions = _STREAM_DEFAULTS,
         resume: str | None = None,
     ) -> AsyncGenerator[ChunkVector, None]:
-        """`encode_stream` for servers: a thread reads and encodes, one window each time that vectors are asked for."""
+        """Do the same as `encode_stream` in an async generator, for servers.
+
+        A background thread reads and encodes one window whenever the consumer needs more vectors.
+        """
         return in_thread(self._streams(precision, dim, options).windows(source, resume))
 
     def encode_streams(
@@ -168,19 +184,19 @@ class Embedder:
         options: StreamOptions = _STREAM_DEFAULTS,
         resume: str | None = None,
     ) -> Generator[tuple[int, ChunkVector], None, None]:
-        """The chunks of many documents, as `(index of the document, chunk)`, in order.
+        """Encode many documents and yield `(document index, chunk)` tuples in order.
 
-        Short documents share a pass, as texts do in `encode`. `sources` is taken from one by one. `resume` goes on
-        within the first of them. An error of a source says in a note which it is.
+        Short documents are batched together, as in `encode`. `sources` is consumed one document at a time. `resume` is
+        a position in the first document. If a source raises, a note on the exception gives the document's index.
         """
         return self._streams(precision, dim, options).documents(sources, resume)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """See `pplx_edge.similarity`: cosine or Hamming, by the vectors' own type."""
+        """Return the similarity of every row of `a` with every row of `b`; see `pplx_edge.similarity`."""
         return similarity(a, b)
 
     def close(self) -> None:
-        """Lets go of the model's memory. Using the embedder afterwards raises InputError."""
+        """Release the model's memory. Using the embedder afterwards raises InputError."""
         self.session = cast(Session, _Closed())
 
     def __enter__(self) -> Self:
@@ -193,7 +209,7 @@ class Embedder:
         return StreamEncoder(self.session, self.tokenizer, self.weights, precision, dim, options)
 
     def _encode_rows(self, rows: list[TokenRow], request: "_Request") -> np.ndarray:
-        """Codes of all spans of all rows, in order."""
+        """Return the codes of all spans of all rows, in order."""
         precision = quantize.require_precision(request.precision)
         dim = quantize.require_dim(request.dim, self.dim, precision)
         rows = _within_limit(rows, self.max_tokens, request)
@@ -209,7 +225,7 @@ class Embedder:
 
 
 class _Closed:
-    """Stands in for the session of a closed embedder."""
+    """Replaces the session of a closed embedder and raises InputError on any use."""
 
     def __getattr__(self, name: str) -> Any:
         raise InputError("this embedder is closed; load the model again")
@@ -217,7 +233,7 @@ class _Closed:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What is wanted of the rows, and what a row is called in messages."""
+    """The options of one call, and the noun that messages use for a row."""
 
     noun: str
     precision: Precision
@@ -227,29 +243,31 @@ class _Request:
 
 
 def _within_limit(rows: list[TokenRow], limit: int, request: _Request) -> list[TokenRow]:
-    """The rows, those over the limit cut when that is wanted and refused otherwise."""
+    """Return the rows, cut to the limit if the request truncates. Raises TextTooLong if it does not."""
     long = [i for i, row in enumerate(rows) if len(row) > limit]
     if not long:
         return rows
     first, noun = long[0], request.noun
     if not request.truncate:
-        more = f" (and {len(long) - 1} more are over it)" if len(long) > 1 else ""
+        more = f" ({len(long) - 1} more exceed it)" if len(long) > 1 else ""
         raise TextTooLong(
-            f"{noun} {first}: {len(rows[first]):,} tokens, limit {limit:,}{more}; split it, or pass truncate=True",
+            f"{noun} {first} has {len(rows[first]):,} tokens, limit {limit:,}{more}; split it or pass truncate=True",
             index=first,
             n_tokens=len(rows[first]),
             limit=limit,
         )
-    warnings.warn(f"{len(long)} of {len(rows)} {noun}s cut to {limit:,} tokens, {noun} {first} first", stacklevel=4)
+    warnings.warn(
+        f"{len(long)} of {len(rows)} {noun}s were cut to {limit:,} tokens, the first being {noun} {first}", stacklevel=4
+    )
     return [row.cut(limit) if len(row) > limit else row for row in rows]
 
 
 def _with_progress(batches: list[list[int]], rows: list[TokenRow], show: bool | None) -> Iterable[list[int]]:
-    """The batches, with a bar that counts tokens."""
+    """Yield the batches while showing a progress bar that counts tokens."""
     if show is False:
         yield from batches
         return
-    from tqdm import tqdm  # here, as a command that shows no bar is to start at once
+    from tqdm import tqdm  # imported here so that commands without a progress bar start faster
 
     total = sum(len(rows[i]) for batch in batches for i in batch)
     delay = _PROGRESS_DELAY_SECONDS if show is None else 0.0

@@ -1,32 +1,35 @@
-"""Every error that leaves pplx-edge, as one tree. The message says what was found, the limit and the next move.
+"""All errors that pplx-edge raises. Each message states the problem, the limit if there is one, and what to do next.
 
 EdgeError
-├── InputError (also ValueError)      what was asked cannot be done: fix the call
-│   └── TextTooLong                   a text or document has more tokens than the model reads
-├── ModelError                        the model's files cannot be used
+├── InputError (also ValueError)      an argument is invalid: fix the call
+│   └── TextTooLong                   an input or document has more tokens than the model can read
+├── ModelError                        the model files cannot be used
 │   ├── ModelNotFound                 no such name, directory or hub repository
-│   ├── UnsupportedModel              config.json asks for something that is not implemented
-│   ├── CheckpointError               weights or tokenizer files are missing, corrupt or of another shape
-│   └── ArtifactError                 a converted model is incomplete, stale or altered
-├── ConversionError                   a conversion could not be finished; nothing was left behind
-│   └── ParityError                   the converted model strays too far from the reference
+│   ├── UnsupportedModel              config.json requires a feature that is not implemented
+│   ├── CheckpointError               weights or tokenizer files are missing, corrupt or of the wrong shape
+│   └── ArtifactError                 a converted model is incomplete, outdated or modified
+├── ConversionError                   a conversion failed; no partial output is left
+│   └── ParityError                   the converted model differs too much from the reference
 ├── NumericalError                    a model produced NaN or infinity
-├── OfflineError                      the network is needed and is not allowed or not there
-├── StorageError                      the disk is full or refuses the write
+├── OfflineError                      network access is needed but forbidden or unavailable
+├── StorageError                      the disk is full or not writable
 └── MissingExtra (also ImportError)   an optional package is not installed
 """
 
 
 class EdgeError(Exception):
-    """Base of all errors that pplx-edge raises on purpose."""
+    """Base class of all errors that pplx-edge raises."""
 
 
 class InputError(EdgeError, ValueError):
-    """The arguments cannot be served as they are."""
+    """An argument is invalid."""
 
 
 class TextTooLong(InputError):
-    """A text has more tokens than the model reads. `index` is its place in the input, `n_tokens` its length."""
+    """An input has more tokens than the model can read.
+
+    `index` is its index in the list of inputs, `n_tokens` its length and `limit` the maximum length, in tokens.
+    """
 
     def __init__(self, message: str, *, index: int, n_tokens: int, limit: int):
         super().__init__(message)
@@ -34,39 +37,39 @@ class TextTooLong(InputError):
 
 
 class ModelError(EdgeError):
-    """A model's files cannot be used."""
+    """The files of a model cannot be used."""
 
 
 class ModelNotFound(ModelError):
-    """No built-in model, directory or hub repository goes by that name."""
+    """No built-in model, directory or hub repository has that name."""
 
 
 class UnsupportedModel(ModelError):
-    """config.json names a switch or value that this runtime does not implement."""
+    """config.json contains a setting that this runtime does not implement."""
 
 
 class CheckpointError(ModelError):
-    """Weights or tokenizer files are missing, truncated, corrupt or of another shape."""
+    """Weights or tokenizer files are missing, truncated, corrupt or of the wrong shape."""
 
 
 class ArtifactError(ModelError):
-    """A converted model is incomplete, altered or written by another format version."""
+    """A converted model is incomplete, modified or written in a different format version."""
 
 
 class ConversionError(EdgeError):
-    """A conversion could not be finished; nothing was left behind."""
+    """A conversion failed; no partial output is left."""
 
 
 class ParityError(ConversionError):
-    """The converted model strays further from the reference than its limits allow."""
+    """The converted model differs from the reference by more than the limits allow."""
 
 
 class NumericalError(EdgeError):
-    """A model produced a non-finite value."""
+    """A model produced NaN or infinity."""
 
 
 class OfflineError(EdgeError):
-    """Something has to be fetched and the network is switched off or not there."""
+    """A download is needed, but network access is forbidden or unavailable."""
 
 
 class StorageError(EdgeError):
@@ -74,7 +77,7 @@ class StorageError(EdgeError):
 
 
 class MissingExtra(EdgeError, ImportError):
-    """An optional package is not installed; the message holds the command that installs it."""
+    """An optional package is not installed; the message gives the command that installs it."""
 
     def __init__(self, feature: str, extra: str):
         super().__init__(f"{feature} needs: pip install 'pplx-edge[{extra}]'")

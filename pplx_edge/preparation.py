@@ -1,7 +1,7 @@
-"""A model directory made ready for a backend: what can be opened as it is, or is converted once into the cache.
+"""Prepare a model directory for a backend: use it directly, or convert it once and cache the result.
 
-The one place, beside the command line, that reaches for the converters, and only when a checkpoint is opened that was
-not converted before.
+Apart from the command line, only this module imports the converters, and only to convert a checkpoint that has no
+cached conversion yet.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ _OPENS_CHECKPOINTS = ("mlx",)  # backends that need no conversion
 def ready_directory(
     directory: Path, backend: str, format: str | None = None, *, source_name: str | None = None
 ) -> Path:
-    """The directory that the backend opens: the given one, or its conversion in the cache.
+    """Return the directory that the backend should open: the given one, or its conversion in the cache.
 
-    `format` names the conversion (None: the backend's default, or none for a backend that opens checkpoints),
-    `source_name` what its manifest calls the source.
-    A bar on a terminal's stderr shows a conversion that takes long.
+    `format` is the artifact format. None selects the backend's default, or no conversion if the backend opens
+    checkpoints directly. `source_name` is the name of the source in the manifest. A long conversion shows a progress
+    bar if stderr is a terminal.
 
-    Raises InputError when the directory holds an artifact of another format or the format is not the backend's, and
-    what the converter raises.
+    Raises InputError if the directory contains an artifact of a different format or the backend does not open the
+    format. Errors of the converter propagate.
     """
     wanted = format or FORMATS[backend][0]
     if family_of(wanted) != backend:
-        raise InputError(f"format {wanted!r} is not one that the {backend} backend opens")
+        raise InputError(f"the {backend} backend does not open format {wanted!r}")
     if is_artifact(directory):
         found = Artifact.open(directory).format
         if format not in (None, found):
-            raise InputError(f"{directory}: holds {found}, {format} was asked for; open its source or convert it again")
+            raise InputError(f"{directory}: contains {found}, not {format}; load its source or convert it again")
         return directory
     if format is None and (backend in _OPENS_CHECKPOINTS or _holds_only_graphs(directory)):
         return directory
@@ -49,7 +49,10 @@ def _holds_only_graphs(directory: Path) -> bool:
 
 @contextmanager
 def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Takes `(steps done, steps in all)` and draws them on stderr when that is a terminal and the work is long."""
+    """Provide a callback `(steps done, total steps)` that draws a progress bar on stderr.
+
+    The bar appears only on a terminal, and only if the conversion takes more than two seconds.
+    """
     from tqdm import tqdm
 
     with tqdm(desc=f"converting {name}", unit="step", delay=_PROGRESS_DELAY_SECONDS, disable=None, leave=False) as bar:
@@ -72,13 +75,13 @@ def _converted(directory: Path, format: str, source_name: str | None) -> Path:
         with conversion_bar(source_name or directory.name) as show:
             convert(directory, target, format, source_name=source_name, on_progress=show)
     except InputError:
-        if not is_artifact(target):  # else another process was faster, with the same result
+        if not is_artifact(target):  # otherwise another process finished the same conversion first
             raise
     return target
 
 
 def _fingerprint(directory: Path, revision: int) -> str:
-    """Changes whenever the weights, the tokenizer, the config or the converter do."""
+    """Return a hash that changes whenever the weights, the tokenizer, the config or the converter revision change."""
     digest = hashlib.sha256(str(revision).encode())
     for path in [*weight_files(directory), directory / "config.json", directory / "tokenizer.json"]:
         if path.is_file():

@@ -1,6 +1,6 @@
-"""config.json to `ModelSpec`: what a model is, read strictly.
+"""Read config.json strictly into a `ModelSpec`, the sizes and constants of a model.
 
-A switch that would change the mathematics and is not implemented is refused by name, never ignored.
+A setting that would change what the model computes and is not implemented raises an error that names it.
 """
 
 import json
@@ -13,7 +13,7 @@ from pplx_edge.errors import CheckpointError, UnsupportedModel
 
 PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
 QWEN3_MODEL_TYPE = "qwen3"
-CONTEXTUAL_KEY = "contextual"  # of checkpoints that our trainer writes, whose architecture is a stock one
+CONTEXTUAL_KEY = "contextual"  # set in checkpoints of our trainer, which use a standard architecture name
 CONTEXTUAL_ARCHITECTURE = "PPLXQwen3ContextualModel"
 
 _MAX_LAYERS = 1024
@@ -23,7 +23,7 @@ _MAX_FLOAT32 = 3.4e38
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Sizes and constants of one bidirectional Qwen3 encoder. Tensor shapes follow from it alone."""
+    """The sizes and constants of a bidirectional Qwen3 encoder, which determine the shapes of all tensors."""
 
     n_layers: int
     hidden_size: int
@@ -41,41 +41,41 @@ class ModelSpec:
 
     @property
     def dim(self) -> int:
-        """Native width of a vector."""
+        """The native number of dimensions of a vector."""
         return self.hidden_size
 
     @property
     def heads_per_kv(self) -> int:
-        """Query heads that share one key/value head."""
+        """The number of query heads that share one key/value head."""
         return self.n_heads // self.n_kv_heads
 
     @property
     def q_size(self) -> int:
-        """Width of all query heads together; not always the hidden size."""
+        """The total width of all query heads, which may differ from the hidden size."""
         return self.n_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
-        """Width of all key (or value) heads together."""
+        """The total width of all key heads, or of all value heads."""
         return self.n_kv_heads * self.head_dim
 
     @property
     def n_parameters(self) -> int:
-        """Parameters of the encoder, embedding table included."""
+        """The number of parameters of the encoder, including the embedding table."""
         return sum(_product(shape) for shape in self.tensor_shapes().values())
 
     @property
     def activation_bytes(self) -> int:
-        """What a token of a row costs in memory while the model reads it: float32 activations of one layer.
+        """The memory per token that the model needs while it runs, in bytes: the float32 activations of one layer.
 
-        The residual stream with its normed and quantised copies, q, k, v with their rotated copies and the attention's
-        output, and gate, up and their product; and the states that come out.
+        They are the residual stream with its normalized and quantized copies, q, k and v with their rotated copies and
+        the attention output, gate, up and their product, and the output states.
         """
         hidden, heads, inner = self.hidden_size, 2 * self.q_size + 2 * self.kv_size, self.intermediate_size
         return 4 * (4 * hidden + heads + 3 * inner)
 
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names within a layer to shapes, `[out, in]` for projections."""
+        """Return the tensors of a layer as a mapping of names to shapes, `[out, in]` for projections."""
         hidden, inner = self.hidden_size, self.intermediate_size
         return {
             "input_layernorm.weight": (hidden,),
@@ -92,7 +92,7 @@ class ModelSpec:
         }
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the checkpoint by its Hugging Face name (without `model.`), in the order of computation."""
+        """Return the shapes of all tensors by Hugging Face name (without `model.`), in the order of computation."""
         shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         for layer in range(self.n_layers):
             shapes |= {f"layers.{layer}.{name}": shape for name, shape in self.layer_shapes().items()}
@@ -100,9 +100,9 @@ class ModelSpec:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, source: str = "config.json") -> "ModelSpec":
-        """The spec that a parsed config.json describes.
+        """Return the spec for a parsed config.json; `source` names the file in errors.
 
-        Raises UnsupportedModel naming the field when it is missing, malformed or asks for what is not implemented.
+        Raises UnsupportedModel, naming the field, if one is missing, malformed or requires an unimplemented feature.
         """
         reader = _ConfigReader(config, source)
         reader.require_bidirectional()
@@ -132,22 +132,22 @@ class ModelSpec:
 
     @classmethod
     def from_directory(cls, directory: Path) -> "ModelSpec":
-        """The spec of `directory/config.json`. Raises CheckpointError when the file is missing or not JSON."""
+        """Return the spec of `directory/config.json`. Raises CheckpointError if the file is missing or not JSON."""
         path = Path(directory) / "config.json"
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(
-                f"{path}: not found; a model directory holds config.json, tokenizer.json and weights"
+                f"{path}: not found; a model directory contains config.json, tokenizer.json and weights"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
         if not isinstance(config, dict):
-            raise CheckpointError(f"{path}: must hold a JSON object, found {type(config).__name__}")
+            raise CheckpointError(f"{path}: must contain a JSON object, found {type(config).__name__}")
         return cls.from_config(config, source=str(path))
 
 
-# Switches that change the mathematics, with the values that are implemented.
+# Settings that change what the model computes, with a test for the values that are implemented.
 _IMPLEMENTED: dict[str, Callable[[Any], bool]] = {
     "attention_bias": lambda v: v in (None, False),
     "use_sliding_window": lambda v: v in (None, False),
@@ -163,7 +163,7 @@ _IMPLEMENTED: dict[str, Callable[[Any], bool]] = {
     "num_experts": lambda v: v in (None, 0),
 }
 
-# Fields that are read elsewhere or cannot change what an encoder computes.
+# Fields that are read elsewhere or do not affect what an encoder computes.
 # fmt: off
 _HARMLESS = frozenset([
     "architectures", "attention_dropout", "attn_implementation", "auto_map", "bos_token_id",
@@ -195,7 +195,7 @@ class _ConfigReader:
             self.refuse(
                 "model_type",
                 model_type,
-                "a causal model; an encoder says use_bidirectional_attention=true or is_causal=false",
+                "a causal model; an encoder sets use_bidirectional_attention=true or is_causal=false",
             )
 
     def require_supported_switches(self) -> None:
@@ -206,7 +206,7 @@ class _ConfigReader:
         for field, value in self.config.items():
             known = field in _IMPLEMENTED or field in _HARMLESS or field == CONTEXTUAL_KEY or field.startswith("_")
             if not known and (value is True or (isinstance(value, int | float | dict) and value)):
-                self.refuse(field, value, "unknown switch; it could change what the model computes")
+                self.refuse(field, value, "unknown setting that could change what the model computes")
 
     def positive(self, field: str, *, at_most: int = _MAX_SIZE) -> int:
         value = self.config.get(field)
@@ -228,7 +228,7 @@ class _ConfigReader:
             self.refuse("rope_theta", value, "must be a number above 1, here or in rope_parameters")
         for other in found:
             if other != value:
-                self.refuse("rope_theta", value, f"another place of the same file says {other}")
+                self.refuse("rope_theta", value, f"conflicts with the value {other} elsewhere in the same file")
         return float(value)
 
     def sep_id(self) -> int:

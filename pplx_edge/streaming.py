@@ -1,7 +1,7 @@
-"""Streams: text in, a vector for each chunk out as soon as it is final, in memory that does not grow with the text.
+"""Encode a stream of text: yield the vector of each chunk as soon as it is final, in constant memory.
 
-`pieces -> chunks -> windows -> Session.span_means -> codes`, each step a generator that is asked for one item at a
-time: nothing is read before it is needed, and closing the last of them lets go of all.
+The pipeline is `pieces -> chunks -> windows -> Session.span_means -> codes`. Each step is a generator that pulls one
+item at a time from the previous one, so nothing is read before it is needed, and closing the last generator closes all.
 """
 
 import base64
@@ -32,43 +32,48 @@ Windows = Generator[list[ChunkVector], None, None]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a stream was left: behind `n_chunks` chunks, at a character, with a hash of the text before it."""
+    """The point where a stream can be resumed: after the first `n_chunks` chunks.
+
+    `stop` is the end of the last of these chunks, in characters, and `digest` is a hash of the document up to there.
+    """
 
     n_chunks: int
     stop: int
     digest: str
 
     def token(self, settings: dict[str, Any]) -> str:
-        """A string of letters, digits, `-` and `_` that holds the position and the settings it is good for."""
+        """Return the position and the settings it is valid for as a string of letters, digits, `-` and `_`."""
         values = [_POSITION_VERSION, self.n_chunks, self.stop, self.digest, *settings.values()]
         return base64.urlsafe_b64encode(json.dumps(values, separators=(",", ":")).encode()).decode().rstrip("=")
 
     @classmethod
     def of(cls, token: str, settings: dict[str, Any]) -> "Position":
-        """The position that a token holds. Raises InputError naming each setting that is another one now."""
+        """Return the position encoded in a token. Raises InputError, naming each setting that has changed since."""
         values = _token_values(token)
         if values[0] != _POSITION_VERSION or len(values) != 4 + len(settings):
-            raise InputError("resume: the position is from another release of pplx-edge; start from the beginning")
+            raise InputError("resume: the position is from a different release of pplx-edge; start from the beginning")
         changed = [
-            f"{name} was {json.dumps(was)} and is {json.dumps(now)}"
+            f"{name} was {json.dumps(was)} and is now {json.dumps(now)}"
             for (name, now), was in zip(settings.items(), values[4:], strict=True)
             if was != now
         ]
         if changed:
-            raise InputError(f"resume: the position was made with other settings: {'; '.join(changed)}")
+            raise InputError(f"resume: the position was created with different settings: {'; '.join(changed)}")
         return cls(*values[1:4])
 
     def require_behind(self, index: int, chunk: TextChunk) -> None:
-        """Raises InputError unless the chunk is the one that the position stands behind."""
+        """Raise InputError if the chunk is the last one before the position but does not match it."""
         if index == self.n_chunks - 1 and (chunk.stop, chunk.digest) != (self.stop, self.digest):
             raise InputError(
-                f"resume: the source is not the one that the position is from: its text up to character "
-                f"{self.stop:,} differs"
+                f"resume: the position belongs to a different source: the text up to character {self.stop:,} differs"
             )
 
 
 class StreamEncoder:
-    """Encodes streams with one model at one precision. `weights` names the model's weights, where that is known."""
+    """Encode streams with one model at one precision. `weights` is the fingerprint of the model files, "" if unknown.
+
+    Raises InputError for an unknown precision, a `dim` that is out of range, or options that leave no room for chunks.
+    """
 
     def __init__(
         self,
@@ -99,32 +104,32 @@ class StreamEncoder:
         }
 
     def windows(self, source: Source, resume: str | None = None) -> Windows:
-        """The vectors of a document, those of one window at a time."""
+        """Yield the vectors of a document in non-empty lists, at most one per window."""
         position = None if resume is None else Position.of(resume, self.settings)
         document = _Document(0, position)
         return self._each_window(source, document)
 
     def vectors(self, source: Source, resume: str | None = None) -> Generator[ChunkVector, None, None]:
-        """The vectors of a document."""
+        """Yield the vectors of a document."""
         return _flat(self.windows(source, resume))
 
     def documents(
         self, sources: Iterable[Source], resume: str | None = None
     ) -> Generator[tuple[int, ChunkVector], None, None]:
-        """The vectors of many documents in order, behind a position in the first of them."""
+        """Yield `(document index, vector)` for many documents in order; `resume` is a position in the first one."""
         return self._each_group(sources, None if resume is None else Position.of(resume, self.settings))
 
     def _each_group(
         self, sources: Iterable[Source], position: Position | None
     ) -> Generator[tuple[int, ChunkVector], None, None]:
-        """Rows of several documents share a pass, from half a window's tokens to a whole one's."""
+        """Encode windows of several documents together, in groups of half a window to a whole window of tokens."""
         pending: list[tuple[_Document, Window]] = []
         n_tokens, failure = 0, None
         with closing(self._all_windows(sources, position)) as windows:
             while True:
                 try:
                     planned = next(windows, None)
-                except Exception as error:  # raised below: what is final is not lost with a source that fails
+                except Exception as error:  # re-raised below, after all vectors that are final were yielded
                     planned, failure = None, error
                 if planned is None:
                     break
@@ -161,7 +166,7 @@ class StreamEncoder:
                 raise
 
     def _planned(self, source: Source, document: "_Document") -> Generator[Window, None, None]:
-        """The windows of a document that hold something of a chunk that is still wanted."""
+        """Yield the windows of a document, except those that contain only chunks before the resume position."""
         with closing(pieces(source)) as stream:
             tokens = self._chunk_tokens(chunk_stream(stream, self.tokenizer, self.options), document)
             for window in plan_windows(tokens, self.sizes, self.tokenizer.sep_id if self.separates else None):
@@ -169,8 +174,8 @@ class StreamEncoder:
                     yield window
         if document.n_chunks < document.n_skipped:
             raise InputError(
-                f"resume: the source is not the one that the position is from: it has {document.n_chunks:,} chunks, "
-                f"the position stands behind {document.n_skipped:,}"
+                f"resume: the position belongs to a different source: the source has {document.n_chunks:,} chunks, "
+                f"the position is after chunk {document.n_skipped:,}"
             )
 
     def _chunk_tokens(self, chunks: Iterator[TextChunk], document: "_Document") -> Iterator[ChunkTokens]:
@@ -182,12 +187,12 @@ class StreamEncoder:
             if self.sizes.sticky and chunk.heading != heading:
                 heading = chunk.heading
                 heading_ids = self.tokenizer.text_rows([_HEADING_JOINT.join(heading)])[0].ids
-            # Without a separator the blanks keep words apart, as they do in the document.
+            # Without a separator token, the whitespace between chunks keeps words apart, as in the document.
             text = chunk.text if self.separates else chunk.gap + chunk.text
             yield ChunkTokens(chunk, self.tokenizer.text_rows([text])[0].ids, heading_ids)
 
     def _encoded(self, windows: list[tuple["_Document", Window]]) -> Iterator[tuple[int, ChunkVector]]:
-        """The vectors that the windows close, in order."""
+        """Yield `(document index, vector)` for each chunk that ends in one of the windows, in order."""
         for (document, window), means in zip(windows, self._means([window for _, window in windows]), strict=True):
             quantize.require_finite(means, [f"document {document.index}, chunk {p.index}" for p in window.parts])
             for part, part_mean in zip(window.parts, means, strict=True):
@@ -196,7 +201,7 @@ class StreamEncoder:
                     yield document.index, self._vector(part, mean)
 
     def _means(self, windows: list[Window]) -> list[np.ndarray]:
-        """The mean of each part of each window, float32 `[n_parts, D]`; rows go to the session as it likes them."""
+        """Return the means of the parts of each window, float32 `[n_parts, D]`, computed in the session's batches."""
         means = [np.zeros((len(window.parts), self.session.spec.dim), np.float32) for window in windows]
         rows = [window.row for window in windows]
         for picked in plan_batches([len(row) for row in rows], self.session.policy):
@@ -224,11 +229,11 @@ class StreamEncoder:
 
 
 async def in_thread(windows: Windows) -> AsyncGenerator[ChunkVector, None]:
-    """The vectors of windows that are made in a thread of their own, the next one only when it is asked for.
+    """Yield the vectors of windows that are encoded in a background thread, one window at a time, on demand.
 
-    Closing or cancelling waits for no window: the thread ends with the one it is at, and everything is let go of.
+    Closing or cancelling returns immediately; the thread finishes its current window and then releases its resources.
     """
-    import asyncio  # here, as importing it takes longer than the rest of this module
+    import asyncio  # imported here because it takes longer than the rest of this module
     from concurrent.futures import ThreadPoolExecutor
 
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pplx-edge-stream")
@@ -250,7 +255,7 @@ def _flat(windows: Windows) -> Generator[ChunkVector, None, None]:
 
 @dataclass(slots=True)
 class _Document:
-    """What is known of a document under way."""
+    """The state of a document that is being encoded."""
 
     index: int
     position: Position | None = None
@@ -259,16 +264,16 @@ class _Document:
 
     @property
     def n_skipped(self) -> int:
-        """How many chunks were given out before."""
+        """The number of chunks before the resume position."""
         return self.position.n_chunks if self.position else 0
 
 
 def _token_values(token: str) -> list[Any]:
-    """What a token holds, whose first four values are of the right kind."""
+    """Decode a token and return its values. Raises InputError unless the first four have the right types."""
     values: Any = None
     with suppress(ValueError, TypeError, RecursionError):
         values = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     match values:
         case [int(), int(n_chunks), int(stop), str(), *_] if n_chunks > 0 and stop > 0:
             return list(values)
-    raise InputError("resume: not a position of a stream; pass the `position` of the last chunk that you have")
+    raise InputError("resume: not a stream position; pass the `position` of the last chunk you received")

@@ -1,4 +1,4 @@
-"""The values that travel between the parts, and the protocol that every backend serves.
+"""Types shared by all modules, and the `Session` protocol that every backend implements.
 
 Letters in shapes: B rows, T tokens in the longest row, D dimensions, N spans.
 """
@@ -24,7 +24,7 @@ COMPUTE_UNITS = ("all", "cpu", "cpu+gpu", "cpu+ane")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A slice `[start, stop)` of a document, in characters."""
+    """The slice `[start, stop)` of a document, in characters."""
 
     start: int
     stop: int
@@ -32,11 +32,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextChunk:
-    """A chunk of a stream with what is known of its place.
+    """A chunk of a stream, with its location in the document.
 
-    `text` is the slice `[start, stop)`, and `gap` the last blanks between it and the chunk before it. `line` counts
-    from 1, `page` is the source's own, `heading` the headings that it stands under, the outermost first. `digest` is a
-    hash of the document from its beginning to `stop`.
+    `text` is the slice `[start, stop)` of the document, in characters, and `gap` is the end of the whitespace between
+    it and the previous chunk. `line` counts from 1, `page` is the page number given by the source, and `heading` lists
+    the headings of the current section, outermost first. `digest` is a hash of the document from its beginning to
+    `stop`.
     """
 
     start: int
@@ -51,11 +52,13 @@ class TextChunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkVector:
-    """A chunk of a stream, the document's `index`-th from 0, and its vector.
+    """A chunk of a stream and its vector.
 
-    `[start, stop)` are characters of the canonical text: what the source holds, decoded, without a byte order mark.
-    `codes` is one row as `encode` gives it; `tokens` counts the chunk's own. `position` restarts the stream behind this
-    chunk: `encode_stream(..., resume=position)`.
+    `index` is the chunk's number in its document, from 0. `[start, stop)` are character offsets in the decoded source
+    without its byte order mark. `codes` is one row in the form that `encode` returns. `tokens` is the number of tokens
+    in the chunk. `line` counts from 1, `page` is the page number given by the source, and `heading` lists the headings
+    of the current section, outermost first. `position` continues the stream after this chunk:
+    `encode_stream(..., resume=position)`.
     """
 
     index: int
@@ -71,17 +74,23 @@ class ChunkVector:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOptions:
-    """How a stream is cut into chunks and windows. All sizes but `memory_mb` are tokens.
+    """Options for splitting a stream into chunks and windows. All sizes except `memory_mb` are in tokens.
 
-    `window` is what the model reads at once (None: 4,096, or the model's limit when that is less); `memory_mb` asks
-    for the window that this many megabytes beside the opened model allow instead. `margin` is the context on either
-    side of a window's own chunks (None: 256, or an eighth of a smaller window). `sticky` tokens of the document's
-    first chunk, its title as a rule, and of the headings in force go ahead of each later window (None: 64, or what a
-    small window has room for, for models that were trained with context; none for others).
-    `separator` joins chunks with the model's separator token; None does so for models that were trained with it.
+    - `window`: the number of tokens that the model reads at once. Default: 4,096, or the model's limit if lower.
+    - `memory_mb`: choose the largest window whose activations fit in this many megabytes on top of the loaded model.
+      Cannot be combined with `window`.
+    - `margin`: the context on each side of the chunks that a window encodes. Default: 256, or an eighth of the window
+      if that is less.
+    - `separator`: join chunks with the model's separator token. Default: True for contextual models, otherwise False.
+    - `sticky`: repeat up to this many tokens of the document's first chunk (usually its title) and of the current
+      headings at the start of each window after the first. Default: 64 for contextual models (fewer for a small
+      window), otherwise 0.
+    - `chunk_tokens`: the maximum length of a chunk.
+    - `overlap`: the maximum number of tokens at the end of a chunk that the next chunk repeats.
+    - `format`: the markup of the document. A line that starts with `#` is a heading in `markdown`, and has no special
+      meaning in `text` and `code`.
 
-    A chunk has at most `chunk_tokens`, the first `overlap` of which repeat the end of the chunk before. `format` says
-    what `#` at the beginning of a line means: a heading in `markdown`, nothing in `text` and `code`.
+    Raises InputError if a value is out of range or two options contradict each other.
     """
 
     window: int | None = None
@@ -100,10 +109,10 @@ class StreamOptions:
         for name, least in (("chunk_tokens", 1), ("overlap", 0)):
             self._require_whole(name, least)
         if self.window is not None and self.memory_mb is not None:
-            raise InputError("window and memory_mb were both given; choose one: each decides the other")
+            raise InputError("window and memory_mb cannot be combined; memory_mb determines the window")
         if 2 * self.overlap > self.chunk_tokens:
             raise InputError(
-                f"overlap {self.overlap} is more than half of chunk_tokens {self.chunk_tokens}; choose a smaller one"
+                f"overlap {self.overlap} is more than half of chunk_tokens {self.chunk_tokens}; reduce the overlap"
             )
         if self.separator not in (None, True, False):
             raise InputError(f"separator must be True, False or None, got {self.separator!r}")
@@ -118,11 +127,12 @@ class StreamOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionOptions:
-    """How a backend opens a model; None leaves it to the backend, which refuses what it has no use for.
+    """Options for opening a model. None selects the backend's default; a backend rejects options it does not support.
 
-    `threads` of the processor for one call (onnx). `quantize` turns the weights of a checkpoint into integers while it
-    is opened: q8, q4, mxfp8, mxfp4 or nvfp4 (mlx). `memory_mb` is what the arrays of the device may take, model
-    included (mlx). `compute_units` is where the model may run: all, cpu, cpu+gpu or cpu+ane (coreml).
+    - `threads`: the number of CPU threads used by one call (onnx).
+    - `quantize`: quantize the weights of a checkpoint while loading it: q8, q4, mxfp8, mxfp4 or nvfp4 (mlx).
+    - `memory_mb`: the limit for all arrays on the device in megabytes, including the model (mlx).
+    - `compute_units`: the processors that may run the model: all, cpu, cpu+gpu or cpu+ane (coreml).
     """
 
     threads: int | None = None
@@ -131,11 +141,11 @@ class SessionOptions:
     compute_units: str | None = None
 
     def require_only(self, backend: str, *names: str) -> None:
-        """Raises InputError naming the first option that is set and that the backend does not have."""
+        """Raise InputError, naming the first option that is set but is not one of `names`."""
         for option in fields(self):
             if getattr(self, option.name) is not None and option.name not in names:
-                has = f"its options are {', '.join(names)}" if names else "it has none"
-                raise InputError(f"{option.name}: not an option of the {backend} backend; {has}")
+                has = f"its options are {', '.join(names)}" if names else "it has no options"
+                raise InputError(f"{option.name} is not an option of the {backend} backend; {has}")
 
 
 SESSION_DEFAULTS = SessionOptions()
@@ -143,7 +153,7 @@ SESSION_DEFAULTS = SessionOptions()
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One wanted vector: the tokens `[start, stop)` of a row. An empty span means a zero vector."""
+    """The tokens `[start, stop)` of a row whose mean becomes one vector. An empty span gives a zero vector."""
 
     row: int
     start: int
@@ -156,9 +166,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenRow:
-    """What the model reads in one pass: ids int64 `[T]`, and `[start, stop)` of each wanted vector in it.
+    """Tokens that the model reads in one pass: ids int64 `[T]`, and the bounds `[start, stop)` of each span.
 
-    A plain text is a row with one span over all of it; a document in chunks has one span a chunk.
+    A single input is a row with one span that covers it; a document split into chunks has one span per chunk.
     """
 
     ids: np.ndarray
@@ -168,16 +178,16 @@ class TokenRow:
         return len(self.ids)
 
     def cut(self, limit: int) -> "TokenRow":
-        """The first `limit` tokens; spans are clipped to them, so those past the end become empty."""
+        """Return the row cut to its first `limit` tokens. Spans are clipped, so those past the limit become empty."""
         return TokenRow(self.ids[:limit], tuple((min(a, limit), min(b, limit)) for a, b in self.bounds))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
-    """Rows of token ids with the spans wanted of them.
+    """A padded batch of token ids and the spans to pool in it.
 
-    `input_ids` and `attention_mask` are int64 `[B, T]`; a token is real where the mask is 1. Padding may stand on
-    either side; span positions count real tokens only, so they do not depend on it.
+    `input_ids` and `attention_mask` are int64 `[B, T]`; a token is real where the mask is 1. Padding may be on either
+    side: span bounds count real tokens only, so they do not depend on it.
     """
 
     input_ids: np.ndarray
@@ -186,17 +196,17 @@ class TokenBatch:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Real tokens per row, int64 `[B]`."""
+        """The number of real tokens in each row, int64 `[B]`."""
         return self.attention_mask.sum(axis=1)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """How many rows a session wants at once.
+    """Limits for the size of one batch.
 
-    `max_tokens` bounds the tokens of a batch and `max_attention` the sum of squared row lengths, which is what the
-    time of attention grows with. A single row is always allowed. `padded` says that a session computes padding too, so
-    that each row costs as much as the longest.
+    `max_tokens` limits the number of tokens in a batch. `max_attention` limits the sum of squared row lengths, to which
+    the cost of attention is proportional. A batch of a single row is always allowed. `padded` means that the session
+    also computes padding, so every row costs as much as the longest one.
     """
 
     max_tokens: int = 1024
@@ -205,7 +215,7 @@ class BatchPolicy:
 
 
 class Session(Protocol):
-    """An opened model on a device. Safe to call from several threads."""
+    """A loaded model on a device. Safe to call from several threads."""
 
     spec: ModelSpec
     backend: str
@@ -213,9 +223,9 @@ class Session(Protocol):
     policy: BatchPolicy
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:
-        """Final hidden states, float32 `[B, T, D]`; padding positions are unspecified."""
+        """Return the final hidden states, float32 `[B, T, D]`; values at padding are unspecified."""
         ...
 
     def span_means(self, batch: TokenBatch) -> np.ndarray:
-        """Mean state of each span, float32 `[N, D]`, in the order of `batch.spans`; an empty span gives zeros."""
+        """Return the mean state of each span, float32 `[N, D]`, in the order of `batch.spans`; zeros if empty."""
         ...

@@ -9,9 +9,9 @@ _UNIT = 1000
 _JOINERS = "\u200c\u200d"  # not printable by themselves, but part of emoji and of several scripts
 
 
-def say(message: str) -> None:
-    """Writes one line to stderr, whatever the message holds."""
-    print(f"pplx-edge: {printable(message)}", file=sys.stderr)
+def say(message: str, *, program: str = "pplx-edge") -> None:
+    """Write one line to stderr under the name of a program, whatever the message holds."""
+    print(f"{program}: {printable(message)}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

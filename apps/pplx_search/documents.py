@@ -1,6 +1,6 @@
-"""What a file holds once it is read: documents of plain text, with the places that people know them by.
+"""Documents: the plain text of a file after parsing, with page numbers and metadata.
 
-Offsets are characters of the canonical text, which is all pieces of a document one after the other.
+Offsets count characters of the canonical text, which is the concatenation of all pieces of a document.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ _TEXT_FORMAT = StreamOptions().format
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some of a document's text, and the page (or slide, or sheet) that it is on, from 1; None where there are none."""
+    """Part of a document's text, with its 1-based page (or slide, or sheet); None if the document has no pages."""
 
     text: str
     page: int | None = None
@@ -21,14 +21,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A text that is found and shown as one.
+    """The unit that is indexed and shown as one search result.
 
-    `pieces` may be iterated any number of times; those of a long document are read from a file each time.
+    `pieces` can be iterated repeatedly; those of a long document are read from a file each time.
 
-    `part` tells the documents of one file apart (a message of a mailbox); it is "" for a file that is one document, and
-    stays the same as long as the part does. `kind` is what the file is (`pdf`, `markdown`, `mail`, …), `text_format`
-    how headings are told in the text (`markdown`, `text` or `code`). `metadata` holds what the file says of itself, of
-    it `author`, `date` (ISO 8601), `from`, `to`. `remarks` say in words what could not be read.
+    `part` identifies a document within its file, such as a message in a mailbox, and does not change between updates.
+    It is "" if the file is a single document. `kind` is the file type (`pdf`, `markdown`, `mail`, …), and `text_format`
+    is the markup that determines headings (`markdown`, `text` or `code`). `metadata` contains the file's own metadata,
+    such as `author`, `date` (ISO 8601), `from` and `to`. `remarks` describe what could not be read.
     """
 
     kind: str

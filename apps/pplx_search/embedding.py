@@ -1,6 +1,6 @@
-"""Texts of the store to vectors in the store: many short ones in a pass, long ones from where they were left.
+"""Embed the texts of a store: short texts together in batches, long ones resuming where they stopped.
 
-Others encode (see `encoding_ahead`) while the caller hands over more texts, and commits the vectors that came.
+Background threads encode (see `encoding_ahead`), while the caller submits more texts and commits finished vectors.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pplx_edge import ChunkVector, Embedder, StreamOptions
 from pplx_search.encoding_ahead import Completed, EncodingAhead, Ended, Made, Message, Restarted, Work
 from pplx_search.store import Generation, Progress, Store
 
-BATCHES_AHEAD = 2  # begun beside the one that is waited for
+BATCHES_AHEAD = 2  # started in addition to the one being waited for
 _BATCH_TEXTS = 64
 _COMMIT_CHUNKS = 256
 _COMMIT_SECONDS = 2.0
@@ -23,19 +23,19 @@ OnVector = Callable[[ChunkVector], None]
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Texts that are embedded together. `postponed` ones were under way in another batch when this one began."""
+    """Texts that are embedded together. `postponed` texts were already in progress in an earlier batch."""
 
     contents: list[int] = field(default_factory=list)
     postponed: list[int] = field(default_factory=list)
-    n_open: int = 0  # works that have not ended
+    n_open: int = 0  # unfinished works
     error: Exception | None = None
 
 
 class TextEmbedder:
-    """Makes the vectors of texts in a generation. What was committed stays, whatever interrupts the rest.
+    """Computes the vectors of texts for a generation. Committed vectors survive any interruption.
 
     with embedder:
-        batch = embedder.begin(contents)  # texts that are committed
+        batch = embedder.begin(contents)  # ids of committed texts
         …
         embedder.finish(batch)
     """
@@ -52,9 +52,9 @@ class TextEmbedder:
         self.options, self.on_vector = options, on_vector
         self._depth = 0
         self._ahead: EncodingAhead | None = None
-        self._batches: dict[Work, Batch] = {}  # of works that have not ended
-        self._under_way: dict[int, Batch] = {}  # by text
-        self._waiting: dict[int, list[ChunkVector]] = {}  # vectors to be committed, by embedding
+        self._batches: dict[Work, Batch] = {}  # batches of unfinished works
+        self._under_way: dict[int, Batch] = {}  # batches by text id
+        self._waiting: dict[int, list[ChunkVector]] = {}  # vectors to commit, by embedding id
         self._completed: list[int] = []
         self._n_waiting, self._since = 0, time.monotonic()
 
@@ -65,20 +65,20 @@ class TextEmbedder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends the encoding; vectors that are there are committed."""
+        """Stop encoding and commit the vectors that are finished."""
         self._depth -= 1
         if self._depth or self._ahead is None:
             return
         ahead, self._ahead = self._ahead, None
         quiet = contextlib.nullcontext() if error is None else contextlib.suppress(Exception)
-        with quiet:  # what interrupts is told, not what follows from it
+        with quiet:  # report the original error, not one caused by it
             for message in ahead.close():
                 self._collect(message)
             self._commit()
         self._batches, self._under_way, self._waiting, self._completed = {}, {}, {}, []
 
     def embed(self, contents: Iterable[int]) -> None:
-        """Completes the vectors of texts, named by their numbers. Raises what the model raises."""
+        """Compute the missing vectors of texts, given by id. Raises any error of the model."""
         under_way: deque[Batch] = deque()
         with self:
             try:
@@ -94,7 +94,7 @@ class TextEmbedder:
                 raise
 
     def begin(self, contents: Iterable[int]) -> Batch:
-        """Asks for the vectors of texts that do not have them all."""
+        """Submit the texts whose vectors are incomplete, and return their batch."""
         self._commit()
         batch, fresh, works = Batch(), {}, []
         with self.store.transaction():
@@ -116,17 +116,17 @@ class TextEmbedder:
         return batch
 
     def finish(self, batch: Batch) -> None:
-        """Waits until a batch has its vectors, and commits them. Raises what ended it before that."""
+        """Wait for the vectors of a batch and commit them. Raises the error that stopped the batch, if any."""
         self._wait_for(batch)
         if batch.error is not None:
             raise batch.error
         if batch.postponed:
             for other in {self._under_way[content] for content in batch.postponed if content in self._under_way}:
                 self._wait_for(other)
-            self.embed(batch.postponed)  # they are complete unless something ended the other batch
+            self.embed(batch.postponed)  # already complete, unless the other batch failed
 
     def keep(self) -> None:
-        """Takes the vectors that are there, without waiting; to be called while one waits for something else."""
+        """Take finished vectors without blocking. Call this while waiting for something else."""
         while self._ahead is not None and (message := self._ahead.get(0)) is not None:
             self._take(message)
         self._commit_when_due()
@@ -150,7 +150,7 @@ class TextEmbedder:
 
     def _wait_for(self, batch: Batch) -> None:
         while batch.n_open:
-            assert self._ahead is not None  # a batch has works only from there
+            assert self._ahead is not None  # only `_submit` opens works, and it starts the threads
             message = self._ahead.get(_COMMIT_SECONDS)
             if message is None:
                 self._commit()
@@ -187,7 +187,7 @@ class TextEmbedder:
             self._commit()
 
     def _commit(self) -> None:
-        """Commits the vectors that came, and which texts have all of theirs."""
+        """Commit the vectors received so far, and mark the texts that are complete."""
         waiting, completed = self._waiting, self._completed
         self._waiting, self._completed, self._n_waiting = {}, [], 0
         if waiting or completed:

@@ -1,7 +1,7 @@
-"""Threads that turn texts of the store into vectors, so that the model does not wait for who writes them, nor for text.
+"""Background threads that embed texts of the store, so that the model never waits for the writer or for input text.
 
-There are two: while the model computes for one, the other cuts and tokenizes. They read the store through connections
-of their own and never write.
+There are two threads: while the model computes for one, the other chunks and tokenizes. They read the store through
+their own connections and never write.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from pplx_edge.types import TokenBatch
 from pplx_search.store import Progress, Store
 
 _THREADS = 2
-_VECTORS_AHEAD = 64  # few, as they are lost with a process that is killed
+_VECTORS_AHEAD = 64  # small, because they are lost if the process is killed
 _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """Texts of one format, from their beginnings; or a single one from where it was left, when it has chunks."""
+    """Texts of one format to embed from the start, or a single text to resume if it already has chunks."""
 
     options: StreamOptions
     started: Sequence[Progress]
@@ -33,7 +33,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The next vector of a text."""
+    """The next vector of a text is ready."""
 
     embedding: int
     vector: ChunkVector
@@ -41,21 +41,21 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A text has all its vectors."""
+    """All vectors of a text are done."""
 
     embedding: int
 
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """A text comes from its beginning again: its position was of no use."""
+    """A text is embedded from the start again, because its resume position was not usable."""
 
     embedding: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing more comes of a work."""
+    """A work has ended, successfully or with an error."""
 
     work: Work
     error: Exception | None
@@ -65,7 +65,7 @@ Message = Made | Completed | Restarted | Ended
 
 
 class EncodingAhead:
-    """Takes works and gives messages, those of one text in their order. `close` ends the threads."""
+    """Accepts works and returns messages; those of one text are in order. `close` stops the threads."""
 
     def __init__(self, store: Store, model: Embedder):
         self._works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
@@ -82,18 +82,18 @@ class EncodingAhead:
             thread.start()
 
     def put(self, work: Work) -> None:
-        """Asks for the vectors of texts, which are committed."""
+        """Submit committed texts for embedding."""
         self._works.put(work)
 
     def get(self, timeout: float) -> Message | None:
-        """The next message, None when none comes for so many seconds."""
+        """Return the next message, or None after `timeout` seconds without one."""
         try:
             return self._messages.get(timeout=timeout)
         except queue.Empty:
             return None
 
     def close(self) -> Iterator[Message]:
-        """Ends the threads, after the pass that they are at; the messages that nobody took."""
+        """Stop the threads after their current batch, and yield the remaining messages."""
         self._closed.set()
         for _ in self._threads:
             self._works.put(None)
@@ -116,7 +116,7 @@ class EncodingAhead:
                 self._put(Ended(work, error))
 
     def _put(self, message: Message) -> bool:
-        """False when nobody wants it any more."""
+        """Put a message into the queue. Returns False if it was closed."""
         while not self._closed.is_set():
             try:
                 self._messages.put(message, timeout=_POLL_SECONDS)
@@ -127,7 +127,7 @@ class EncodingAhead:
 
 
 class _InTurns:
-    """The session of a model, which computes for one thread at a time."""
+    """A model session with a lock, so that only one thread computes at a time."""
 
     def __init__(self, model: Embedder):
         self._model, self._lock = model, threading.Lock()
@@ -149,7 +149,7 @@ def _messages(work: Work, model: Embedder, reader: Store) -> Generator[Message, 
         try:
             yield from _rest(progress, work.options, model, reader)
             return
-        except InputError:  # of another release, or with other weights under the same name
+        except InputError:  # the position comes from another release, or other weights
             yield Restarted(progress.embedding)
     sources = (_source(reader, progress) for progress in work.started)
     current = 0
@@ -161,7 +161,7 @@ def _messages(work: Work, model: Embedder, reader: Store) -> Generator[Message, 
 
 
 def _rest(progress: Progress, options: StreamOptions, model: Embedder, reader: Store) -> Iterator[Message]:
-    """A text that was interrupted, from the position behind its last chunk."""
+    """Resume an interrupted text after its last chunk."""
     for vector in model.encode_stream(_source(reader, progress), options=options, resume=progress.position):
         yield Made(progress.embedding, vector)
     yield Completed(progress.embedding)

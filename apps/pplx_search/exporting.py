@@ -1,4 +1,4 @@
-"""All passages with their vectors, for other programs: Parquet by batches, or one compressed NumPy file."""
+"""Export passages with their vectors: to Parquet in batches, or to one compressed NumPy file."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pplx_search.store import Filter, Store
 
 _BATCH_ROWS = 4096
 _EVERYTHING = Filter()
-# Columns beside the vector; a passage is a row for each document that holds it.
+# Columns in addition to the vector. A passage has one row for each document that contains it.
 COLUMNS: dict[str, type] = {
     "document": int,
     "path": str,
@@ -31,9 +31,9 @@ COLUMNS: dict[str, type] = {
 
 
 def passages(store: Store, wanted: Filter = _EVERYTHING, *, with_text: bool = True) -> Iterator[dict[str, Any]]:
-    """A row for each passage of each document: COLUMNS, `text` if it is wanted, and `vector`, int8 `[D]`.
+    """Yield a row for each passage of each document: COLUMNS (`text` only if requested) and `vector`, int8 `[D]`.
 
-    `page` is None where there are none, `heading` the headings joined by ` > `.
+    `page` is None in documents without pages, and `heading` contains the headings joined by ` > `.
     """
     for document in store.documents(wanted):
         about = {
@@ -59,7 +59,7 @@ def passages(store: Store, wanted: Filter = _EVERYTHING, *, with_text: bool = Tr
 
 
 def write_numpy(path: Path, rows: Iterator[dict[str, Any]], dim: int) -> int:
-    """Writes an `.npz`: `vectors` int8 `[N, D]`, and an array for each column; missing pages are -1. Returns N."""
+    """Write an `.npz` file: `vectors` int8 `[N, D]` and one array per column; missing pages are -1. Returns N."""
     found = list(rows)
     names = [name for name in COLUMNS if not found or name in found[0]]
     columns: dict[str, np.ndarray] = {}
@@ -75,7 +75,7 @@ def write_numpy(path: Path, rows: Iterator[dict[str, Any]], dim: int) -> int:
 
 
 def write_parquet(path: Path, rows: Iterator[dict[str, Any]], dim: int) -> int:
-    """Writes Parquet by batches: `vector` as a list of D int8. Returns N. Raises MissingExtra without pyarrow."""
+    """Write Parquet in batches, with `vector` as a list of D int8. Returns N. Raises MissingExtra without pyarrow."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -107,7 +107,7 @@ WRITERS = {".npz": write_numpy, ".parquet": write_parquet}
 
 
 def writer_for(path: Path) -> Any:
-    """The writer for a file's name. Raises InputError naming those that there are."""
+    """Return the writer for a file name. Raises InputError, listing the supported formats, if there is none."""
     if path.suffix not in WRITERS:
         raise InputError(f"{path}: export writes {' and '.join(WRITERS)}")
     return WRITERS[path.suffix]

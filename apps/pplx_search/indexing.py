@@ -1,10 +1,10 @@
-"""Files to the index: what is new or changed is read and embedded, what is gone is forgotten, the rest costs nothing.
+"""Update the index from files: read and embed new and changed files, and remove deleted ones.
 
 `walk -> scan of the store -> tasks -> read ahead -> texts in the store -> vectors -> finished files`
 
-Files go in groups: each group's texts are committed, then embedded together, then its files are finished; meanwhile
-the next groups are read and committed. An interruption at any moment loses no more than the last seconds of vectors;
-the next run goes on there.
+Files are processed in groups. The texts of a group are committed and embedded together, and then its files are marked
+as finished, while the next groups are already being read and committed. An interruption loses at most the vectors of
+the last few seconds, and the next run continues from there.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ from pplx_search.store import (
 from pplx_search.store.values import signed
 
 _GROUP_FILES = 64
-_GROUP_BYTES = 250_000  # a longer file is a group by itself: no small one is kept waiting for it
+_GROUP_BYTES = 250_000  # a larger file forms its own group, so that it does not delay small ones
 _SCANNED_AT_ONCE = 1000
-_MAX_ATTEMPTS = 3  # at reading a file as it is
+_MAX_ATTEMPTS = 3  # to read the same version of a file
 _TO_READ = (FileState.NEW, FileState.CHANGED, FileState.PENDING)
 _READ_LIMITS = ReadLimits()
 
 
 @dataclass(slots=True)
 class Report:
-    """What a run did, in files; `missing` are roots and folders that could not be looked into."""
+    """The number of files per outcome of a run. `missing` lists roots and folders that could not be read."""
 
     indexed: int = 0
     unchanged: int = 0
@@ -60,9 +60,9 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is: files and bytes that had to be read, how many of them are done, and tokens embedded so far.
+    """Progress of a run: total files and bytes to read, how many are done, and the tokens embedded so far.
 
-    Of a file that is being embedded, as many bytes count as its text has characters with a vector.
+    A file that is being embedded counts one byte for each character that already has a vector.
     """
 
     n_files: int
@@ -77,7 +77,7 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class _Staged:
-    """A file that was read, whose texts are in the store under these numbers."""
+    """A file that was read, with the ids of its texts in the store."""
 
     task: Task
     read: ReadFile
@@ -85,7 +85,7 @@ class _Staged:
 
 
 class Indexer:
-    """Brings an index up to date with the files of its collections. The store is open for writing, by nobody else."""
+    """Brings an index up to date with the files of its collections. The store must be open for writing."""
 
     def __init__(
         self,
@@ -102,11 +102,11 @@ class Indexer:
         self.texts = TextEmbedder(store, model, self.generation, options, self._count)
         self.report = Report()
         self._total_files = self._total_bytes = self._files = self._bytes = 0
-        self._embedding: dict[int, int] = {}  # bytes of files that are read and not finished, by their numbers
-        self._chars = 0  # of their texts that have vectors
+        self._embedding: dict[int, int] = {}  # size in bytes of files that are read but not finished, by file id
+        self._chars = 0  # characters of these files that have vectors
 
     def update(self, collections: Iterable[Collection] | None = None, *, retry: bool = False) -> Report:
-        """Scans and indexes. `retry` reads those again that failed before."""
+        """Scan the collections and index what changed. With `retry`, read files again that failed before."""
         tasks = [
             task
             for collection in (self.store.collections.all() if collections is None else collections)
@@ -118,13 +118,13 @@ class Indexer:
         with Reader(self.limits) as reader, self.texts:
             changed = self._index(reader, tasks)
             for task in self._index(reader, changed):
-                self.report.changing += 1  # it is written to all the time; the next run tries again
+                self.report.changing += 1  # it keeps changing; the next run tries again
                 self._done(task)
         self._measure_yardstick()
         return self.report
 
     def rebuild(self) -> None:
-        """Embeds all texts anew for the generation of this indexer, which serves from then on."""
+        """Re-embed all texts for the generation of this indexer, then make it the one that searches use."""
         self._total_bytes = self._embedding[0] = self.store.status().n_chars
         self._tell()
         self.texts.embed(self.store.vectors.pending(self.generation))
@@ -170,7 +170,7 @@ class Indexer:
             self.report.unchanged += not hopeless
 
     def _index(self, reader: Reader, tasks: list[Task]) -> list[Task]:
-        """Reads, embeds and finishes; returns those that were written to while they were read."""
+        """Read, embed and finish the files of some tasks; return the tasks whose file changed while it was read."""
         changed: list[Task] = []
         under_way: deque[tuple[list[_Staged], Batch]] = deque()
         with ReadAhead(reader, tasks, self.texts.keep) as ahead:
@@ -184,7 +184,7 @@ class Indexer:
         return changed
 
     def _stage_group(self, group: list[tuple[Task, ReadFile | ReadFailed]], changed: list[Task]) -> list[_Staged]:
-        """Commits what there is to commit without vectors; returns the files that need some."""
+        """Commit what needs no new vectors, and return the files that do."""
         staged: list[_Staged] = []
         try:
             with self.store.transaction():
@@ -206,7 +206,7 @@ class Indexer:
         return staged
 
     def _stage(self, task: Task, read: ReadFile) -> list[int]:
-        """Hands over a file's documents; the numbers of their texts."""
+        """Store the documents of a file and return the ids of their texts."""
         self.store.files.begin(task.file)
         return [
             self.store.files.stage(task.file, document, content_digest(document)).content for document in read.documents
@@ -215,7 +215,7 @@ class Indexer:
     def _embed_group(self, staged: list[_Staged], batch: Batch) -> None:
         try:
             self.texts.finish(batch)
-        except NumericalError:  # there is a text that the model gives no finite vector for
+        except NumericalError:  # the model returned a non-finite vector for one of the texts
             for each in staged:
                 self._embed_alone(each)
         else:
@@ -262,13 +262,13 @@ class Indexer:
 
 
 def rules_of(collection: Collection) -> WalkRules:
-    """What a collection's walks pass over."""
+    """Return the walk rules of a collection."""
     kept = {name: collection.rules[name] for name in ("include", "exclude") if name in collection.rules}
     return WalkRules(hidden=bool(collection.rules.get("hidden")), **{name: tuple(kept[name]) for name in kept})
 
 
 def facts_of(found: FoundFile) -> FileFacts:
-    """What the store knows files by."""
+    """Return the facts by which the store recognizes a file."""
     return FileFacts(
         path=os.fsencode(found.path),
         size=found.size,
@@ -279,13 +279,13 @@ def facts_of(found: FoundFile) -> FileFacts:
 
 
 def _facts_read(task: Task, read: ReadFile) -> FileFacts:
-    """The facts of what was parsed, which may be newer than those of the walk."""
+    """Return the facts of the version that was parsed, which may be newer than the one found by the walk."""
     found = facts_of(task.found)
     return FileFacts(path=found.path, size=read.size, mtime_ns=read.mtime_ns, inode=found.inode, device=found.device)
 
 
 def _groups(ahead: ReadAhead) -> Iterator[list[tuple[Task, ReadFile | ReadFailed]]]:
-    """Files that are committed and embedded together: some dozens, or fewer large ones."""
+    """Yield groups of files to commit and embed together: up to some dozens, fewer if they are large."""
     group: list[tuple[Task, ReadFile | ReadFailed]] = []
     n_bytes = 0
     for task, outcome in ahead:

@@ -1,4 +1,4 @@
-"""Files read in a thread, a few ahead of the one who embeds them, so that the model does not wait for parsers."""
+"""Read files ahead in a background thread, so that the model never waits for parsers."""
 
 import contextlib
 import queue
@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A file that has to be read: its number in the store, and what the walk found."""
+    """A file to read: its id in the store, and what the walk found."""
 
     file: int
     found: FoundFile
@@ -28,9 +28,9 @@ _Message = tuple[Task, Outcome] | EdgeError | None
 
 
 class ReadAhead:
-    """`(task, what was read or why not)` of each task, in order. Closing it ends the thread and its reader.
+    """Iterates over `(task, outcome)` in order, reading ahead. Leaving the context stops the thread.
 
-    `meanwhile` is called before each of them, and again and again while there is none yet.
+    `meanwhile` is called before each outcome, and repeatedly while waiting for one.
     """
 
     def __init__(self, reader: Reader, tasks: Sequence[Task], meanwhile: Callable[[], None] = lambda: None):
@@ -54,7 +54,7 @@ class ReadAhead:
                 message[1].close()
 
     def __iter__(self) -> Iterator[tuple[Task, Outcome]]:
-        """Raises what reading raised when it is not of a file, such as a full disk."""
+        """Yield each task with its outcome. Raises errors that do not concern a single file, such as a full disk."""
         while (message := self._next()) is not None:
             if isinstance(message, EdgeError):
                 raise message
@@ -78,12 +78,12 @@ class ReadAhead:
         except EdgeError as error:
             self._put(error)
         except Exception as error:
-            failed = EdgeError(f"reading files ended: {error!r}")
+            failed = EdgeError(f"reading files failed: {error!r}")
             failed.__cause__ = error
             self._put(failed)
 
     def _put(self, message: _Message) -> bool:
-        """False when nobody wants it any more."""
+        """Put a message into the queue. Returns False if it was closed."""
         while not self._closed.is_set():
             try:
                 self._queue.put(message, timeout=_POLL_SECONDS)

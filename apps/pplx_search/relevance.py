@@ -1,10 +1,12 @@
-"""Whether the answer to a question is among its hits: a chance, and a verdict when that is too small.
+"""Estimate the probability that the answer to a query is among its hits, and decide whether to show them.
 
-There is always a nearest passage, and how near it is depends on the question, the language, the model and what else
-there is. So an index is asked first what nothing looks like in it: some of its own sentences, from all over it, are
-asked of all documents but their own (the yardstick). The evidence for a question and how far it is beyond the yardstick
-give the chance, by a logistic regression that was fitted to questions whose documents were in an index or were not:
-`pplx-edge bench search DATA --what relevance` fits it, and tells the error on tasks that had no part in it.
+Every query has a nearest passage. How similar that passage is depends on the query, its language, the model and the
+rest of the index, so a fixed threshold does not work. We first measure what an *unanswerable* question looks like in
+this index: sample its own sentences and query every document except the one each came from. The resulting scores are
+the null baseline (`Yardstick`). The probability then comes from a logistic regression on the evidence for a query, both
+as it is and in standard deviations above the null baseline. The regression was fitted to questions whose documents
+either were or were not in an index. `pplx-edge bench search DATA --what relevance` fits it, and reports its error on
+held-out tasks.
 """
 
 import json
@@ -22,20 +24,20 @@ from pplx_edge.errors import InputError
 from pplx_edge.text.structure import SENTENCE, Structure
 from pplx_search.store import Evidence, Generation, Hit, Passage, Query, Store, Yardstick
 
-CALIBRATION_FILE = "calibration.json"  # in the directory of an index: of a model that is not built in
+CALIBRATION_FILE = "calibration.json"  # in the index directory, for a model without a built-in calibration
 FEATURES = ("prominence", "share_of_words", "prominence beyond", "share_of_words beyond")
 _SENTENCES, _FEWEST = 64, 16
 _SENTENCE_CHARS = range(20, 201)
-_HITS = 50  # in which there should be other documents than a sentence's own
-_GROWTH = 0.1  # share of chunks that may come or go before the yardstick is measured again
-_LEAST_SPREAD = 1e-3  # of evidence among sentences
+_HITS = 50  # enough to include other documents than the one a sentence came from
+_GROWTH = 0.1  # share of chunks added or removed before the null baseline is measured again
+_LEAST_SPREAD = 1e-3  # lower bound for the standard deviations, to avoid division by zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """The regression for a model's vectors: `coefficients` of FEATURES, and the least chance that counts as relevant.
+    """A logistic regression for one model: coefficients of FEATURES, and the lowest probability that is relevant.
 
-    `made` says by what, of which tasks, and how often it errs.
+    `made` records how and on which tasks it was fitted, and its error rate.
     """
 
     model: str
@@ -45,9 +47,9 @@ class Calibration:
     made: Mapping[str, Any]
 
     def chance(self, evidence: Evidence, yardstick: Yardstick) -> float | None:
-        """How likely it is that the answer is there, where half of all questions have one.
+        """Return the probability that the answer is in the index, assuming that half of all questions have one.
 
-        None without vectors, and where the index has too few documents to tell what nothing looks like.
+        Returns None without vectors, or if the index is too small for a null baseline.
         """
         found = features(evidence, yardstick)
         if found is None or yardstick.n_sentences < _FEWEST:
@@ -58,7 +60,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether hits are relevant, the chance of it, and why. Where it cannot be told (None), they count as relevant."""
+    """The relevance of hits, with the probability and the evidence. If it is unknown (None), they are relevant."""
 
     relevant: bool
     chance: float | None
@@ -67,7 +69,10 @@ class Verdict:
 
 
 def judge(store: Store, query: Query, hits: Sequence[Hit]) -> Verdict:
-    """Whether the answer to a query is among its hits. What has the question word for word, or as its name, is."""
+    """Judge whether the answer to a query is among its hits.
+
+    An exact phrase match or a file name match always counts as relevant.
+    """
     evidence, serving = store.evidence(query, hits), store.vectors.serving
     yardstick = None if serving is None else store.vectors.yardstick(serving)
     calibration = None if serving is None else calibration_for(str(serving.settings.get("model")), store.directory)
@@ -79,7 +84,10 @@ def judge(store: Store, query: Query, hits: Sequence[Hit]) -> Verdict:
 
 
 def features(evidence: Evidence, yardstick: Yardstick) -> tuple[float, ...] | None:
-    """FEATURES of a question's evidence; None without vectors. `beyond`: in standard deviations of the yardstick."""
+    """Return the FEATURES of the evidence, or None without vectors.
+
+    The `beyond` features are in standard deviations above the null baseline.
+    """
     if evidence.prominence is None:
         return None
     return (
@@ -91,9 +99,9 @@ def features(evidence: Evidence, yardstick: Yardstick) -> tuple[float, ...] | No
 
 
 def calibration_for(model: str, directory: Path) -> Calibration | None:
-    """That of a model by its name: from the index's directory, else what comes with the app; None where there is none.
+    """Return the calibration of a model, from the index directory or built into the app, or None if there is none.
 
-    Raises InputError for a file that is not a calibration.
+    Raises InputError if a calibration file is invalid.
     """
     own, built_in = directory / CALIBRATION_FILE, files("pplx_search") / CALIBRATION_FILE
     for path in (own, built_in):
@@ -105,7 +113,7 @@ def calibration_for(model: str, directory: Path) -> Calibration | None:
 
 
 def measure_yardstick(store: Store, model: Embedder, generation: Generation) -> None:
-    """Measures what nothing looks like in an index, and keeps it, unless little has changed since the last time."""
+    """Measure and store the null baseline of an index, unless the index has changed little since the last time."""
     n_chunks, before = store.n_chunks(), store.vectors.yardstick(generation)
     if before is not None and abs(n_chunks - before.n_chunks) <= _GROWTH * before.n_chunks:
         return
@@ -124,7 +132,7 @@ def measure_yardstick(store: Store, model: Embedder, generation: Generation) -> 
 
 
 def _of_others(store: Store, model: Embedder, passages: Sequence[Passage]) -> Iterator[Evidence]:
-    """The evidence for a sentence of each passage in other documents than its own."""
+    """Yield the evidence for a sentence of each passage, from all documents except the one it came from."""
     sentences = [_sentence(store.read(each.content, each.start, each.stop)) for each in passages]
     codes = model.encode_query(sentences, show_progress=False)
     for passage, sentence, row in zip(passages, sentences, codes, strict=True):
@@ -135,7 +143,7 @@ def _of_others(store: Store, model: Embedder, passages: Sequence[Passage]) -> It
 
 
 def _sentence(text: str) -> str:
-    """The middle one of a passage's sentences that are neither very short nor very long; "" where there is no text."""
+    """Return the middle sentence of a passage, ignoring very short and very long ones; "" if there is no text."""
     edges = np.flatnonzero(Structure(text).breaks >= SENTENCE).tolist()
     parts = [text[a:b].strip() for a, b in zip([0, *edges], [*edges, len(text)], strict=True)]
     good = [part for part in parts if len(part) in _SENTENCE_CHARS] or [text.strip()[: _SENTENCE_CHARS[-1]]]
@@ -147,9 +155,9 @@ def _read(text: str, name: str) -> Calibration:
         fields = json.loads(text)
         found = Calibration(**fields | {"coefficients": tuple(map(float, fields["coefficients"]))})
         if len(found.coefficients) != len(FEATURES):
-            raise ValueError(f"{len(found.coefficients)} coefficients where {len(FEATURES)} are needed")
+            raise ValueError(f"expected {len(FEATURES)} coefficients, got {len(found.coefficients)}")
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"{name}: not a calibration ({error}); make it again: bench search --what relevance"
+            f"{name}: invalid calibration ({error}); create it again with: pplx-edge bench search DATA --what relevance"
         ) from error
     return found

@@ -1,4 +1,4 @@
-"""What vectors of an index depend on, where an index lies, and what is kept in it of both."""
+"""The location of the index, and the settings that its vectors depend on."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from pplx_edge.errors import InputError
 
 HOME_VARIABLE = "PPLX_SEARCH_HOME"
 CHUNK_TOKENS = 256
-# Windows short enough that attention costs little; what a window cannot see of its document's beginning rides along.
+# Short windows keep attention cheap; `sticky` repeats the title and headings at the start of each window.
 INDEX_OPTIONS = StreamOptions(chunk_tokens=CHUNK_TOKENS, window=2048, margin=256, sticky=64)
 
 
 def default_home() -> Path:
-    """Where the index lies unless it is said: the variable PPLX_SEARCH_HOME, or the system's folder for such data."""
+    """Return the default index folder: PPLX_SEARCH_HOME, or the system's folder for application data."""
     if named := os.environ.get(HOME_VARIABLE):
         return Path(named).expanduser()
     if sys.platform == "darwin":
@@ -27,7 +27,7 @@ def default_home() -> Path:
 
 
 def options_for(model: Embedder, options: StreamOptions = INDEX_OPTIONS) -> StreamOptions:
-    """The options as a model can have them: a shorter window, and no more chunk than that, where it reads less."""
+    """Return the options, with window and chunks scaled down if the model supports fewer tokens."""
     window = min(options.window or model.max_tokens, model.max_tokens)
     if window == options.window:
         return options
@@ -42,21 +42,21 @@ def options_for(model: Embedder, options: StreamOptions = INDEX_OPTIONS) -> Stre
 
 
 def settings_of(name: str, model: Embedder, options: StreamOptions) -> dict[str, Any]:
-    """What vectors depend on, as plain values; `name` is what the model was opened by."""
+    """Return the settings that vectors depend on as plain values. `name` is the name given to open the model."""
     cut = {field: value for field, value in asdict(options).items() if field not in ("format", "memory_mb")}
     return {"model": name, "weights": model.weights, "backend": model.session.backend, "dim": model.dim} | cut
 
 
 def options_from(settings: dict[str, Any]) -> StreamOptions:
-    """The options of an index that was made before. Raises InputError when the settings are of another release."""
+    """Return the options stored in an index. Raises InputError if they come from another release."""
     try:
         names = ("window", "margin", "separator", "sticky", "chunk_tokens", "overlap")
         return StreamOptions(**{name: settings[name] for name in names})
     except (KeyError, TypeError) as error:
-        raise InputError(f"the index was made by another release ({error}); make a new one") from error
+        raise InputError(f"the index was created by another release ({error}); create a new one") from error
 
 
 def fingerprint_of(settings: dict[str, Any]) -> str:
-    """A name for the settings that vectors depend on; how the model was called is not one of them."""
+    """Return a hash of the settings that vectors depend on, excluding the name of the model."""
     kept = {name: value for name, value in settings.items() if name != "model"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The part of a passage that shows best why it was found."""
+"""Snippets: the part of a passage that best shows why it was found."""
 
 import textwrap
 
@@ -6,14 +6,15 @@ import regex
 
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
 _SENTENCE_END = regex.compile(r"[.!?…。！？]['\"”’)\]]*\s+(?=\P{Ll})")
-_LEAST_LETTERS = 3  # shorter words are everywhere
-_STEM = 5  # letters by which words count as alike
+_LEAST_LETTERS = 3  # shorter words are too common
+_STEM = 5  # words with the same first letters match
 
 
 def snippet(passage: str, question: str, width: int) -> str:
-    """At most `width` characters on one line: the stretch with most of the question in it, whole words only.
+    """Return the part of a passage that contains most of the query, in one line of at most `width` characters.
 
-    Long words count for more than short ones, which are everywhere. It begins with a sentence where one begins nearby.
+    It consists of whole words. Longer query words count more than short ones, which are common. It starts at the
+    beginning of a sentence if there is one nearby.
     """
     text = " ".join(passage.split())
     if len(text) <= width:
@@ -26,7 +27,7 @@ def snippet(passage: str, question: str, width: int) -> str:
 
 
 def snippet_lines(passage: str, question: str, width: int, n_lines: int = 2) -> list[str]:
-    """A snippet broken between words into lines of at most `width` characters, `n_lines` of them at most."""
+    """Return a snippet as at most `n_lines` lines of at most `width` characters."""
     room = n_lines * width
     while len(lines := textwrap.wrap(snippet(passage, question, room), width, break_on_hyphens=False)) > n_lines:
         room -= width // 8
@@ -34,7 +35,7 @@ def snippet_lines(passage: str, question: str, width: int, n_lines: int = 2) -> 
 
 
 def _best(words: list[tuple[int, str]], question: str, width: int) -> int:
-    """Where the stretch begins that has most of the question's words, each counted once; 0 when none has any."""
+    """Return the start of the part with most query words, counting each word once; 0 if there are none."""
     wanted = {word[:_STEM] for word in _WORD.findall(question) if len(word) >= _LEAST_LETTERS}
     hits = [(start, word[:_STEM], len(word)) for start, word in words if word[:_STEM] in wanted]
     best, most = 0, 0
@@ -46,7 +47,7 @@ def _best(words: list[tuple[int, str]], question: str, width: int) -> int:
 
 
 def _begin(text: str, words: list[tuple[int, str]], best: int, width: int) -> int:
-    """The start of the sentence, or at least of a word, a little before the stretch."""
+    """Return the start of a sentence, or at least of a word, shortly before the best part."""
     if best < width // 8:
         return 0
     nearby = max(0, best - width // 4)
@@ -58,6 +59,6 @@ def _begin(text: str, words: list[tuple[int, str]], best: int, width: int) -> in
 
 
 def _whole_words(text: str) -> str:
-    """The text without its last character, and without the word that this cuts, unless hardly any text has blanks."""
+    """Return the text without its last word if that is cut off, unless the text has hardly any spaces."""
     head = text if text[-1].isspace() else text[:-1].rpartition(" ")[0]
     return head.rstrip() if len(head) > len(text) * 3 // 4 else text[:-1]

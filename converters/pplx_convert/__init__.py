@@ -1,4 +1,4 @@
-"""Turns a checkpoint into an artifact: what a runtime executes, checked against the reference."""
+"""Convert checkpoints to artifacts that a runtime can execute, and compare each with the reference implementation."""
 
 from pplx_convert.conversion import ConvertOptions, convert
 

@@ -1,7 +1,8 @@
-"""Checkpoint to artifact, whatever the format: weights, text files, parity, manifest; whole or not at all.
+"""Convert a checkpoint to an artifact of any format: weights, text files, parity report and manifest, all or nothing.
 
-A family of formats is a module that serves `Family`. It writes its files, and runs what it has written layer by layer;
-this frame runs the NumPy reference beside it and compares, with one layer of either in memory.
+Each family of formats is a module that implements `Family`. The family writes its files and runs the written model
+layer by layer. This module runs the NumPy reference at the same time and compares the two, with one layer of each in
+memory.
 """
 
 import re
@@ -34,7 +35,7 @@ from pplx_edge.weights.artifact import (
 )
 from pplx_edge.weights.checkpoint import Checkpoint
 
-# Modules, imported when a format of theirs is asked for.
+# The modules that implement `Family`, imported on first use.
 FAMILIES = {
     "onnx": "pplx_convert.onnx.converter",
     "mlx": "pplx_convert.mlx.converter",
@@ -45,18 +46,21 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
-    """What some formats can be told. `overrides` names how single matrices are kept, `{"layers.0.*": "q8"}`, by shell
-    patterns over their paths; the last that fits counts (mlx). `max_mb` is what all weights may take (mlx-mixed).
+    """Options that only some formats support.
+
+    - `overrides`: weight formats for individual matrices, by shell patterns over their paths, for example
+      `{"layers.0.*": "q8"}`. If several patterns match, the last one applies (mlx).
+    - `max_mb`: the limit for the size of all weights, in megabytes (mlx-mixed).
     """
 
     overrides: Mapping[str, str] = field(default_factory=dict)
     max_mb: int | None = None
 
     def require_only(self, format: str, *names: str) -> None:
-        """Raises InputError naming an option that is set and that the format does not have."""
+        """Raise InputError, naming the first option that is set but is not one of `names`."""
         for option in fields(self):
             if getattr(self, option.name) and option.name not in names:
-                raise InputError(f"{option.name}: not an option of {format}")
+                raise InputError(f"{option.name} is not an option of {format}")
 
 
 _NO_OPTIONS = ConvertOptions()
@@ -64,10 +68,9 @@ _NO_OPTIONS = ConvertOptions()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a family is asked for: a checkpoint in a format, written into a directory that exists and is empty.
+    """A request to a family: write a checkpoint in a format to an existing, empty directory.
 
-    `rows` are the probe texts. `step` is called once a layer when storing, and once a layer and at the end when
-    running.
+    `rows` are the tokenized probe texts. The family calls `step` once after storing each layer.
     """
 
     checkpoint: Checkpoint
@@ -80,10 +83,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What a family has written: how weights are kept, for the manifest, and the probe rows through the result.
+    """The result of a family: the states of the probe rows, and a description of the weights for the manifest.
 
-    `states` yields the states `[T, D]` of every row after the embedding, after each layer and, last, after the final
-    norm, and may run the model while it is asked.
+    `states` yields the states `[T, D]` of every row after the embedding, after each layer and after the final norm. It
+    may run the model lazily, one layer per item.
     """
 
     states: Iterator[list[np.ndarray]]
@@ -91,15 +94,15 @@ class Written:
 
 
 class Family(Protocol):
-    """A module of converters that share a file layout."""
+    """A module that converts to formats with the same file layout."""
 
     def write(self, job: Job) -> Written:
-        """Writes weights and graph of a checkpoint."""
+        """Write the weights and graph of a checkpoint and return the result."""
         ...
 
 
 def family(format: str) -> Family:
-    """The family of a format. Raises InputError for an unknown one, MissingExtra when its packages are missing."""
+    """Return the family of a format. Raises InputError for an unknown format, MissingExtra if a package is missing."""
     name = _family_name(format)
     require_installed(name)
     return import_module(FAMILIES[name])  # type: ignore[return-value]
@@ -124,15 +127,16 @@ def convert(
     options: ConvertOptions = _NO_OPTIONS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Artifact:
-    """The artifact written to `out` from the checkpoint directory `source`.
+    """Convert the checkpoint in the directory `source` and return the artifact written to `out`.
 
-    Weights are read, converted and written tensor by tensor; the result is run layer by layer against the NumPy
-    reference. `source_name` and `revision` go into the manifest (by default the directory's name, and its hub commit
-    when it is a hub snapshot). `replace` allows `out` to exist. `options` are those that some formats have.
-    `on_progress` is told the steps done and the steps in all: each layer is stored, run, and compared.
+    Weights are read, converted and written tensor by tensor. The result is then run layer by layer and compared with
+    the NumPy reference. `source_name` and `revision` are recorded in the manifest; they default to the directory name
+    and, for a hub snapshot, its commit. `replace` allows an existing `out` to be replaced. `limits` are the parity
+    limits (default: those of the format), and `options` are the options that some formats support. `on_progress` is
+    called with the number of steps done and the total number of steps: each layer is stored, run and compared.
 
-    Raises InputError, CheckpointError, UnsupportedModel, MissingExtra, ParityError or StorageError, and then leaves
-    nothing behind.
+    Raises InputError, CheckpointError, UnsupportedModel, MissingExtra, ParityError or StorageError. No partial output
+    is left after an error.
     """
     made_by = family(format)
     source, out = Path(source), Path(out)
@@ -158,19 +162,19 @@ def convert(
 
 
 def probe_rows(tokenizer: Tokenizer, spec: ModelSpec) -> list[TokenRow]:
-    """The probe texts as token rows, cut to the model's window, those without tokens left out."""
+    """Return the probe texts as token rows, cut to the model's limit. Texts without tokens are omitted."""
     return [row.cut(spec.max_tokens) for row in tokenizer.text_rows(PROBE_TEXTS) if len(row)]
 
 
 def copy_text_files(source: Path, directory: Path) -> None:
-    """Copies config.json and the tokenizer's files."""
+    """Copy config.json and the tokenizer files."""
     for name in TEXT_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 
 
 def describe_source(checkpoint: Checkpoint, name: str | None, revision: str | None) -> dict[str, object]:
-    """What the manifest says of the source: name, revision and the hash of each weight file."""
+    """Return the description of the source for the manifest: name, revision and the hash of each weight file."""
     folder = checkpoint.directory.resolve()
     if revision is None and _COMMIT.fullmatch(folder.name):
         revision = folder.name
@@ -184,13 +188,16 @@ def describe_source(checkpoint: Checkpoint, name: str | None, revision: str | No
 def measure_parity(
     checkpoint: Checkpoint, rows: list[TokenRow], converted: Iterator[list[np.ndarray]], step: Callable[[], None]
 ) -> ParityReport:
-    """The conversion beside the reference, after every layer and at the end."""
+    """Compare the converted model with the reference after every layer and return the report."""
     reference = layer_states(checkpoint, [row.ids for row in rows])
     return ParityReport.of_passes(_counted(reference, step), _counted(converted, step))
 
 
 def _steps(spec: ModelSpec, on_progress: Callable[[int, int], None] | None) -> Callable[[], None]:
-    """Called once a layer when storing, and once a layer and at the end by each of the two passes that are compared."""
+    """Return a function that reports one step.
+
+    It is called once per layer while storing, and once per layer and for the final norm in each of the two passes.
+    """
     done, total = count(1), 3 * spec.n_layers + 2
     return lambda: on_progress(next(done), total) if on_progress else None
 

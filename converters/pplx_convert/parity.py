@@ -1,4 +1,4 @@
-"""How far a conversion strays from the reference: measured on real text, always, and written into the manifest."""
+"""Parity of a conversion with the reference, measured on real text for every conversion and stored in its manifest."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from pplx_edge.errors import ParityError
 from pplx_edge.vectors.codes import int8_codes, sign_codes
 
-# Sentences of several scripts, lengths and registers; the last one is repeated to a longer passage.
+# Sentences in several scripts, lengths and registers; the last one is repeated to form a longer passage.
 PROBE_TEXTS = (
     "What is Deep Learning?",
     "Deep Learning is...",
@@ -31,10 +31,12 @@ PROBE_TEXTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """Conversion against reference over N vectors: cosine of the means, steps of int8 codes, and bits that flip.
+    """The comparison of a conversion with the reference over N vectors.
 
-    `layer_cosines` says where drift arises: the least cosine of the mean states after the embedding, after each layer
-    and after the final norm. It is empty when only final means were compared.
+    `min_cosine` and `mean_cosine` are those of the mean vectors. `moved_share` is the share of int8 codes that differ,
+    `largest_step` their largest difference, and `flipped_share` the share of signs that differ. `layer_cosines` shows
+    where the differences arise: the minimum cosine of the mean states after the embedding, after each layer and after
+    the final norm. It is empty if only the final means were compared.
     """
 
     n_vectors: int
@@ -54,9 +56,9 @@ class ParityReport:
         n_tokens: int,
         layer_cosines: Sequence[float] = (),
     ) -> "ParityReport":
-        """The figures of two float arrays of means `[N, D]`. Raises ParityError when the second is not finite."""
+        """Compare two float arrays of means `[N, D]`. Raises ParityError if `converted` has NaN or infinity."""
         if not np.isfinite(converted).all():
-            raise ParityError("the converted model produced NaN or infinity on ordinary text; nothing was written")
+            raise ParityError("the converted model produced NaN or infinity on the probe texts; nothing was written")
         similar = cosines(reference, converted)
         steps = np.abs(int8_codes(reference).astype(int) - int8_codes(converted))
         return cls(
@@ -72,7 +74,7 @@ class ParityReport:
 
     @classmethod
     def of_passes(cls, reference: Iterable[list[np.ndarray]], converted: Iterable[list[np.ndarray]]) -> "ParityReport":
-        """The figures of two passes over the same rows, each giving the states `[T, D]` of all rows layer by layer."""
+        """Compare two passes over the same rows, each yielding the states `[T, D]` of all rows layer by layer."""
         similar: list[float] = []
         a, b, n_tokens = np.empty(0), np.empty(0), 0
         for of_reference, of_converted in zip(reference, converted, strict=True):
@@ -82,7 +84,7 @@ class ParityReport:
         return cls.compare(a, b, n_tokens, similar)
 
     def require(self, limits: "ParityLimits") -> None:
-        """Raises ParityError naming the first figure out of its limits."""
+        """Raise ParityError, naming the first figure that is outside its limit."""
         checks = (
             ("min cosine", self.min_cosine, limits.min_cosine, self.min_cosine >= limits.min_cosine),
             ("mean cosine", self.mean_cosine, limits.mean_cosine, self.mean_cosine >= limits.mean_cosine),
@@ -98,13 +100,13 @@ class ParityReport:
                 raise ParityError(f"{name} against the reference is {found}, limit {limit}; nothing was written")
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures, for the manifest."""
+        """Return the figures as a dict, for the manifest."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityLimits:
-    """What a conversion may not exceed."""
+    """Limits a conversion must satisfy: floors for the cosines, a ceiling for the largest step."""
 
     min_cosine: float
     mean_cosine: float
@@ -117,7 +119,7 @@ LIMITS = {
     "mlx-bf16": ParityLimits(min_cosine=0.9995, mean_cosine=0.9999, largest_step=16),
     "mlx-q8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
     "mlx-mxfp8": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=127),
-    # Four bits move many codes; the figures are in the manifest, and the limits are there to catch what is broken.
+    # With 4 bits, many codes differ. The manifest has the figures; the limits only catch broken conversions.
     "mlx-q4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
     "mlx-mxfp4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
     "mlx-nvfp4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
@@ -131,12 +133,12 @@ LIMITS = {
 
 
 def means_of(states: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over tokens of each row's states `[T, D]`: float32 `[N, D]`."""
+    """Return the mean over tokens of each row's states `[T, D]`: float32 `[N, D]`."""
     return np.stack([x.mean(axis=0, dtype=np.float32) for x in states])
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of each row of one float array `[N, D]` with the same row of another: float64 `[N]`; 0 for zero rows."""
+    """Return the cosine of each row of `a` with the same row of `b`, both `[N, D]`: float64 `[N]`; 0 for zero rows."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)

@@ -1,7 +1,7 @@
-"""A safetensors file written piece by piece: names, types and shapes first, then the bytes of any tensor in any order.
+"""Write a safetensors file piece by piece: the header first, then the bytes of the tensors in any order.
 
-Peak memory is the piece at hand, not the file. The layout is that of the safetensors format: a length, a JSON header,
-and the tensors side by side.
+Peak memory is the size of one piece, not of the file. A safetensors file consists of the header length, a JSON header,
+and the tensors without gaps.
 """
 
 import json
@@ -18,7 +18,7 @@ _MODE = 0o644
 
 
 class SafetensorsFile:
-    """An open file whose tensors `{name: (type, shape)}` are written by name, from the beginning of each on."""
+    """An open file with tensors `{name: (dtype, shape)}`; the bytes of each are appended by name."""
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]):
         header: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -38,7 +38,7 @@ class SafetensorsFile:
         self._file.write(len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded)
 
     def append(self, name: str, values: np.ndarray) -> None:
-        """The next bytes of a tensor. Raises ValueError when they are more than it has."""
+        """Append bytes to a tensor. Raises ValueError if they exceed its size."""
         raw = np.ascontiguousarray(values)
         if self._next[name] + raw.nbytes > self._end[name]:
             raise ValueError(f"tensor {name} is longer than its header says")
@@ -47,16 +47,16 @@ class SafetensorsFile:
         self._next[name] += raw.nbytes
 
     def close(self) -> None:
-        """Raises ValueError when a tensor was not written to its end."""
+        """Close the file. Raises ValueError if a tensor is incomplete."""
         self._file.close()
         if short := [name for name, position in self._next.items() if position != self._end[name]]:
             raise ValueError(f"tensor {short[0]} is shorter than its header says")
 
     def abandon(self) -> None:
-        """Closes the file as it is."""
+        """Close the file without checking that all tensors are complete."""
         self._file.close()
 
 
 def n_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """The size of a tensor in such a file."""
+    """Return the size of a tensor in a safetensors file, in bytes."""
     return _ITEM_BYTES[dtype] * math.prod(shape)

@@ -1,4 +1,4 @@
-"""One session per array library. `open_session` imports the one that is asked for, and nothing else."""
+"""The inference backends, one per array library. `open_session` imports only the requested one."""
 
 import platform
 import sys
@@ -16,16 +16,17 @@ SESSIONS = {
     "mlx": "pplx_edge.backends.mlx_session",
     "coreml": "pplx_edge.backends.coreml_session",
 }
-# Backends that not every installation has: the package that they stand on, and the extra that brings it.
+# Optional backends: the package that each requires, and the extra that installs it.
 PACKAGES = {"mlx": ("mlx", "mlx"), "coreml": ("coremltools", "coreml")}
 
 
 def backend_for(directory: Path, backend: str = "auto", format: str | None = None) -> str:
-    """The backend that opens what is in a directory.
+    """Return the name of the backend that should open a model directory.
 
-    `auto` goes by the format that is asked for, and else by what is there: a converted model has one that opens it,
-    ready ONNX graphs have onnx, and a checkpoint has the machine's own: mlx on Apple Silicon, onnx elsewhere. Raises
-    InputError for an unknown name.
+    `auto` selects the backend of `format` if a format is given. Otherwise it selects the backend that opens the files
+    in the directory: that of the artifact format for a converted model, onnx for ready-made ONNX graphs, and for a
+    checkpoint the default backend of this machine. Raises InputError for an unknown backend, and ArtifactError if no
+    backend opens the artifact.
     """
     if backend != "auto":
         return _require_known(backend)
@@ -34,7 +35,7 @@ def backend_for(directory: Path, backend: str = "auto", format: str | None = Non
     if is_artifact(directory):
         format = Artifact.open(directory).format
         if (found := family_of(format)) not in SESSIONS:
-            raise ArtifactError(f"{directory}: holds {format}, which no backend of this release opens")
+            raise ArtifactError(f"{directory}: contains {format}, which no backend of this release opens")
         return found
     if ready_graphs(directory) and not has_weights(directory):
         return "onnx"
@@ -42,23 +43,23 @@ def backend_for(directory: Path, backend: str = "auto", format: str | None = Non
 
 
 def default_backend() -> str:
-    """mlx on Apple Silicon, onnx elsewhere."""
+    """Return the default backend of this machine: mlx on Apple Silicon, onnx elsewhere."""
     on_apple_silicon = sys.platform == "darwin" and platform.machine() == "arm64"
     return "mlx" if on_apple_silicon and "mlx" in SESSIONS else "onnx"
 
 
 def open_session(backend: str, directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> Session:
-    """An opened model.
+    """Open a model and return the session.
 
-    Raises MissingExtra when the backend's package is not installed, InputError for an option that it does not have,
-    and what the backend raises.
+    Raises MissingExtra if the backend's package is not installed, and InputError for an option that the backend does
+    not support. Errors of the backend propagate.
     """
     require_installed(_require_known(backend))
     return import_module(SESSIONS[backend]).open_session(directory, options)
 
 
 def require_installed(backend: str) -> None:
-    """Raises MissingExtra with the command that installs what a backend stands on."""
+    """Raise MissingExtra, with the command that installs the package, if the backend's package is not installed."""
     package, extra = PACKAGES.get(backend, ("", ""))
     if package and find_spec(package) is None:
         raise MissingExtra(f"the {backend} backend", extra)

@@ -1,12 +1,12 @@
-"""What a Core ML program takes and gives, and how a row of tokens becomes its inputs.
+"""The inputs and outputs of Core ML programs, and the conversion of a row of tokens to inputs.
 
-The converter authors programs with these names and shapes, the session feeds them, and the checks off a Mac go through
-the same functions. Letters: T tokens that a function holds, n of them real, D dimensions, d width of a head.
+The converter writes programs with these names and shapes, the session runs them, and the tests on machines other than
+Macs use the same functions. Letters in shapes: T tokens of a function, n of them real, D dimensions, d head width.
 
-Inputs are `inputs_embeds` float16 `[1, T, D]`, `key_bias` float16 `[1, 1, 1, T]`, added to the attention scores, and
-`span_weights` float32 `[1, MAX_SPANS, T]`; the flexible program also takes the rotation of its positions. Outputs are
-`token_states` float32 `[1, T, D]` and `span_means` float32 `[1, MAX_SPANS, D]`, the weights times the states, summed in
-float32 within the program.
+The inputs are `inputs_embeds` float16 `[1, T, D]`, `key_bias` float16 `[1, 1, 1, T]`, which is added to the attention
+scores, and `span_weights` float32 `[1, MAX_SPANS, T]`; the flexible program also takes the rotary cosines and sines.
+The outputs are `token_states` float32 `[1, T, D]` and `span_means` float32 `[1, MAX_SPANS, D]`, the product of weights
+and states, accumulated in float32 within the program.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,15 +25,15 @@ ROTARY_COS, ROTARY_SIN = "rotary_cos", "rotary_sin"
 TOKEN_STATES = "token_states"
 SPAN_MEANS = "span_means"
 
-# Tokens of the fixed-length functions. What the Neural Engine runs has a fixed shape.
+# Lengths of the fixed-length functions, in tokens. The Neural Engine requires fixed shapes.
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
-# Spans that are pooled within the program: as many chunks of 128 tokens as the longest function holds.
+# Spans that the program pools itself: the number of 128-token chunks in the longest function.
 MAX_SPANS = 16
-# Added to the scores of padding: far below any score, and no float16 overflow when a score is added to it.
+# Added to the attention scores of padding: far below any score, but without overflow in float16.
 MASKED = np.float16(-30000)
 
-# The flexible program: one function for rows of any length up to its limit, for the graphics processor. Every length
-# that was not there before costs it a preparation, so lengths are rounded up.
+# The flexible program has one function for rows of any length up to its limit, and is meant for the GPU. Lengths are
+# rounded up because Core ML has to prepare the function for each new length.
 FLEXIBLE_FUNCTION = "main"
 FLEXIBLE_LIMIT = 8192
 _FLEXIBLE_STEP = 64
@@ -44,41 +44,41 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def function_name(length: int) -> str:
-    """What the function of rows of up to `length` tokens is called."""
+    """Return the name of the function for rows of up to `length` tokens."""
     return f"{_FUNCTION_PREFIX}{length}"
 
 
 def function_length(name: str) -> int:
-    """The tokens that a function of that name holds."""
+    """Return the length in tokens of the function with this name."""
     return int(name.removeprefix(_FUNCTION_PREFIX))
 
 
 def model_lengths(max_tokens: int) -> tuple[int, ...]:
-    """The function lengths for a model: those within its limit, and the limit when it lies among them."""
+    """Return the function lengths for a model: those within its limit, and the limit itself if it is below 2,048."""
     within = [length for length in LENGTHS if length <= max_tokens]
     return tuple(sorted({*within, min(max_tokens, LENGTHS[-1])}))
 
 
 class Lengths(Protocol):
-    """How long the rows are that a program takes."""
+    """The row lengths that a program accepts."""
 
     @property
     def limit(self) -> int:
-        """The longest row."""
+        """The maximum length of a row, in tokens."""
         ...
 
     def fitting(self, n_tokens: int) -> int:
-        """The length at which a row of `n_tokens`, at most the limit, is run."""
+        """Return the padded length for a row of `n_tokens`, which must not exceed the limit."""
         ...
 
     def extra_inputs(self, length: int) -> dict[str, np.ndarray]:
-        """Inputs that follow from the length alone."""
+        """Return the inputs that depend only on the length."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FixedLengths:
-    """Functions of fixed lengths: a row goes to the shortest that holds it."""
+    """The lengths of fixed-length functions; a row is padded to the shortest one that it fits in."""
 
     lengths: tuple[int, ...]
 
@@ -95,7 +95,7 @@ class FixedLengths:
 
 @dataclass(frozen=True, slots=True)
 class FlexibleLengths:
-    """One function of any length: rows are rounded up to a multiple, and rotations of their positions go with them."""
+    """The lengths of the flexible function: multiples of 64 up to the limit. Rotary cosines and sines are inputs."""
 
     spec: ModelSpec
 
@@ -111,20 +111,20 @@ class FlexibleLengths:
 
 
 def flexible_limit(max_tokens: int) -> int:
-    """The longest row of the flexible program."""
+    """Return the maximum length of a row for the flexible program, in tokens."""
     return min(max_tokens, FLEXIBLE_LIMIT)
 
 
 def rotation(spec: ModelSpec, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of the angles of the first positions, float16 `[1, T, 1, d/2]`."""
+    """Return the rotary cosines and sines of the first `length` positions, float16 `[1, T, 1, d/2]` each."""
     angles = rotary_angles(length, spec)[None, :, None, :]
     return np.cos(angles).astype(np.float16), np.sin(angles).astype(np.float16)
 
 
 def row_inputs(embeds: np.ndarray, length: int, bounds: Sequence[tuple[int, int]] = ()) -> dict[str, np.ndarray]:
-    """The inputs of a function of `length` tokens, from the embedded row `[n, D]`, n from 1 to `length`.
+    """Return the inputs of a function of `length` tokens for an embedded row `[n, D]`, n from 1 to `length`.
 
-    `bounds` are the `[start, stop)` of up to MAX_SPANS spans; the weights of empty and of absent ones are zeros.
+    `bounds` are the bounds `[start, stop)` of up to MAX_SPANS spans; empty and unused spans get zero weights.
     """
     n, dim = embeds.shape
     padded = np.zeros((1, length, dim), np.float16)

@@ -1,6 +1,6 @@
-"""Core ML itself: packages compiled once for a machine, functions loaded when a row needs them, and the plan read back.
+"""Run packages with Core ML: compile a package once per machine, load functions on demand, and read the compute plan.
 
-Only this file needs a Mac. Nothing in it was run on one by the tests that run elsewhere; those marked `apple` do.
+Only this module needs a Mac. It is covered by the tests marked `apple`, which do not run on other machines.
 """
 
 import os
@@ -20,28 +20,32 @@ from pplx_edge.backends import coreml_io as io
 from pplx_edge.errors import InputError, ModelError
 from pplx_edge.weights import hub
 
-LEAST_MACOS = 15  # fused attention and packages of several functions
+LEAST_MACOS = 15  # the first release with fused attention and multifunction packages
 _UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu+gpu": "CPU_AND_GPU", "cpu+ane": "CPU_AND_NE"}
 _DEVICES = {"MLCPUComputeDevice": "cpu", "MLGPUComputeDevice": "gpu", "MLNeuralEngineComputeDevice": "ane"}
 
 
 def require_mac(directory: Path) -> None:
-    """Raises InputError unless this machine has a Core ML that can run the packages."""
+    """Raise InputError unless Core ML on this machine can run the packages."""
     release = platform.mac_ver()[0]
     if release and int(release.split(".")[0]) >= LEAST_MACOS:
         return
     here = f"macOS {release}" if release else platform.system()
     raise InputError(
-        f"{directory}: Core ML runs on macOS {LEAST_MACOS} or later only, this is {here}; "
-        f"pplx-edge info {directory} --evaluate evaluates it here, and an onnx format runs here"
+        f"{directory}: Core ML models require macOS {LEAST_MACOS} or later, this is {here}; "
+        f"use an onnx format here, or evaluate the model with: pplx-edge info {directory} --evaluate"
     )
 
 
 class CoreMLRuntime:
-    """A compiled package on chosen compute units. `predict` may be called from several threads, one runs at a time."""
+    """A compiled package on the chosen compute units. Safe to call from several threads; calls run one at a time."""
 
     def __init__(self, package: Path, fingerprint: str, units: str, *, fixed: bool):
-        """`fingerprint` names what the package holds; `fixed`: its functions have fixed lengths."""
+        """Compile the package unless it is cached.
+
+        `fingerprint` identifies the contents of the package. `fixed` means that its functions have fixed lengths.
+        Raises ModelError if Core ML cannot compile it.
+        """
         from pplx_edge.backends.coreml_tools import ct
 
         self._tools, self._fixed = ct, fixed
@@ -52,8 +56,8 @@ class CoreMLRuntime:
         self._device = ""
 
     def predict(self, length: int, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """The outputs of the function of that length. Raises ModelError when Core ML fails."""
-        name = io.function_name(length) if self._fixed else None  # a package of one function has no names to choose
+        """Run the function of the given length and return its outputs. Raises ModelError if Core ML fails."""
+        name = io.function_name(length) if self._fixed else None  # a package with one function takes no name
         try:
             with self._lock:
                 if name not in self._loaded:
@@ -61,12 +65,12 @@ class CoreMLRuntime:
                         str(self._compiled), compute_units=self._units, function_name=name
                     )
                 return self._loaded[name].predict(dict(inputs))
-        except Exception as error:  # Core ML's failures arrive as RuntimeError and as others
+        except Exception as error:  # Core ML raises RuntimeError and other types
             raise ModelError(f"{self._compiled}: Core ML failed at {length} tokens ({error})") from error
 
     @property
     def device(self) -> str:
-        """Where Core ML places the operators: `coreml (ane 96%, cpu 4%)`, by its estimate of their cost."""
+        """The devices that Core ML assigns operators to, by share of estimated cost: `coreml (ane 96%, cpu 4%)`."""
         with self._lock:
             if not self._device:
                 shares = sorted(self._shares().items(), key=lambda share: -share[1])
@@ -75,9 +79,9 @@ class CoreMLRuntime:
             return self._device
 
     def _shares(self) -> dict[str, float]:
-        """Share of the estimated cost by device, over the operators that the plan knows of.
+        """Return the share of the estimated cost by device, over the operators in the compute plan.
 
-        The plan is made for the package's default function; it says nothing of the others.
+        The plan covers only the default function of the package.
         """
         from coremltools.models.compute_plan import MLComputePlan
 
@@ -96,7 +100,7 @@ class CoreMLRuntime:
 
 
 def _compiled(package: Path, fingerprint: str) -> Path:
-    """The package compiled for this system, in the cache; made when it is not there."""
+    """Return the compiled package for this system, compiling it into the cache first if necessary."""
     folder = hub.cache_directory() / "coreml"
     target = folder / f"{package.stem}-{fingerprint[:16]}-macos{platform.mac_ver()[0]}.mlmodelc"
     if target.is_dir():
@@ -110,9 +114,9 @@ def _compiled(package: Path, fingerprint: str) -> Path:
             compile_model(str(package), str(partial / target.name))
         os.rename(partial / target.name, target)
     except OSError as error:
-        if not target.is_dir():  # else another process was faster, with the same result
-            raise ModelError(f"{target}: the compiled model cannot be kept ({error})") from error
-    except Exception as error:  # the compiler's failures arrive as RuntimeError and as others
+        if not target.is_dir():  # otherwise another process finished the same compilation first
+            raise ModelError(f"{target}: the compiled model cannot be stored ({error})") from error
+    except Exception as error:  # the compiler raises RuntimeError and other types
         raise ModelError(f"{package}: Core ML cannot compile it ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Core ML packages on Apple hardware: rows one by one, each through the shortest function that holds it.
+"""The Core ML session: run rows one at a time, each with the shortest function that it fits in.
 
-Everything but the prediction itself is independent of the machine: the session is given a `Predict`, Core ML's own on a
-Mac (`coreml_runtime`), and anything that computes the same elsewhere.
+Only the prediction depends on the machine. The session takes a `Predict` function: that of Core ML on a Mac
+(`coreml_runtime`), or an equivalent one on other machines.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,19 +19,19 @@ from pplx_edge.types import COMPUTE_UNITS, SESSION_DEFAULTS, BatchPolicy, Sessio
 from pplx_edge.vectors.pooling import mean_of
 from pplx_edge.weights.artifact import COREML_LAYOUT, Artifact, is_artifact
 
-# A function's length and its inputs to its outputs, as `coreml_io` describes them.
+# Takes the length of a function and its inputs, and returns its outputs, as described in `coreml_io`.
 Predict = Callable[[int, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
-# The flexible program is for the graphics processor, which prepares itself for a new length quickly.
+# The flexible program runs on the GPU, which prepares quickly for a new length.
 FLEXIBLE_UNITS = "cpu+gpu"
 DEFAULT_UNITS = "all"
 
 
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "CoreMLSession":
-    """The converted model in a directory, on the compute units that `options` names (all of them by default).
+    """Open the converted model in a directory on `options.compute_units` (default: all) and return the session.
 
-    Raises InputError for other options and on machines without Core ML, ArtifactError or ModelNotFound when there is no
-    Core ML artifact, and ModelError when Core ML refuses it.
+    Raises InputError for other options and on machines without Core ML, ArtifactError or ModelNotFound if the directory
+    contains no Core ML artifact, and ModelError if Core ML cannot compile it.
     """
     options.require_only("coreml", "compute_units")
     units = options.compute_units or DEFAULT_UNITS
@@ -48,34 +48,34 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
 
 
 def open_artifact(directory: Path) -> Artifact:
-    """The Core ML artifact in a directory."""
+    """Open the Core ML artifact in a directory. Raises ModelNotFound or ArtifactError if there is none."""
     if not is_artifact(directory):
         raise ModelNotFound(
             f"{directory}: no Core ML model here; convert it: pplx-edge convert {directory} --to coreml-fp16 --out DIR"
         )
     artifact = Artifact.open(directory)
     if not artifact.format.startswith("coreml-"):
-        raise ArtifactError(f"{directory}: holds {artifact.format}, which the coreml backend does not open")
+        raise ArtifactError(f"{directory}: contains {artifact.format}, which the coreml backend does not open")
     return artifact
 
 
 def open_table(artifact: Artifact, spec: ModelSpec) -> EmbeddingTable:
-    """The embedding table of an artifact."""
+    """Open the embedding table of an artifact."""
     return EmbeddingTable.open(artifact.path(COREML_LAYOUT.table), (spec.vocab_size, spec.hidden_size))
 
 
 def row_lengths(artifact: Artifact, spec: ModelSpec, units: str) -> io.Lengths:
-    """How long rows may be on the given compute units, from the manifest."""
+    """Return the row lengths for the given compute units, read from the manifest for fixed lengths."""
     if units == FLEXIBLE_UNITS:
         return io.FlexibleLengths(spec)
     lengths = artifact.weights.get("lengths")
     if not isinstance(lengths, list) or not lengths or not all(isinstance(length, int) for length in lengths):
-        raise ArtifactError(f"{artifact.directory}: the manifest names no function lengths; convert the model again")
+        raise ArtifactError(f"{artifact.directory}: the manifest lists no function lengths; convert the model again")
     return io.FixedLengths(tuple(lengths))
 
 
 class CoreMLSession:
-    """Rows through functions of fixed or free length. `spec.max_tokens` is what the longest of them takes."""
+    """A Core ML model with functions of fixed or flexible length. `spec.max_tokens` is the longest row they accept."""
 
     backend = "coreml"
     policy = BatchPolicy(max_tokens=512)
@@ -93,11 +93,11 @@ class CoreMLSession:
 
     @property
     def device(self) -> str:
-        """Where the operators run, read back from Core ML's own plan."""
+        """The devices that run the operators, according to the compute plan of Core ML."""
         return self._read_device()
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:
-        """Final hidden states, float32 `[B, T, D]`, zeros at padding."""
+        """Return the final hidden states, float32 `[B, T, D]`, zeros at padding."""
         states = np.zeros((*batch.input_ids.shape, self.spec.dim), np.float32)
         for row, mask in enumerate(batch.attention_mask.astype(bool)):
             if mask.any():
@@ -106,10 +106,10 @@ class CoreMLSession:
         return states
 
     def span_means(self, batch: TokenBatch) -> np.ndarray:
-        """Mean state of each span, float32 `[N, D]`; an empty span gives zeros.
+        """Return the mean state of each span, float32 `[N, D]`; an empty span gives zeros.
 
-        Up to MAX_SPANS spans of a row are pooled within the program, more of them on the host, so that a row is run
-        once however many it has. Either sums in float32; their last bits differ.
+        The program pools up to MAX_SPANS spans of a row; a row with more spans is pooled on the host. Each row is run
+        only once either way. Both accumulate in float32, but their last bits differ.
         """
         means = np.zeros((len(batch.spans), self.spec.dim), np.float32)
         for row, wanted in _by_row(batch.spans).items():
@@ -124,11 +124,11 @@ class CoreMLSession:
         return means
 
     def _run(self, batch: TokenBatch, row: int, spans: Sequence[Span]) -> Mapping[str, np.ndarray]:
-        """The outputs for one row, whose real tokens come first in them."""
+        """Return the outputs for one row, with its real tokens first. Raises TextTooLong if the row is too long."""
         ids = batch.input_ids[row][batch.attention_mask[row].astype(bool)]
         if len(ids) > self.spec.max_tokens:
             raise TextTooLong(
-                f"row {row}: {len(ids):,} tokens, this Core ML model takes {self.spec.max_tokens:,} at once; "
+                f"row {row} has {len(ids):,} tokens, limit {self.spec.max_tokens:,} for this Core ML model; "
                 "use encode_stream() or truncate=True",
                 index=row,
                 n_tokens=len(ids),
@@ -140,7 +140,7 @@ class CoreMLSession:
 
 
 def _by_row(spans: Sequence[Span]) -> dict[int, list[int]]:
-    """The places of the spans that are not empty, by row; a row without any is not run."""
+    """Return the indices of the non-empty spans by row. Rows without any are omitted."""
     rows: dict[int, list[int]] = {}
     for i, span in enumerate(spans):
         if span.n_tokens:

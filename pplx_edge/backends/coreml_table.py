@@ -1,8 +1,8 @@
-"""The embedding table beside a Core ML package: mapped from its file, rows gathered on the host.
+"""The embedding table of a Core ML model, memory-mapped from a separate file and looked up on the CPU.
 
-The lookup is kept out of the program because a gather from a table of this size runs on no Neural Engine: it would move
-the start of every pass to the processor, and each function would carry the table's cost. On the host it is a copy of a
-few rows. The file is safetensors: one float16 tensor, or int8 codes with one float32 scale a row.
+The lookup is not part of the program because the Neural Engine cannot gather from a table of this size: every pass
+would start on the CPU, and every function would contain the table. The file is safetensors with one float16 tensor, or
+int8 codes with one float32 scale per row.
 """
 
 import json
@@ -20,37 +20,39 @@ _HEADER_LENGTH_BYTES = 8
 
 
 class EmbeddingTable:
-    """Rows of the embedding, by token id."""
+    """An embedding table that is looked up by token id."""
 
     def __init__(self, values: np.ndarray, scales: np.ndarray | None = None):
-        """`values` `[V, D]` float16, or int8 codes with `scales` `[V]`."""
+        """Wrap float16 values `[V, D]`, or int8 codes `[V, D]` with float32 `scales` `[V]`."""
         self._values, self._scales = values, scales
 
     @classmethod
     def open(cls, path: Path, shape: tuple[int, int]) -> "EmbeddingTable":
-        """The table in a file, mapped. Raises ArtifactError when it does not hold one of that shape."""
+        """Map the table in a file. Raises ArtifactError if the file contains no table of that shape."""
         tensors = _mapped_tensors(path)
         if TABLE in tensors:
             values, scales = tensors[TABLE], None
         elif CODES in tensors and SCALES in tensors:
             values, scales = tensors[CODES], tensors[SCALES]
         else:
-            raise ArtifactError(f"{path}: holds no embedding table; convert the model again")
+            raise ArtifactError(f"{path}: contains no embedding table; convert the model again")
         if values.shape != shape or (scales is not None and scales.shape != shape[:1]):
             raise ArtifactError(f"{path}: the table is {list(values.shape)}, config.json implies {list(shape)}")
         return cls(values, scales)
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
-        """The embeddings float32 `[T, D]` of ids `[T]`. Raises InputError for an id that the table does not have."""
+        """Return the embeddings float32 `[T, D]` of ids `[T]`. Raises InputError for an id that is out of range."""
         n_rows = len(self._values)
         if len(ids) and not 0 <= ids.min() <= ids.max() < n_rows:
-            raise InputError(f"token id {ids.max() if ids.min() >= 0 else ids.min()} is not one of {n_rows:,}")
+            raise InputError(
+                f"token id {ids.max() if ids.min() >= 0 else ids.min()} is out of range: the table has {n_rows:,} rows"
+            )
         rows = self._values[ids].astype(np.float32)
         return rows if self._scales is None else rows * self._scales[ids, None]
 
 
 def _mapped_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Names to read-only arrays over the file; nothing is read but the header."""
+    """Return the tensors of a file by name as read-only mapped arrays; only the header is read."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")

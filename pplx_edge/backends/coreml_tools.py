@@ -1,7 +1,7 @@
-"""coremltools, imported without what it says on machines other than a Mac.
+"""Import coremltools without its warnings.
 
-Off a Mac it logs one warning for each native part that is missing and for each newer library beside it. None of them
-concerns writing programs or reading them.
+On machines other than Macs, it logs a warning for each missing native library and for each untested newer package.
+These do not affect writing or reading programs.
 """
 
 import logging
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of coremltools within."""
+    """Suppress the warnings of coremltools inside the block."""
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.ERROR)

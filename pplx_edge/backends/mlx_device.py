@@ -1,4 +1,4 @@
-"""What MLX says of the machine, without opening a model."""
+"""Describe the MLX device of this machine without loading a model."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,11 @@ import mlx.core as mx
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlxDevice:
-    """Whether there is Metal, what the device calls itself (empty without Metal), and what MLX lets arrays take.
+    """The default device of MLX.
 
-    `recommended_bytes` is what Metal advises a process to use at most, None without Metal.
+    `metal` says whether Metal is available, and `name` is the device name, empty without Metal. `memory_limit_bytes` is
+    MLX's limit for the size of all arrays. `recommended_bytes` is the maximum that Metal recommends for a process, None
+    without Metal.
     """
 
     metal: bool
@@ -19,7 +21,7 @@ class MlxDevice:
 
 
 def describe_device() -> MlxDevice:
-    """The device that models are run on by default."""
+    """Return the device that models run on by default."""
     metal = mx.metal.is_available()
     facts = mx.device_info() if metal else {}
     recommended = facts.get("max_recommended_working_set_size")

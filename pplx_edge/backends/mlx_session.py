@@ -1,9 +1,9 @@
-"""MLX: the GPU of a Mac with Apple Silicon, or, slowly and for parity only, a processor.
+"""The MLX session: run models on the GPU of a Mac with Apple Silicon. The CPU also works, slowly, for parity tests.
 
-Everything runs on one thread of its own, because MLX keeps streams and compiled functions for each thread. Rows are
-padded to one of a few lengths and run in groups whose size is a power of two, so that shapes repeat: Metal reuses a
-buffer only for a shape that it has seen, and compiled functions are kept for ever. Pooling is done on the device; only
-`[N, D]` means come back.
+All MLX calls run on one dedicated thread, because MLX keeps streams and compiled functions per thread. Rows are padded
+to one of a few lengths and run in groups whose size is a power of two, so that shapes repeat: Metal reuses buffers only
+for shapes it has seen before, and compiled functions are kept forever. Spans are pooled on the device, and only their
+means `[N, D]` are copied to the host.
 """
 
 from collections import defaultdict
@@ -24,28 +24,28 @@ from pplx_edge.weights.artifact import Artifact, family_of, is_artifact
 
 _LEAST_LENGTH = 16
 _LENGTHS_AN_OCTAVE = 4  # at most a fifth of a row is padding, a tenth on average
-_MAX_TOKENS = 8192  # of a call; what GPUs need to be busy
+_MAX_TOKENS = 8192  # per call; enough to keep a GPU busy
 _MAX_ATTENTION = 1 << 24
-_CACHE_BYTES = 256_000_000  # of freed buffers, within a call; between calls there are none
+_CACHE_BYTES = 256_000_000  # limit for freed buffers during a call; the cache is cleared between calls
 _MEGABYTE = 1_000_000
 T = TypeVar("T")
 
 
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "MlxSession":
-    """The model in a directory: an artifact, a checkpoint in floats, or a repository that MLX tools have written.
+    """Open the model in a directory: an artifact, a float checkpoint, or a repository written by MLX tools.
 
-    `quantize` turns a checkpoint's weights into integers while it is read; `memory_mb` bounds what the arrays of the
-    process may take. Raises ArtifactError, CheckpointError, UnsupportedModel, or InputError for options that cannot be
-    had.
+    `options.quantize` quantizes the weights of a checkpoint while they are read, and `options.memory_mb` limits the
+    memory of all arrays of the process. Raises ArtifactError, CheckpointError, UnsupportedModel, or InputError for
+    invalid options.
     """
     options.require_only("mlx", "quantize", "memory_mb")
     if is_artifact(directory) and family_of(format := Artifact.open(directory).format) != "mlx":
-        raise ArtifactError(f"{directory}: holds {format}, which the mlx backend does not open")
+        raise ArtifactError(f"{directory}: contains {format}, which the mlx backend does not open")
     return MlxSession(directory, ModelSpec.from_directory(directory), options)
 
 
 class MlxSession:
-    """A model on MLX's default device. Kernels are chosen by shape, so last digits may depend on the batch."""
+    """A model on the default MLX device. Kernels depend on shapes, so the last digits may depend on the batch."""
 
     backend = "mlx"
 
@@ -61,11 +61,11 @@ class MlxSession:
         self._forward = self._on_worker(lambda: _forward(self.model))
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:
-        """Final hidden states, float32 `[B, T, D]`, zeros at padding."""
+        """Return the final hidden states, float32 `[B, T, D]`, zeros at padding."""
         return self._on_worker(lambda: self._token_states(batch))
 
     def span_means(self, batch: TokenBatch) -> np.ndarray:
-        """Mean state of each span, float32 `[N, D]`; an empty span gives zeros."""
+        """Return the mean state of each span, float32 `[N, D]`; an empty span gives zeros."""
         return self._on_worker(lambda: self._span_means(batch))
 
     def _on_worker(self, work: Callable[[], T]) -> T:
@@ -97,7 +97,7 @@ class MlxSession:
         return means
 
     def _passes(self, batch: TokenBatch) -> Iterator[tuple[list[int], mx.array]]:
-        """Rows of the batch, and their states `[b, T, D]` padded on the right; buffers are let go of in between."""
+        """Yield groups of rows with their states `[b, T, D]`, padded on the right. Frees buffers between groups."""
         ids = [row[mask.astype(bool)] for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
         for length, rows in row_groups([len(row) for row in ids], self.policy.max_tokens):
             tokens = np.full((len(rows), length), self.spec.sep_id, np.int32)
@@ -110,7 +110,10 @@ class MlxSession:
             mx.clear_cache()
 
     def _within(self, memory_mb: int) -> BatchPolicy:
-        """The policy that keeps a call within so much memory, model included; MLX is told the limit as well."""
+        """Set the memory limit of MLX and return a policy that keeps each call within it, including the model.
+
+        Raises InputError if the limit is too low for the model.
+        """
         model = self._on_worker(lambda: n_bytes(self.model))
         room = (memory_mb * _MEGABYTE - model) // self.spec.activation_bytes
         if room < _LEAST_LENGTH:
@@ -121,9 +124,9 @@ class MlxSession:
 
 
 def row_groups(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, list[int]]]:
-    """`(padded length, rows)` of each pass: rows of like length together, their number a power of two.
+    """Yield `(padded length, rows)` for each pass: rows of similar length, whose number is a power of two.
 
-    Rows without tokens are in none. A row that is over the budget of tokens has a pass of its own.
+    Empty rows are omitted. A row longer than `max_tokens` gets a pass of its own.
     """
     alike = defaultdict(list)
     for row, length in enumerate(lengths):
@@ -139,7 +142,7 @@ def row_groups(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, l
 
 
 def padded_length(n_tokens: int) -> int:
-    """The least of the lengths 16, 20, 24, 28, 32, 40, … that holds so many tokens."""
+    """Return the smallest of the lengths 16, 20, 24, 28, 32, 40, … that is at least `n_tokens`."""
     if n_tokens <= _LEAST_LENGTH:
         return _LEAST_LENGTH
     step = (1 << ((n_tokens - 1).bit_length() - 1)) // _LENGTHS_AN_OCTAVE
@@ -147,10 +150,9 @@ def padded_length(n_tokens: int) -> int:
 
 
 def span_sums(states: mx.array, starts: np.ndarray, counts: np.ndarray) -> Iterator[tuple[np.ndarray, mx.array]]:
-    """`(which spans, their sums float32 [n, D])` of spans `[starts, starts + counts)` of states `[S, D]`.
+    """Yield `(span indices [n], sums [n, D])` for the spans `[starts, starts + counts)` of states `[S, D]`.
 
-    Spans of like length are summed together, in float32. A sum depends on its own tokens alone, not on what other spans
-    are asked for.
+    Spans of similar length are summed together, in float32. A sum depends only on its own tokens, not on other spans.
     """
     lengths = np.array([padded_length(int(count)) for count in counts])
     for length in np.unique(lengths):
@@ -162,7 +164,7 @@ def span_sums(states: mx.array, starts: np.ndarray, counts: np.ndarray) -> Itera
 
 
 def _forward(model: Model) -> Callable[[mx.array, mx.array | None], mx.array]:
-    """The model, compiled where there is a GPU."""
+    """Return the model's forward function, compiled if there is a GPU."""
     if not mx.metal.is_available():
         return model
     unmasked = mx.compile(lambda ids: model(ids))
@@ -171,6 +173,6 @@ def _forward(model: Model) -> Callable[[mx.array, mx.array | None], mx.array]:
 
 
 def _device() -> str:
-    """What MLX runs on, as it says itself: `gpu (Apple M3 Pro)`, or `cpu`."""
+    """Return the name of the MLX device: `gpu (Apple M3 Pro)` or `cpu`."""
     kind = mx.default_device().type.name
     return f"{kind} ({mx.device_info()['device_name']})" if kind == "gpu" else kind

@@ -1,6 +1,7 @@
-"""A model of one product of int8 matrices in ONNX's wire format: importing `onnx` takes longer than opening nano.
+"""Write an ONNX model with a single int8 matrix product, without `onnx`, whose import takes longer than loading nano.
 
-A message is its fields one after the other: number and wire type, then a number, or a length and as many bytes.
+A protobuf message is a sequence of fields. Each field is a tag (field number and wire type), followed by a number, or
+by a length and that many bytes.
 """
 
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ _ELEMENTS = {np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int8): 
 
 
 def product_model(weight: np.ndarray) -> bytes:
-    """A serialised model of the operator that all linear layers use: `a` uint8 `[N, K]` to `y` float32 `[N, M]`.
+    """Return a serialized model of the linear layers' operator, with input `a` uint8 `[N, K]` and output `y` `[N, M]`.
 
-    `weight` is int8 `[K, M]`; 128 stands for zero in `a`, and all scales are 1.
+    `weight` is int8 `[K, M]` and `y` is float32. The zero point of `a` is 128, and all scales are 1.
     """
     constants = {
         "w": weight,
@@ -47,7 +48,7 @@ def _tensors(constants: Mapping[str, np.generic | np.ndarray]) -> list[bytes]:
 
 
 def _value(name: str, dtype: type[np.generic], width: int) -> bytes:
-    """A matrix of any number of rows."""
+    """Return a value info message for a matrix with any number of rows."""
     shape = _field(1, _field(2, b"rows")) + _field(1, _field(1, width))
     return _field(1, name.encode()) + _field(2, _field(1, _field(1, _ELEMENTS[np.dtype(dtype)]) + _field(2, shape)))
 
@@ -59,7 +60,7 @@ def _field(number: int, value: int | bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the highest bit says that more follow."""
+    """Encode a number as a protobuf varint: seven bits per byte, lowest first; the top bit marks continuation."""
     parts = bytearray()
     while value > 0x7F:
         parts.append(value & 0x7F | 0x80)

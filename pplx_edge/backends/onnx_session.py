@@ -1,4 +1,4 @@
-"""ONNX graphs on the processor: our own artifacts, official graphs, and community copies without pooling."""
+"""Run ONNX graphs on the CPU: our own artifacts, official graphs, and community graphs without pooling."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ _PROVIDERS = ["CPUExecutionProvider"]
 
 
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "PackedSession | PaddedSession":
-    """The model in a directory: an artifact, or a repository with ready ONNX graphs.
+    """Open the model in a directory: an artifact, or a repository with ready-made ONNX graphs.
 
-    Raises ArtifactError or ModelNotFound when there is none, ModelError when the runtime refuses it, InputError for
-    options other than `threads`.
+    Raises ArtifactError or ModelNotFound if there is none, ModelError if ONNX Runtime cannot open it, and InputError
+    for options other than `threads`.
     """
     options.require_only("onnx", "threads")
     spec = ModelSpec.from_directory(directory)
@@ -30,7 +30,7 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
     options_for = session_options if is_artifact(directory) else foreign_session_options
     try:
         runtime = ort.InferenceSession(str(graph), options_for(options.threads), providers=_PROVIDERS)
-    except Exception as error:  # the runtime's exceptions share no base but Exception
+    except Exception as error:  # the runtime's exceptions have no common base class except Exception
         raise ModelError(f"{graph}: ONNX Runtime cannot open it ({_first_line(error)})") from error
     outputs = {output.name for output in runtime.get_outputs()}
     if PACKED_STATES in outputs:
@@ -39,11 +39,11 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
 
 
 def graph_file(directory: Path) -> Path:
-    """The graph to open in a directory."""
+    """Return the graph to open in a directory. Raises ArtifactError or ModelNotFound if there is none."""
     if is_artifact(directory):
         artifact = Artifact.open(directory)
         if not artifact.format.startswith("onnx-"):
-            raise ArtifactError(f"{directory}: holds {artifact.format}, which the onnx backend does not open")
+            raise ArtifactError(f"{directory}: contains {artifact.format}, which the onnx backend does not open")
         return artifact.path(ONNX_LAYOUT.graph)
     if graphs := ready_graphs(directory):
         return graphs[0]
@@ -53,7 +53,7 @@ def graph_file(directory: Path) -> Path:
 
 
 class PackedSession:
-    """Our own graphs: rows of any lengths together, padding dropped inside, states returned for real tokens only."""
+    """A session for our own graphs, which drop padding internally and return the states of real tokens only."""
 
     backend, device = "onnx", "cpu"
     policy = BatchPolicy(max_tokens=512)
@@ -62,25 +62,26 @@ class PackedSession:
         self.runtime, self.spec = runtime, spec
 
     def packed_states(self, batch: TokenBatch) -> np.ndarray:
-        """States of the real tokens of all rows, one after the other: float32 `[S, D]`."""
+        """Return the states of the real tokens of all rows, concatenated: float32 `[S, D]`."""
         return _run(self.runtime, PACKED_STATES, batch)
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:
-        """Final hidden states, float32 `[B, T, D]`, zeros at padding."""
+        """Return the final hidden states, float32 `[B, T, D]`, zeros at padding."""
         states = np.zeros((*batch.input_ids.shape, self.spec.dim), np.float32)
         states[batch.attention_mask.astype(bool)] = self.packed_states(batch)
         return states
 
     def span_means(self, batch: TokenBatch) -> np.ndarray:
-        """Mean state of each span, float32 `[N, D]`."""
+        """Return the mean state of each span, float32 `[N, D]`; an empty span gives zeros."""
         starts = np.concatenate([[0], np.cumsum(batch.lengths)])
         return packed_span_means(self.packed_states(batch), starts, batch.spans)
 
 
 class PaddedSession:
-    """Graphs made elsewhere: padded rows in, one state a position out, and sometimes the row means.
+    """A session for graphs from elsewhere, which take padded rows and return one state per position or row means.
 
-    Where such a graph quantises activations with one scale a tensor, a vector depends a little on its batch-mates.
+    If such a graph quantizes activations with one scale per tensor, a vector depends slightly on the other rows of its
+    batch.
     """
 
     backend, device = "onnx", "cpu"
@@ -91,26 +92,28 @@ class PaddedSession:
         self.gives_row_means = ROW_MEANS in {output.name for output in runtime.get_outputs()}
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:
-        """Final hidden states, float32 `[B, T, D]`."""
+        """Return the final hidden states, float32 `[B, T, D]`. Raises ModelError if the graph has only row means."""
         if self.states_output is None:
-            raise ModelError("this graph gives row means only; chunks and token states need one with last_hidden_state")
+            raise ModelError(
+                "this graph returns only row means; chunks and token states need a graph with last_hidden_state"
+            )
         return _run(self.runtime, self.states_output, batch)
 
     def span_means(self, batch: TokenBatch) -> np.ndarray:
-        """Mean state of each span, float32 `[N, D]`; the graph's own row means when nothing else is asked for."""
+        """Return the mean state of each span, float32 `[N, D]`; the graph's own row means if the spans are the rows."""
         if self.gives_row_means and _covers_rows(batch):
             return _run(self.runtime, ROW_MEANS, batch)
         return span_means(self.token_states(batch), batch)
 
 
 def _run(runtime: ort.InferenceSession, output: str, batch: TokenBatch) -> np.ndarray:
-    """One output of a graph, and nothing computed that it does not need."""
+    """Run only the part of a graph that one output needs, and return that output as float32."""
     options = ort.RunOptions()
     options.only_execute_path_to_fetches = True
     feeds = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     wanted = {value.name for value in runtime.get_inputs()}
     if unknown := wanted - set(feeds) - {"position_ids"}:
-        raise ModelError(f"the graph wants an input {sorted(unknown)[0]!r} that an encoder does not have")
+        raise ModelError(f"the graph requires input {sorted(unknown)[0]!r}, which an encoder does not have")
     if "position_ids" in wanted:
         feeds["position_ids"] = np.maximum(batch.attention_mask.cumsum(axis=1) - 1, 0)
     (values,) = runtime.run([output], feeds, options)
@@ -118,7 +121,7 @@ def _run(runtime: ort.InferenceSession, output: str, batch: TokenBatch) -> np.nd
 
 
 def _covers_rows(batch: TokenBatch) -> bool:
-    """Whether the spans are exactly the rows, in order."""
+    """Return whether the spans are exactly the rows, in order."""
     whole = tuple((row, 0, int(length)) for row, length in enumerate(batch.lengths))
     return tuple((span.row, span.start, span.stop) for span in batch.spans) == whole
 
@@ -127,7 +130,7 @@ def _padded_output(outputs: set[str], graph: Path) -> str | None:
     found = next((name for name in PADDED_STATES if name in outputs), None)
     if found is None and ROW_MEANS not in outputs:
         raise ModelError(
-            f"{graph}: none of its outputs ({', '.join(sorted(outputs))}) is token states or a mean of them"
+            f"{graph}: none of its outputs ({', '.join(sorted(outputs))}) contains token states or their means"
         )
     return found
 

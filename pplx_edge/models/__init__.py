@@ -1,1 +1,1 @@
-"""The bidirectional encoder, once per array library, with the same parameter names everywhere."""
+"""Implementations of the bidirectional encoder for each array library, all with the same parameter names."""

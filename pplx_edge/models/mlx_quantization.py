@@ -1,7 +1,7 @@
-"""Weights in MLX's quantised layouts: the schemes, the block of config.json that names them, and the rounding.
+"""MLX's quantized weight formats: the schemes, the block of config.json that describes them, and the rounding.
 
-A matrix `[out, in]` is kept in groups along a row. `affine`: weight ≈ scale · code + bias. The mx and nv modes keep
-small floats with one shared scale a group, as `mlx.core.quantize` defines them.
+A matrix `[out, in]` is quantized in groups along its rows. In `affine` mode, weight ≈ scale · code + bias. The mx and
+nv modes store small floats with one shared scale per group, as defined by `mlx.core.quantize`.
 """
 
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ _CODES_IN_A_WORD = 32
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How one matrix is kept."""
+    """The weight format of one matrix."""
 
     bits: int
     group_size: int
     mode: str = "affine"
 
     def as_config(self) -> dict[str, Any]:
-        """As config.json holds it."""
+        """Return the scheme in the form used in config.json."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 
@@ -42,17 +42,20 @@ _MODES = {scheme.mode for scheme in SCHEMES.values()}
 
 @dataclass(frozen=True, slots=True)
 class QuantizationPlan:
-    """A scheme for each module by its path without `model.`; None keeps it in floats, `default` is for all others."""
+    """The scheme of each module. `overrides` maps module paths without `model.` to schemes; None means floats.
+
+    `default` is the scheme of all other modules.
+    """
 
     default: Scheme | None = None
     overrides: Mapping[str, Scheme | None] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str = "config.json") -> "QuantizationPlan":
-        """The plan of a parsed config.json; without a `quantization` block everything is in floats.
+        """Return the plan for a parsed config.json. Without a `quantization` block, all weights are floats.
 
-        An entry that is `true` means the default, one that is `false` floats; a missing mode means affine. Raises
-        UnsupportedModel naming what cannot be read.
+        In the block, `true` for a module means the default scheme and `false` means floats; a missing mode means
+        affine. Raises UnsupportedModel, naming the entry, if an entry cannot be read.
         """
         block = next((config[key] for key in CONFIG_KEYS if config.get(key) is not None), None)
         if block is None:
@@ -70,11 +73,11 @@ class QuantizationPlan:
         return cls(default, overrides)
 
     def scheme(self, path: str) -> Scheme | None:
-        """The scheme of a module."""
+        """Return the scheme of a module, or None for floats."""
         return self.overrides.get(path, self.default)
 
     def as_config(self) -> dict[str, Any]:
-        """The block of config.json, paths with `model.` as mlx-lm names them; empty when all is in floats."""
+        """Return the block for config.json, with `model.` in paths as in mlx-lm; empty if the default is floats."""
         if self.default is None:
             return {}
         overrides = {_PREFIX + path: scheme.as_config() if scheme else False for path, scheme in self.overrides.items()}
@@ -82,23 +85,23 @@ class QuantizationPlan:
 
 
 def scheme_named(name: str) -> Scheme:
-    """The scheme of a short name, `q8`. Raises InputError for an unknown one."""
+    """Return the scheme with a short name such as `q8`. Raises InputError for an unknown name."""
     if name not in SCHEMES:
-        raise InputError(f"unknown quantisation {name!r}: choose one of {', '.join(SCHEMES)}")
+        raise InputError(f"unknown quantization {name!r}: choose one of {', '.join(SCHEMES)}")
     return SCHEMES[name]
 
 
 def fits(scheme: Scheme, n_columns: int) -> bool:
-    """Whether a row of so many weights divides into the scheme's groups."""
+    """Return whether a row of `n_columns` weights can be divided into the groups of a scheme."""
     return n_columns % scheme.group_size == 0
 
 
 def quantized(weight: mx.array, scheme: Scheme) -> dict[str, mx.array]:
-    """`weight` (packed uint32), `scales` and, for affine, `biases` of a float32 matrix `[out, in]`.
+    """Quantize a float32 matrix `[out, in]`: return `weight` (packed uint32), `scales` and, for affine, `biases`.
 
-    Affine scales and biases are bfloat16, the type that the model computes in. Codes are counted with the rounded ones,
-    not with those that they were rounded from: at 8 bits that keeps the error of a weight at half a step, where
-    rounding afterwards moves it by up to a whole one.
+    Affine scales and biases are bfloat16, the type in which the model computes. The codes are computed from the rounded
+    scales and biases. At 8 bits this limits the error of a weight to half a step; rounding the scales afterwards would
+    increase it to as much as a whole step.
     """
     if scheme.mode != "affine":
         found = mx.quantize(weight, group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode)
@@ -112,7 +115,7 @@ def quantized(weight: mx.array, scheme: Scheme) -> dict[str, mx.array]:
 
 
 def _packed(codes: mx.array, bits: int) -> mx.array:
-    """Codes `[R, C]` in words of 32 bits, the first in the lowest bits: uint32 `[R, C * bits / 32]`."""
+    """Pack codes `[R, C]` into 32-bit words, the first code in the lowest bits: uint32 `[R, C * bits / 32]`."""
     per_word = _CODES_IN_A_WORD // bits
     shifts = mx.arange(per_word, dtype=mx.uint32) * bits
     words = codes.reshape(codes.shape[0], -1, per_word)
@@ -124,6 +127,6 @@ def _scheme(block: Mapping[str, Any], where: str) -> Scheme:
     if type(bits) is not int or type(group_size) is not int or mode not in _MODES:
         raise UnsupportedModel(
             f"{where}: bits={bits!r}, group_size={group_size!r}, mode={mode!r}; "
-            f"needed are two whole numbers and one of {', '.join(sorted(_MODES))}"
+            f"expected two integers and one of {', '.join(sorted(_MODES))}"
         )
     return Scheme(bits, group_size, mode)

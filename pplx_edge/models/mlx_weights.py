@@ -1,5 +1,6 @@
-"""Weights into the MLX encoder: float checkpoints of any layout, quantised while they are read or not, and the
-repositories that MLX tools write.
+"""Load weights into the MLX encoder, from float checkpoints and from repositories written by MLX tools.
+
+The weights of a float checkpoint can be quantized while they are read.
 """
 
 import json
@@ -30,32 +31,31 @@ _WORD_BITS = 32
 
 
 def open_model(directory: Path, quantize: str | None = None) -> Model:
-    """The encoder of a directory, its weights read and checked.
+    """Load the encoder from a directory, reading and checking its weights.
 
-    `quantize` is what a float checkpoint becomes: a name of SCHEMES, or `bf16` (None) or `fp32`. Raises
-    CheckpointError, UnsupportedModel, or InputError for a name that is unknown or for weights that are quantised
-    already.
+    `quantize` is the weight format for a float checkpoint: a name in SCHEMES, `bf16` (the default) or `fp32`. Raises
+    CheckpointError, UnsupportedModel, or InputError if the name is unknown or the weights are already quantized.
     """
     if not mx.metal.is_available():
-        mx.disable_compile()  # a processor would run a C++ compiler for each new shape
+        mx.disable_compile()  # on a CPU, MLX would run a C++ compiler for each new shape
     config = _config(directory)
     spec = ModelSpec.from_directory(directory)
     plan = QuantizationPlan.from_config(config, str(directory / "config.json"))
     if plan.default is None:
         return _from_floats(Checkpoint.open(directory, spec), quantize or "bf16")
     if quantize is not None:
-        raise InputError(f"{directory}: its weights are quantised already; open it without quantize={quantize!r}")
+        raise InputError(f"{directory}: the weights are already quantized; load it without quantize={quantize!r}")
     return _from_mlx(directory, spec)
 
 
 def plan_for(spec: ModelSpec, scheme: Scheme) -> QuantizationPlan:
-    """One scheme for every matrix whose rows divide into its groups; the others stay in floats."""
+    """Return a plan that uses one scheme for every matrix whose rows fit its groups; other matrices stay floats."""
     left = {path: None for path, (_, n_columns) in matrices(spec).items() if not fits(scheme, n_columns)}
     return QuantizationPlan(scheme, left)
 
 
 def matrices(spec: ModelSpec) -> dict[str, tuple[int, int]]:
-    """Every matrix of the model by the path of its module, with its shape `[out, in]`."""
+    """Return the shape `[out, in]` of every matrix of the model, by module path."""
     shapes = spec.tensor_shapes().items()
     return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes if len(shape) == 2}
 
@@ -69,16 +69,16 @@ def _from_floats(checkpoint: Checkpoint, quantize: str) -> Model:
         scheme = plan.scheme(path) if path in matrices(checkpoint.spec) else None
         values = mx.array(checkpoint.read(name))
         parts = quantized(values, scheme) if scheme else {"weight": values.astype(dtype or mx.bfloat16)}
-        mx.eval(*parts.values())  # now, so that the float32 of one tensor is gone before the next is read
+        mx.eval(*parts.values())  # evaluate now, to free the float32 tensor before the next one is read
         weights |= {f"{path}.{part}": array for part, array in parts.items()}
     return _assembled(checkpoint.spec, weights, {path: plan.scheme(path) for path in matrices(checkpoint.spec)})
 
 
 class StoredWeights:
-    """The tensors of a repository that MLX tools have written, mapped from its files and decoded one by one."""
+    """The tensors of a repository written by MLX tools, mapped from its files and decoded one by one."""
 
     def __init__(self, directory: Path, spec: ModelSpec):
-        """Raises CheckpointError for a file that MLX cannot read, or a tensor that is not as it should be."""
+        """Map the tensors. Raises CheckpointError if MLX cannot read a file, or for an invalid tensor."""
         plan = QuantizationPlan.from_config(_config(directory), str(directory / "config.json"))
         self.arrays = _arrays(directory)
         self.schemes = {
@@ -87,11 +87,11 @@ class StoredWeights:
         _require_match(directory, spec, self.arrays, self.schemes)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor by its name in checkpoints, float32, as it is left by its quantisation."""
+        """Return a dequantized tensor as float32, by its checkpoint name."""
         return self._decoded(name.removesuffix(".weight"), slice(None))
 
     def rows(self, path: str, rows: np.ndarray) -> np.ndarray:
-        """Rows `[R]` of a matrix: float32 `[R, columns]`."""
+        """Return the rows of a matrix with indices `[R]`, dequantized: float32 `[R, columns]`."""
         return self._decoded(path, mx.array(rows))
 
     def _decoded(self, path: str, rows: mx.array | slice) -> np.ndarray:
@@ -99,7 +99,7 @@ class StoredWeights:
         if scheme is None:
             return as_numpy(weight)
         scales, biases = self.arrays[f"{path}.scales"][rows], None
-        if scheme.mode == "affine":  # float32 first, or products are rounded to bfloat16
+        if scheme.mode == "affine":  # convert to float32 first, otherwise products are rounded to bfloat16
             scales = scales.astype(mx.float32)
             biases = self.arrays[f"{path}.biases"][rows].astype(mx.float32)
         return as_numpy(mx.dequantize(weight, scales, biases, scheme.group_size, scheme.bits, mode=scheme.mode))
@@ -124,9 +124,9 @@ def _arrays(directory: Path) -> dict[str, mx.array]:
 def _stored_scheme(
     directory: Path, weights: Mapping[str, mx.array], path: str, shape: tuple[int, int], plan: QuantizationPlan
 ) -> Scheme | None:
-    """How a matrix is kept: bits and group size by the shapes that are there, the mode by the plan.
+    """Return the scheme of a stored matrix: bits and group size from the tensor shapes, the mode from the plan.
 
-    Mixed repositories do not always name each of their layers, but bits and groups follow from the sizes.
+    Mixed-precision repositories do not always list every layer, but the shapes determine bits and group size.
     """
     if f"{path}.scales" not in weights:
         return None
@@ -134,11 +134,11 @@ def _stored_scheme(
     codes, scales = weights.get(f"{path}.weight"), weights[f"{path}.scales"]
     n_rows, n_columns = shape
     if codes is None or codes.dtype != mx.uint32 or codes.ndim != 2 or scales.ndim != 2 or not scales.shape[1]:
-        raise CheckpointError(f"{directory}: tensor {path}.weight is not packed codes, though {path}.scales is there")
+        raise CheckpointError(f"{directory}: tensor {path}.weight is not packed codes, although {path}.scales exists")
     bits, group_size = codes.shape[1] * _WORD_BITS // n_columns, n_columns // scales.shape[1]
     if (n_rows, n_rows) != (codes.shape[0], scales.shape[0]) or bits * n_columns != codes.shape[1] * _WORD_BITS:
         raise CheckpointError(
-            f"{directory}: tensor {path}.weight has shape {list(codes.shape)}, which is no packing of {list(shape)}"
+            f"{directory}: tensor {path}.weight has shape {list(codes.shape)}, which is not a packing of {list(shape)}"
         )
     return Scheme(bits, group_size, named.mode if named else "affine")
 
@@ -146,7 +146,7 @@ def _stored_scheme(
 def _require_match(
     directory: Path, spec: ModelSpec, weights: Mapping[str, mx.array], schemes: Mapping[str, Scheme | None]
 ) -> None:
-    """Raises CheckpointError for a tensor that is missing, unknown, misshapen or not finite."""
+    """Raise CheckpointError for a tensor that is missing, unknown, wrongly shaped or not finite."""
     expected = dict(spec.tensor_shapes())
     names = set(expected)
     for path, scheme in schemes.items():
@@ -154,7 +154,7 @@ def _require_match(
             del expected[f"{path}.weight"]
             names |= {f"{path}.scales"} | ({f"{path}.biases"} if scheme.mode == "affine" else set())
     if missing := sorted(names - set(weights)):
-        raise CheckpointError(f"{directory}: tensor {missing[0]} is missing ({len(missing)} of {len(names)} are)")
+        raise CheckpointError(f"{directory}: tensor {missing[0]} is missing ({len(missing)} of {len(names)} missing)")
     if extra := sorted(set(weights) - names):
         raise CheckpointError(f"{directory}: tensor {extra[0]} is not part of this model ({len(extra)} unknown)")
     for name, shape in expected.items():
@@ -164,11 +164,11 @@ def _require_match(
             )
     for name, array in weights.items():
         if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
-            raise CheckpointError(f"{directory}: tensor {name} holds NaN or infinity; fetch the file again")
+            raise CheckpointError(f"{directory}: tensor {name} contains NaN or infinity; download the file again")
 
 
 def _assembled(spec: ModelSpec, weights: Mapping[str, mx.array], schemes: Mapping[str, Scheme | None]) -> Model:
-    """The model with these weights. `schemes` names the matrices that are quantised."""
+    """Return the model with these weights. `schemes` gives the schemes of the quantized matrices."""
     model = Model(ModelArgs(spec))
 
     def scheme_of(path: str, module: nn.Module) -> bool | dict[str, Any]:
@@ -184,7 +184,7 @@ def _assembled(spec: ModelSpec, weights: Mapping[str, mx.array], schemes: Mappin
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    """config.json as it is; `ModelSpec.from_directory` says what is wrong with it."""
+    """Return the parsed config.json, {} if it is invalid; `ModelSpec.from_directory` reports errors in it."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -193,13 +193,13 @@ def _config(directory: Path) -> dict[str, Any]:
 
 
 def n_bytes(model: Model) -> int:
-    """What the weights of a model take in memory."""
+    """Return the memory used by the weights of a model, in bytes."""
     parameters = cast("list[tuple[str, mx.array]]", tree_flatten(model.parameters()))
     return sum(array.nbytes for _, array in parameters)
 
 
 def as_numpy(states: mx.array) -> np.ndarray:
-    """An array of any float type as float32 NumPy."""
+    """Return an array of any float type as a float32 NumPy array."""
     return np.array(states.astype(mx.float32))
 
 

@@ -1,7 +1,7 @@
-"""The bidirectional Qwen3 encoder in MLX. Names are those of the checkpoint behind `model.`, as in MLX repositories.
+"""The bidirectional Qwen3 encoder in MLX. Parameters have the names of the checkpoint, prefixed with `model.`.
 
-Reads in the order of config.json: attention, MLP, block, encoder, model. `Model` and `ModelArgs` also serve the loader
-of mlx-lm: `mlx_lm.utils.load_model(path, get_model_classes=lambda config: (Model, ModelArgs))`.
+`Model` and `ModelArgs` also work with the loader of mlx-lm:
+`mlx_lm.utils.load_model(path, get_model_classes=lambda config: (Model, ModelArgs))`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,23 +14,23 @@ from mlx import nn
 from pplx_edge.spec import ModelSpec
 
 PREFIX = "model."
-HEAD = "lm_head."  # of a language model, which an encoder does not have
+HEAD = "lm_head."  # the output layer of a language model, which an encoder does not have
 
 
 @dataclass(frozen=True, slots=True)
 class ModelArgs:
-    """What a model is made from, in the form in which mlx-lm passes it on."""
+    """The constructor argument of `Model`, in the form that mlx-lm expects."""
 
     spec: ModelSpec
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "ModelArgs":
-        """Read strictly: raises UnsupportedModel for a switch that is not implemented."""
+        """Return the arguments for a parsed config.json. Raises UnsupportedModel for an unimplemented setting."""
         return cls(ModelSpec.from_config(config))
 
 
 class Attention(nn.Module):
-    """Grouped-query attention without causal mask; q and k are normalised per head before the rotation."""
+    """Grouped-query attention without a causal mask; q and k are normalized per head before the rotation."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -68,9 +68,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each normalised before and added after.
+    """One layer: pre-norm attention and MLP, each added to the residual stream.
 
-    x is float32 whatever the weights are: what is added up over layers in bfloat16 moves half as many codes again.
+    The residual stream x is float32 for any weight type. In bfloat16, 1.5 times as many codes would change.
     """
 
     def __init__(self, spec: ModelSpec):
@@ -87,7 +87,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embedding, layers and final norm."""
+    """The embedding, the layers and the final norm."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
         self.norm = nn.RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
     def states(self, ids: mx.array, mask: mx.array | None = None) -> Iterator[mx.array]:
-        """States, float32 `[B, T, D]`, after the embedding, after each layer and, last, after the final norm."""
+        """Yield the states, float32 `[B, T, D]`, after the embedding, after each layer and after the final norm."""
         x = self.embed_tokens(ids).astype(mx.float32)
         yield x
         for layer in self.layers:
@@ -110,7 +110,10 @@ class Encoder(nn.Module):
 
 
 class Model(nn.Module):
-    """ids `[B, T]`, and a mask bool `[B, 1, 1, T]` of visible tokens or None when all are, to float32 `[B, T, D]`."""
+    """The model: takes ids `[B, T]` and a bool mask of visible tokens `[B, 1, 1, T]`, returns float32 `[B, T, D]`.
+
+    If the mask is None, all tokens are visible.
+    """
 
     def __init__(self, args: ModelArgs):
         super().__init__()
@@ -121,11 +124,11 @@ class Model(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """The layers, where mlx-lm looks for them."""
+        """The layers, under the name that mlx-lm expects."""
         return self.model.layers
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Weights under the names of this module, whether or not theirs had the prefix; a head is left out."""
+        """Return the weights with names prefixed with `model.`, whether or not they were before, without `lm_head`."""
         return {
             PREFIX + name.removeprefix(PREFIX): tensor
             for name, tensor in weights.items()

@@ -1,7 +1,7 @@
-"""The same encoder in plain NumPy, float32, one row at a time and one layer at a time.
+"""The bidirectional Qwen3 encoder in plain NumPy, float32, one row and one layer at a time.
 
-Slow and obvious: it judges every conversion. Weights come tensor by tensor from a checkpoint, so at most one layer is
-in memory, whatever the size of the model.
+It is slow but simple, and it is the reference for every conversion. Weights are read layer by layer from the
+checkpoint, so at most one layer is in memory at a time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ Weights = Mapping[str, np.ndarray]
 
 
 def encode_rows(checkpoint: Checkpoint, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Final states, float32 `[T, D]`, of each row of ids `[T]`, T at least 1."""
+    """Return the final states, float32 `[T, D]`, of each row of ids `[T]`; T must be at least 1."""
     *_, states = layer_states(checkpoint, rows)
     return states
 
 
 def layer_states(checkpoint: Checkpoint, rows: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """The states of all rows after the embedding, after each layer and, last, after the final norm."""
+    """Yield the states of all rows after the embedding, after each layer and finally after the final norm."""
     spec = checkpoint.spec
     states = embed(checkpoint, rows)
     yield states
@@ -34,12 +34,12 @@ def layer_states(checkpoint: Checkpoint, rows: Sequence[np.ndarray]) -> Iterator
 
 
 def embed(checkpoint: Checkpoint, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Rows of the embedding table, float32 `[T, D]` each."""
+    """Return the embeddings of each row, float32 `[T, D]`."""
     return [checkpoint.read_rows("embed_tokens.weight", ids) for ids in rows]
 
 
 def block(x: np.ndarray, weights: Weights, spec: ModelSpec) -> np.ndarray:
-    """One layer: attention and MLP, each normalised before and added after. x is `[T, D]`."""
+    """Apply one layer to x `[T, D]`: pre-norm attention and MLP, each added to the residual stream."""
     normed = rms_norm(x, weights["input_layernorm.weight"], spec.rms_norm_eps)
     x = x + attention(normed, weights, spec)
     normed = rms_norm(x, weights["post_attention_layernorm.weight"], spec.rms_norm_eps)
@@ -47,7 +47,7 @@ def block(x: np.ndarray, weights: Weights, spec: ModelSpec) -> np.ndarray:
 
 
 def attention(x: np.ndarray, weights: Weights, spec: ModelSpec) -> np.ndarray:
-    """Grouped-query attention of every token to every token, `[T, D]` to `[T, D]`."""
+    """Apply bidirectional grouped-query attention, `[T, D]` to `[T, D]`."""
     T = len(x)
     q = (x @ weights["self_attn.q_proj.weight"].T).reshape(T, spec.n_heads, spec.head_dim)
     k = (x @ weights["self_attn.k_proj.weight"].T).reshape(T, spec.n_kv_heads, spec.head_dim)
@@ -63,25 +63,25 @@ def attention(x: np.ndarray, weights: Weights, spec: ModelSpec) -> np.ndarray:
 
 
 def mlp(x: np.ndarray, weights: Weights) -> np.ndarray:
-    """SwiGLU, `[T, D]` to `[T, D]`."""
+    """Apply the SwiGLU MLP, `[T, D]` to `[T, D]`."""
     gate = x @ weights["mlp.gate_proj.weight"].T
     up = x @ weights["mlp.up_proj.weight"].T
     return (silu(gate) * up) @ weights["mlp.down_proj.weight"].T
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """`x / sqrt(mean(x²) + eps) * weight` over the last axis."""
+    """Return `x / sqrt(mean(x²) + eps) * weight` over the last axis."""
     return x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * weight
 
 
 def rotary_angles(n_positions: int, spec: ModelSpec) -> np.ndarray:
-    """Angles `position * theta^(-2i/head_dim)`, float32 `[T, head_dim/2]`."""
+    """Return the rotary angles `position * theta^(-2i/head_dim)`, float32 `[T, head_dim/2]`."""
     exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / spec.head_dim
     return np.arange(n_positions, dtype=np.float32)[:, None] * (np.float32(spec.rope_theta) ** -exponents)
 
 
 def rotate(x: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """Half-split rotation of x `[T, heads, head_dim]`, token t being at position t."""
+    """Apply half-split rotary positions to x `[T, heads, head_dim]`; token t is at position t."""
     angles = rotary_angles(len(x), spec)[:, None, :]  # [T, 1, head_dim/2]
     left, right = np.split(x, 2, axis=-1)
     return np.concatenate(
@@ -90,11 +90,11 @@ def rotate(x: np.ndarray, spec: ModelSpec) -> np.ndarray:
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    """`x * sigmoid(x)`, without overflow for very negative x."""
+    """Return `x * sigmoid(x)`, without overflow for very negative x."""
     return x * (0.5 * (1 + np.tanh(0.5 * x)))
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis."""
+    """Return the softmax over the last axis."""
     exp = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return exp / exp.sum(axis=-1, keepdims=True)

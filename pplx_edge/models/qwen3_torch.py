@@ -1,7 +1,6 @@
-"""The bidirectional Qwen3 encoder in torch: what is trained, and what parity is measured against.
+"""The bidirectional Qwen3 encoder in PyTorch, used for training and as the reference for parity.
 
-Names are those of the checkpoint, so `load_state_dict` takes its tensors as they are. Reads in the order of
-config.json: norm, rotary positions, attention, MLP, block, encoder.
+Parameters have the names of the checkpoint, so `load_state_dict` accepts its tensors unchanged.
 """
 
 import torch
@@ -13,7 +12,7 @@ from pplx_edge.spec import ModelSpec
 
 
 class RMSNorm(nn.Module):
-    """`x / sqrt(mean(x²) + eps) * weight` over the last axis, computed in float32."""
+    """RMS normalization, `x / sqrt(mean(x²) + eps) * weight` over the last axis, computed in float32."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -25,7 +24,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 `[T, head_dim]`, of half-split rotation: both halves share `theta^(-2i/head_dim)`."""
+    """Return cos and sin, float32 `[T, head_dim]`, for half-split rotation; both halves use `theta^(-2i/head_dim)`."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions.float()[:, None] * theta**-exponents  # [T, head_dim/2]
     angles = torch.cat([angles, angles], dim=-1)
@@ -33,13 +32,13 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions applied to x `[B, heads, T, head_dim]`."""
+    """Apply rotary positions to x `[B, heads, T, head_dim]`."""
     left, right = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention without causal mask; q and k are normalised per head before the rotation."""
+    """Grouped-query attention without a causal mask; q and k are normalized per head before the rotation."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -96,7 +95,10 @@ class Block(nn.Module):
 
 
 class Qwen3Encoder(nn.Module):
-    """Token ids to final hidden states. Set `recompute_blocks` to trade time for memory while training."""
+    """The encoder, from token ids to final hidden states.
+
+    Set `recompute_blocks` to recompute activations in the backward pass, which saves memory in training but takes time.
+    """
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -107,17 +109,18 @@ class Qwen3Encoder(nn.Module):
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """States `[B, T, D]` of int64 ids `[B, T]`; a key is visible where the mask `[B, T]` is 1 (None: everywhere).
+        """Return the states `[B, T, D]` of int64 ids `[B, T]`. Tokens are visible where the mask `[B, T]` is 1.
 
-        Positions count from the first column: rotary attention depends on distances only, so the padding side does
-        not matter. States at padding are unspecified. Rows without any real token give NaN and must not be passed.
+        If the mask is None, all tokens are visible. Positions count from the first column; the padding side does not
+        matter, because rotary attention depends only on distances. States at padding are unspecified. Every row must
+        have at least one real token, otherwise its states are NaN.
         """
         if attention_mask is None or bool(attention_mask.all()):
             return self._states(input_ids, None)
         return self.masked_states(input_ids, attention_mask)
 
     def masked_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The same with the mask always applied, so that nothing depends on its values: for graph export."""
+        """Do the same as `forward`, but always apply the mask, without control flow on its values, for graph export."""
         return self._states(input_ids, attention_mask.bool()[:, None, None, :])
 
     def _states(self, input_ids: Tensor, visible: Tensor | None) -> Tensor:
@@ -133,6 +136,6 @@ class Qwen3Encoder(nn.Module):
 
 
 def mean_pool(states: Tensor, attention_mask: Tensor) -> Tensor:
-    """Mean of real tokens' states, float32 `[B, D]`; a row without any gives zeros."""
+    """Return the mean state of the real tokens of each row, float32 `[B, D]`; zeros for a row without any."""
     mask = attention_mask[:, :, None].float()
     return (states.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

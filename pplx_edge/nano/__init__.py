@@ -1,1 +1,1 @@
-"""The built-in model: files only, opened by name as `nano`."""
+"""The files of the built-in model, which is loaded by the name `nano`."""

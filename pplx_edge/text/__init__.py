@@ -1,1 +1,1 @@
-"""Text in: sources, structure, chunks, tokens and batches."""
+"""Text sources, structure, chunking, tokenization and batching."""

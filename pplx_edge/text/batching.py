@@ -1,4 +1,4 @@
-"""Which rows go to a session together: sorted by length, filled to a budget of tokens and attention, never by count."""
+"""Group rows into batches: sorted by length and limited by tokens and attention cost, not by the number of rows."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from pplx_edge.types import BatchPolicy, Span, TokenBatch, TokenRow
 
 
 def plan_batches(lengths: Sequence[int], policy: BatchPolicy) -> list[list[int]]:
-    """Row indices of each batch, longest rows first, so that the peak of memory comes at once.
+    """Return the row indices of each batch, longest rows first, so that memory use peaks in the first batches.
 
-    Every row with tokens is in exactly one batch; rows of length 0 are in none, as there is nothing to compute.
+    Every row with at least one token is in exactly one batch; empty rows are in none.
     """
     order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
@@ -27,7 +27,7 @@ def plan_batches(lengths: Sequence[int], policy: BatchPolicy) -> list[list[int]]
 
 
 def collate(rows: Sequence[TokenRow], pad_id: int) -> TokenBatch:
-    """A batch of rows padded on the right, with the spans of all rows in order."""
+    """Return a batch of rows, padded on the right with `pad_id`, with the spans of all rows in order."""
     width = max(len(row) for row in rows)
     ids = np.full((len(rows), width), pad_id, np.int64)
     mask = np.zeros((len(rows), width), np.int64)

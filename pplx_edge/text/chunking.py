@@ -1,10 +1,10 @@
-"""Text to chunks: structure first, then sentences, then the token limit, and never inside a character as people see it.
+"""Split text into chunks: by structure first, then by sentences, then by the token limit, never inside a grapheme.
 
-A chunk is cut at the strongest break within its limit: a Markdown heading, a blank line, a line, a sentence, a space.
+A chunk ends at the strongest break within its limit: a Markdown heading, a blank line, a line, a sentence or a space.
 
-The text may be a stream. It is looked at in blocks of fixed size, each of which begins where a chunk begins; so what a
-chunk is depends on the text alone, never on how the stream is cut into pieces, and no more than a block is held. A
-block is tokenised once, and a chunk's length is the number of the block's tokens that it touches.
+The text may be a stream. It is processed in blocks of fixed size that start at the start of a chunk. The chunks
+therefore depend only on the text, not on how the stream is split into pieces, and no more than one block is kept in
+memory. A block is tokenized once; the length of a chunk is the number of the block's tokens that it touches.
 """
 
 import hashlib
@@ -21,45 +21,47 @@ from pplx_edge.text.structure import GRAPHEME, HEADING, SENTENCE, SPACE, Heading
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import DEFAULT_CHUNK_TOKENS, Chunk, StreamOptions, TextChunk
 
-# A chunk has at most this many characters a token, so that the look-ahead has an end; text has about four.
+# A chunk has at most this many characters per token, which bounds the look-ahead; typical text has about four.
 _CHARS_PER_TOKEN = 16
 _LEAST_CHARS = 1024
 _LEAST_BLOCK_CHARS = 8192
 _CHUNKS_PER_BLOCK = 4
-_GUARD_CHARS = 64  # behind the last place that may be cut, so that a heading or a cluster there is seen whole
+_GUARD_CHARS = 64  # look-ahead after the last possible cut, so that a heading or cluster there is complete
 _GAP_CHARS = 16
-_LEAST_SHARE = 4  # a break in the first quarter of a full chunk is passed over, unless what follows is unbroken
+_LEAST_SHARE = 4  # ignore breaks in the first quarter of a full chunk, unless the rest has no sentence break
 _DIGEST_BYTES = 8
 
 _BLANK = re.compile(r"\s*")
 
 
 def chunk_text(text: str, tokenizer: Tokenizer, max_tokens: int = DEFAULT_CHUNK_TOKENS) -> list[Chunk]:
-    """Slices of a text in order, which hold every non-blank character exactly once and overlap nowhere.
+    """Split a text into chunks and return them in order, without overlap.
 
-    None touches more than `max_tokens` tokens, save a single grapheme cluster that has more all by itself. Blanks
-    between chunks belong to none; a blank text has no chunks.
+    Every character that is not whitespace is in exactly one chunk; whitespace between chunks is in none. A chunk
+    touches at most `max_tokens` tokens, unless it is a single grapheme cluster with more. A text of only whitespace has
+    no chunks.
 
-    Raises InputError for a limit below 1 or a text that is not valid Unicode.
+    Raises InputError if the limit is less than 1 or the text is not valid Unicode.
     """
     if max_tokens < 1:
-        raise InputError(f"max_tokens {max_tokens} is out of range: a chunk has at least 1 token")
+        raise InputError(f"max_tokens {max_tokens} is out of range: it must be at least 1")
     stream = chunk_stream(pieces(text), tokenizer, StreamOptions(chunk_tokens=max_tokens))
     return [Chunk(chunk.start, chunk.stop) for chunk in stream]
 
 
 def chunk_stream(stream: Iterator[Piece], tokenizer: Tokenizer, options: StreamOptions) -> Iterator[TextChunk]:
-    """The chunks of a stream of text in order, each as soon as the text that decides on it was read.
+    """Yield the chunks of a stream of text in order, each as soon as enough text was read to know where it ends.
 
-    Blanks between chunks belong to none; all else is in exactly one, but for the `overlap` that a chunk repeats. A
-    chunk has at most 16 characters a token (1,024 for small ones): what is longer without a break is cut there. A
-    grapheme cluster is cut only when it is longer than a block (`block_chars`). Reads ahead by at most one block.
+    Whitespace between chunks is in no chunk; every other character is in exactly one, except for the `overlap` that
+    chunks repeat. A chunk has at most 16 characters per token of its limit, or 1,024 if that is more; longer text
+    without a break is cut there. A grapheme cluster is cut only if it is longer than a block (`block_chars`). At most
+    one block is read ahead.
     """
     return _Chunker(stream, tokenizer, options).chunks()
 
 
 def block_chars(chunk_tokens: int) -> int:
-    """How many characters the chunker looks at together, for chunks of a size."""
+    """Return the size of a block, in characters, for a chunk size in tokens."""
     return max(_LEAST_BLOCK_CHARS, _CHUNKS_PER_BLOCK * _most_chars(chunk_tokens))
 
 
@@ -68,10 +70,10 @@ def _most_chars(chunk_tokens: int) -> int:
 
 
 class _Chunker:
-    """Positions are those of the block, `text`; `window` adds the block's own place in the document.
+    """Splits a stream into chunks. Positions are offsets in the block, `text`; `window` knows the block's own offset.
 
-    `first` is where the next chunk begins, `core` where in it begins what no chunk held before: behind `stop`, the end
-    of the chunk before. All three are equal or grow, and without overlap `first` is `core`.
+    `stop` is the end of the previous chunk, `first` the start of the next chunk, and `core` the start of its text that
+    is not in the previous chunk. Without overlap, `first` equals `core`.
     """
 
     def __init__(self, stream: Iterator[Piece], tokenizer: Tokenizer, options: StreamOptions):
@@ -91,7 +93,7 @@ class _Chunker:
             self.stop = self.core = stop
 
     def begin_block(self, before: LineState) -> None:
-        """Looks at the text from the window's beginning on."""
+        """Read and tokenize a block that starts at the beginning of the window."""
         self.window.fill(self.block_chars + 1)
         self.text = self.window.text[: self.block_chars]
         self.is_last = len(self.window.text) <= self.block_chars
@@ -101,27 +103,27 @@ class _Chunker:
         self.breaks, self.n_passed = self.structure.breaks, 0
 
     def find_next(self) -> bool:
-        """Moves to the next chunk, in a block that holds all that decides on it. False when there is none."""
+        """Advance to the next chunk, first reading enough text to know where it ends. Return False if there is none."""
         while True:
             self.skip_gap()
             if self.is_last:
                 return self.core < len(self.text)
             if self.core + self.max_chars + _GUARD_CHARS <= len(self.text):
                 return True
-            if self.core == len(self.text):  # the last blank stays: a combining mark may follow and make it a character
+            if self.core == len(self.text):  # keep the last blank: a combining mark may follow and form a cluster
                 self.core, self.gap = self.core - 1, self.gap[:-1]
                 self.first = min(self.first, self.core)
             self.move_block(self.first)
 
     def skip_gap(self) -> None:
-        """Moves `core` behind blanks; they are not repeated when they are many."""
+        """Move `core` past whitespace. After more than 64 characters of it, the next chunk repeats no overlap."""
         stop, self.core = self.core, self.skip_blank(self.core)
         self.gap = (self.gap + self.text[stop : self.core])[-_GAP_CHARS:]
         if self.first == stop or self.core - self.stop > _GUARD_CHARS:
             self.first = self.core
 
     def move_block(self, start: int) -> None:
-        """Begins a block at a position of this one, and forgets what is before it."""
+        """Start a new block at a position in this one and discard the text before it."""
         self.pass_headings(start)
         before = self.structure.state_at(start)
         self.window.drop(start)
@@ -142,7 +144,7 @@ class _Chunker:
         )
 
     def heading(self, stop: int) -> tuple[str, ...]:
-        """The headings that the chunk up to `stop` stands under, those that it begins with included."""
+        """Return the headings of the section of the chunk up to `stop`, including those at its start."""
         self.pass_headings(self.core)
         path, position = self.path, self.core
         for heading in islice(self.structure.headings, self.n_passed, None):
@@ -154,14 +156,14 @@ class _Chunker:
         return tuple(heading.title for heading in path)
 
     def pass_headings(self, position: int) -> None:
-        """Takes in the headings before a position."""
+        """Update the current headings with those before a position."""
         headings = self.structure.headings
         while self.n_passed < len(headings) and headings[self.n_passed].start < position:
             self.path = _under(self.path, headings[self.n_passed])
             self.n_passed += 1
 
     def overlap_start(self, stop: int) -> int:
-        """Where the chunk after `[first, stop)` begins that repeats its end: a sentence if there is one."""
+        """Return the start of the chunk after `[first, stop)`, including its overlap: a sentence start if possible."""
         if not self.options.overlap:
             return stop
         n_before = int(np.searchsorted(self.token_starts, stop)) - self.options.overlap
@@ -173,7 +175,7 @@ class _Chunker:
         return stop
 
     def next_cut(self, start: int) -> int:
-        """Where the chunk that begins at `start` ends, its trailing blanks included."""
+        """Return the end of the chunk that begins at `start`, including trailing whitespace."""
         stop, least = self.reach(start, self.max_tokens), self.reach(start, self.max_tokens // _LEAST_SHARE)
         level, cut = self.strongest(max(least, start + 1), stop)
         if stop == len(self.text):
@@ -183,13 +185,16 @@ class _Chunker:
         return cut if level else self.next_grapheme(start)
 
     def reach(self, start: int, n_tokens: int) -> int:
-        """The furthest position up to which no more than `n_tokens` tokens are touched from `start` on."""
+        """Return the last position such that the text from `start` to there touches at most `n_tokens` tokens."""
         first_past = int(np.searchsorted(self.token_stops, start, side="right")) + n_tokens
         reached = int(self.token_starts[first_past]) if first_past < len(self.token_starts) else len(self.text)
         return min(reached, start + self.max_chars)
 
     def strongest(self, low: int, high: int) -> tuple[int, int]:
-        """The strongest break in `[low, high]` and where: the last of its kind, but the first of headings."""
+        """Return the strongest level of the breaks in `[low, high]`, and the position of the last break of that level.
+
+        For headings, the position is that of the first one. The level is 0 if there is no break.
+        """
         window = self.breaks[low : high + 1]
         if not window.size:
             return 0, high
@@ -201,14 +206,14 @@ class _Chunker:
         return start + 1 + int(np.argmax(self.breaks[start + 1 :] > 0))
 
     def skip_blank(self, position: int) -> int:
-        """The first position from here on that is not blank, or a blank that carries a combining mark."""
+        """Return the first position from here that is not whitespace, or is whitespace with a combining mark."""
         start, position = position, _after_blank(self.text, position)
         while start < position < len(self.text) and not self.breaks[position]:
             position -= 1
         return position
 
     def before_blank(self, start: int, cut: int) -> int:
-        """Where the blanks before a cut begin."""
+        """Return the start of the whitespace before a cut."""
         stop = start + len(self.text[start:cut].rstrip())
         while not self.breaks[stop]:
             stop += 1
@@ -216,8 +221,10 @@ class _Chunker:
 
 
 class _TextWindow:
-    """The text that is looked at: `text` from the character `start` of the document on. What is dropped is forgotten,
-    but for the number of its lines, its last page and its hash."""
+    """The part of the document in memory: `text` starts at character `start` of the document.
+
+    Of dropped text, only the number of lines, the last page and the hash are kept.
+    """
 
     def __init__(self, stream: Iterator[Piece]):
         self.stream, self.text, self.start = stream, "", 0
@@ -226,7 +233,7 @@ class _TextWindow:
         self.pages: deque[tuple[int, int | None]] = deque()
 
     def fill(self, n_chars: int) -> None:
-        """Reads until there are so many characters, or the stream ends."""
+        """Read until `text` has at least `n_chars` characters or the stream ends."""
         parts, found = [self.text], len(self.text)
         while found < n_chars and (piece := next(self.stream, None)) is not None:
             if piece.text and (not self.pages or self.pages[-1][1] != piece.page):
@@ -242,7 +249,7 @@ class _TextWindow:
         self.text, self.start = self.text[n_chars:], self.start + n_chars
 
     def place(self, position: int) -> tuple[int, int | None]:
-        """Line, from 1, and page at a position; positions may only grow."""
+        """Return the line, from 1, and the page at a position. Positions must not decrease between calls."""
         absolute = self.start + position
         self.line += self.text.count("\n", self.n_lines_of - self.start, position)
         self.n_lines_of = absolute
@@ -251,7 +258,7 @@ class _TextWindow:
         return self.line, self.pages[0][1] if self.pages else None
 
     def digest(self, position: int) -> str:
-        """A hash of the document up to a position; positions may only grow."""
+        """Return a hash of the document up to a position. Positions must not decrease between calls."""
         self._hash_to(position)
         return self.hash.copy().hexdigest()
 
@@ -263,7 +270,7 @@ class _TextWindow:
 
 
 def _under(path: list[Heading], heading: Heading) -> list[Heading]:
-    """The path of headings from a heading on."""
+    """Return the path of headings after a new heading."""
     return [*(above for above in path if above.level < heading.level), heading]
 
 

@@ -1,10 +1,10 @@
-"""Words of texts and of questions, in the form in which SQLite's full-text index (FTS5) takes them."""
+"""Prepare documents and queries for SQLite's full-text index (FTS5)."""
 
 import itertools
 
 import regex
 
-# What the index makes of a text: words without case and accents, English ones by their stems.
+# The FTS5 tokenizer of the index: words without case and accents, with English stemming.
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
@@ -14,20 +14,20 @@ _WORDY = regex.compile(r"[\p{L}\p{N}\p{Co}]")
 
 
 def indexable(text: str) -> str:
-    """The text as it goes into the index: letters of scripts that are written without spaces stand apart."""
+    """Return the text to index, with spaces around each letter of scripts that are written without spaces."""
     return _LETTER.sub(r" \1 ", text)
 
 
 def match_expression(question: str) -> str:
-    """An FTS5 expression for texts that hold any of a question's terms; empty when the question has none."""
+    """Return an FTS5 expression that matches documents with any term of a query; empty if the query has no terms."""
     return " OR ".join(match_terms(question))
 
 
 def match_terms(question: str) -> list[str]:
-    """A question's terms, each once, as FTS5 expressions.
+    """Return the distinct terms of a query as FTS5 expressions.
 
-    Every term is quoted, so nothing in a question is taken for syntax. A term with dots, dashes or underscores is a
-    phrase of its words; what is written without spaces gives the phrases of neighbouring letters.
+    Every term is quoted, so a query cannot contain FTS5 syntax. A term with dots, dashes or underscores becomes a
+    phrase of its words. Text in scripts written without spaces becomes one phrase for each pair of adjacent letters.
     """
     phrases: dict[str, None] = {}
     for match in _TERM.finditer(question):

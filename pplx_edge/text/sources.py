@@ -1,6 +1,6 @@
-"""Where streams of text come from: a string, a path, a file object, or an iterator of strings or of (text, page).
+"""Read streams of text from a string, a path, a file object, or an iterator of strings or of `(text, page)` tuples.
 
-All become short pieces of text in order. None is held: what a piece was cut from is forgotten with it.
+Every source is split into short pieces of text, in order. Files and iterators are read piece by piece.
 """
 
 import codecs
@@ -19,19 +19,20 @@ _BOM = "\ufeff"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text, and the page it is from when the source knows pages."""
+    """A piece of text, and its page number if the source provides one."""
 
     text: str
     page: int | None = None
 
 
 def pieces(source: Source) -> Generator[Piece, None, None]:
-    """The text of a source in pieces of at most 4,096 characters, read no faster than they are taken.
+    """Yield the text of a source in pieces of at most 4,096 characters, reading only as pieces are consumed.
 
-    A `str` is the text itself, a `Path` a UTF-8 file. Bytes are decoded strictly and lose a byte order mark; nothing
-    else is changed, line ends neither. Whatever the source raises comes after all pieces before it.
+    A `str` is the text itself; a `Path` names a UTF-8 file. Bytes are decoded strictly as UTF-8, and a leading byte
+    order mark is removed; line endings are not changed. An exception raised by the source propagates after all pieces
+    before it.
 
-    Raises InputError for anything else, for bytes that are not UTF-8 and for a lone surrogate, naming where it stands.
+    Raises InputError for an unsupported source, and for invalid UTF-8 or a lone surrogate, giving its offset.
     """
     n_chars = 0
     for piece in _raw(source):
@@ -40,8 +41,8 @@ def pieces(source: Source) -> Generator[Piece, None, None]:
             yield Piece(piece.text[start : min(valid, start + _PIECE_CHARS)], piece.page)
         if valid < len(piece.text):
             raise InputError(
-                f"lone surrogate at character {n_chars + valid:,} of the stream, which is not Unicode text; "
-                "decode its source with errors='replace'"
+                f"lone surrogate at character {n_chars + valid:,} of the stream, which is not valid Unicode; "
+                "decode the source with errors='replace'"
             )
         n_chars += valid
 
@@ -56,7 +57,7 @@ def _raw(source: Any) -> Iterator[Piece]:
     if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray | memoryview):
         return _from_iterator(iter(source))
     raise InputError(
-        f"a stream is read from a string, a path, a file or an iterator of strings, not from {type(source).__name__}"
+        f"a stream must be a string, a path, a file or an iterator of strings, got {type(source).__name__}"
     )
 
 
@@ -66,7 +67,7 @@ def _from_path(path: Path) -> Iterator[Piece]:
 
 
 def _from_file(file: Any) -> Iterator[Piece]:
-    """Pieces of a file object of text or bytes, which stays open."""
+    """Yield pieces of a text or binary file object, without closing it."""
     block = file.read(_PIECE_CHARS)
     if isinstance(block, str):
         while block:
@@ -77,7 +78,7 @@ def _from_file(file: Any) -> Iterator[Piece]:
 
 
 def _decoded(file: BinaryIO, block: bytes) -> Iterator[Piece]:
-    """Pieces of UTF-8, whose characters may lie across the borders of what is read."""
+    """Yield pieces decoded from UTF-8; a character may be split between two reads."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     n_bytes, at_start = 0, True
     while True:
@@ -88,7 +89,7 @@ def _decoded(file: BinaryIO, block: bytes) -> Iterator[Piece]:
             if good := error.object[: error.start].decode("utf-8"):
                 yield Piece(good.removeprefix(_BOM) if at_start else good)
             raise InputError(
-                f"{getattr(file, 'name', 'the stream')}: not UTF-8: byte 0x{error.object[error.start]:02x} at byte "
+                f"{getattr(file, 'name', 'the stream')}: not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
                 f"{n_bytes - pending + error.start:,}; convert it first (iconv)"
             ) from None
         if text:
@@ -115,7 +116,7 @@ def _kinds(item: Any) -> str:
 
 
 def _valid_length(text: str) -> int:
-    """How many characters stand before the first lone surrogate."""
+    """Return the number of characters before the first lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

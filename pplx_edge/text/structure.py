@@ -1,6 +1,6 @@
-"""The structure of a text: how strong the break before each character is, and which headings stand where.
+"""Find the structure of a text: the strength of the break before each character, and the headings.
 
-A text may begin in the middle of a document; `LineState` carries what must be known of what came before it.
+A text may begin in the middle of a document; `LineState` carries the required state from the text before it.
 """
 
 import re
@@ -13,7 +13,7 @@ import regex
 
 from pplx_edge.types import TextFormat
 
-# How strong a break is before a character; 0 is the inside of a grapheme cluster, where nothing is ever cut.
+# Strengths of the break before a character; 0 is inside a grapheme cluster, which is never split.
 GRAPHEME, SPACE, CONTINUATION, SENTENCE, LINE, PARAGRAPH, BLOCK, HEADING = range(1, 9)
 
 _BMP = 1 << 16
@@ -21,7 +21,7 @@ _HEAD_CHARS = 128
 _TITLE_CHARS = 120
 
 _CLUSTER = regex.compile(r"\X")
-# Between two of these there is always a break (UAX 29): all but what joins to a neighbour, and carriage return.
+# There is always a break between two of these (UAX 29). Excluded are characters that may join a neighbor, and CR.
 _APART = regex.compile(r"[\p{GCB=Other}\p{GCB=Control}\p{GCB=LF}\p{GCB=LV}\p{GCB=LVT}]+")
 _SENTENCE_END = re.compile(r"[.!?…][\"')\]’”»]*\s+(?=\S)|[。！？｡][\"'’”」』）】]*")
 _HEADING_LINE = re.compile(r"#{1,6}\s")
@@ -31,7 +31,7 @@ _FENCE = re.compile(r"^(?:```|~~~)", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class LineState:
-    """Where a text begins: `head` is the beginning of the line that it continues, `fenced` whether in fenced code."""
+    """The state at the start of a text: `head` is the start of the line it continues; `fenced` means in fenced code."""
 
     head: str = ""
     fenced: bool = False
@@ -39,7 +39,7 @@ class LineState:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """A heading line: where it begins, its level from 1 to 6, and its title, cut at 120 characters."""
+    """A heading line: its offset in characters, its level from 1 to 6, and its title, cut at 120 characters."""
 
     start: int
     level: int
@@ -47,10 +47,10 @@ class Heading:
 
 
 class Structure:
-    """What is known of one text.
+    """The structure of one text.
 
-    `breaks` uint8 `[len(text) + 1]` holds the strength of the break before each character and at the end, `headings`
-    the headings in order.
+    `breaks`, uint8 `[len(text) + 1]`, is the strength of the break before each character and at the end. `headings`
+    lists the headings in order.
     """
 
     def __init__(self, text: str, before: LineState = LineState(), format: TextFormat = "markdown"):
@@ -64,18 +64,18 @@ class Structure:
         self.headings = self._find_headings() if self.has_headings else []
 
     def state_at(self, position: int) -> LineState:
-        """The state of a text that begins at a position of this one."""
+        """Return the state of a text that begins at a position of this one."""
         line = self.text.rfind("\n", 0, position) + 1
         head = self.text[line : min(position, line + _HEAD_CHARS)]
         fenced = self.before.fenced != bool(bisect_left(self.fences, position) % 2)
         return LineState(head if line else (self.before.head + head)[:_HEAD_CHARS], fenced)
 
     def _line_starts(self, pattern: re.Pattern[str]) -> list[int]:
-        """Where lines begin that match; the text's own beginning only counts when it begins a line."""
+        """Return the offsets of matching lines; the start of the text counts only if it is the start of a line."""
         return [match.start() for match in pattern.finditer(self.text) if match.start() or not self.before.head]
 
     def _mark_gaps(self, codes: np.ndarray) -> None:
-        """Breaks behind runs of blanks."""
+        """Set the breaks after runs of whitespace."""
         blank = _looked_up(_blank_table(), codes, beyond=False)
         edges = np.diff(blank.astype(np.int8), prepend=np.int8(0))
         starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
@@ -88,7 +88,7 @@ class Structure:
             self.breaks[stop] = self._line_gap_strength(start, stop)
 
     def _line_gap_strength(self, start: int, stop: int) -> int:
-        """How strong the break after a run of blanks with line ends is."""
+        """Return the strength of the break after a run of whitespace that contains a line ending."""
         text = self.text
         blanks = text[start:stop]
         n_lines = blanks.count("\n") or blanks.count("\r")
@@ -96,7 +96,7 @@ class Structure:
         previous_line = text[line:start] if line else self.before.head + text[:start]
         if self.has_headings and not self._fenced(stop - 1):
             if _HEADING_LINE.match(previous_line + blanks[:1]):
-                return SPACE  # a heading stays with what it heads
+                return SPACE  # keep a heading with the text that follows it
             if _HEADING_LINE.match(text, stop) and blanks.endswith("\n"):
                 return HEADING
         if n_lines == 1:
@@ -121,9 +121,10 @@ class Structure:
 
 
 def grapheme_breaks(text: str, codes: np.ndarray) -> np.ndarray:
-    """1 before each grapheme cluster and at the end, else 0: uint8 `[len(text) + 1]`; `codes` are its code points.
+    """Return 1 before each grapheme cluster and at the end, otherwise 0, as uint8 `[len(text) + 1]`.
 
-    Only runs of characters that may join to their neighbours are given to the slow rule.
+    `codes` are the code points of the text. For speed, the full grapheme rule is applied only to runs of characters
+    that may join their neighbors.
     """
     breaks = np.full(len(text) + 1, GRAPHEME, np.uint8)
     apart = _looked_up(_apart_table(), codes, beyond=False)
@@ -137,7 +138,7 @@ def grapheme_breaks(text: str, codes: np.ndarray) -> np.ndarray:
 
 
 def _looked_up(table: np.ndarray, codes: np.ndarray, *, beyond: bool) -> np.ndarray:
-    """The table's entries, `beyond` for code points past its end."""
+    """Return the table's entry for each code point, and `beyond` for code points past the end of the table."""
     found = table[np.minimum(codes, _BMP - 1)]
     return np.where(codes < _BMP, found, beyond)
 
@@ -156,5 +157,5 @@ def _blank_table() -> np.ndarray:
 
 
 def _indent(line: str) -> int:
-    """Blanks at the beginning of a line."""
+    """Return the number of whitespace characters at the start of a line."""
     return len(line) - len(line.lstrip())

@@ -1,7 +1,7 @@
-"""Texts and documents to token rows. Nothing is added: no BOS, no EOS, no prefix; an empty text has no tokens.
+"""Tokenize inputs and documents to token rows. No BOS, EOS or prefix is added, so an empty string has no tokens.
 
-Spans are made here, where the ids are: the separator, padding and end tokens share one id in this family, and a user
-may type the separator's text, so boundaries can never be found again by looking at ids.
+Spans are computed together with the ids. They cannot be recovered from the ids later, because in these models the
+separator, padding and end tokens share one id, and an input may contain the text of that token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,17 @@ class Tokenizer:
 
     @classmethod
     def open(cls, directory: str | Path, spec: ModelSpec) -> "Tokenizer":
-        """The tokenizer in a model directory. Raises CheckpointError when it is missing, corrupt or too large."""
+        """Load the tokenizer of a model directory.
+
+        Raises CheckpointError if it is missing, corrupt, or has ids outside the model's vocabulary.
+        """
         path = Path(directory) / TOKENIZER_FILE
         if not path.is_file():
-            raise CheckpointError(f"{path}: not found; the model cannot read text without it: fetch the model again")
+            raise CheckpointError(f"{path}: not found; the model needs its tokenizer: download the model again")
         try:
             bpe = BpeTokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every kind of malformed file
-            raise CheckpointError(f"{path}: not a tokenizer ({error})") from error
+            raise CheckpointError(f"{path}: not a valid tokenizer file ({error})") from error
         largest = max(bpe.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= spec.vocab_size:
             raise CheckpointError(
@@ -47,12 +50,15 @@ class Tokenizer:
         return cls(bpe, spec.sep_id)
 
     def text_rows(self, texts: Sequence[str]) -> list[TokenRow]:
-        """One row a text, with one span over all of it. Raises InputError for what is not a list of strings."""
+        """Return one row per string, with one span that covers it. Raises InputError for anything but strings."""
         require_texts(texts, "texts")
         return [TokenRow(ids, ((0, len(ids)),)) for ids in self._encode(texts)]
 
     def document_rows(self, documents: Sequence[Sequence[str]]) -> list[TokenRow]:
-        """One row a document: its chunks joined by the separator, with one span a chunk, separators excluded."""
+        """Return one row per document: its chunks joined by the separator, with one span per chunk.
+
+        Separators belong to no span. Raises InputError unless `documents` is a list of lists of strings.
+        """
         require_sequence(documents, "documents", "a list of lists of strings")
         for i, chunks in enumerate(documents):
             require_texts(chunks, f"document {i}")
@@ -60,19 +66,19 @@ class Tokenizer:
         return [self._joined([next(encoded) for _ in chunks]) for chunks in documents]
 
     def count(self, text: str) -> int:
-        """Tokens of a text."""
+        """Return the number of tokens in a string."""
         return len(self._encode([text])[0])
 
     def encode_with_offsets(self, text: str) -> Encoding:
-        """The library's own encoding of one text, for what needs character offsets."""
+        """Return the tokenizer library's encoding of a string, which includes character offsets."""
         require_texts([text], "texts")
         return self._bpe.encode(text, add_special_tokens=False)
 
     def offsets(self, text: str) -> np.ndarray:
-        """The characters `[start, stop)` that each token of a text touches, int64 `[T, 2]`; starts and stops ascend.
+        """Return the characters `[start, stop)` that each token touches, int64 `[T, 2]`; both columns are ascending.
 
-        The tokens of a byte-level vocabulary say themselves how many bytes they are, which is much faster than the
-        library's own count; that one is used where normalisation changes the text.
+        With a byte-level vocabulary, the offsets are computed from the length of each token in bytes, which is much
+        faster than the library's offsets. Those are used if normalization changes the text.
         """
         require_texts([text], "texts")
         if self._token_bytes is not None and is_normalized("NFC", text):
@@ -84,17 +90,17 @@ class Tokenizer:
                 starts = np.concatenate([[0], stops[:-1]])
                 return np.stack([character[starts], character[stops - 1] + 1], axis=1)
         offsets = np.array(self.encode_with_offsets(text).offsets, np.int64).reshape(-1, 2)
-        # Normalisation may hand out offsets that step back by a character.
+        # With normalization, an offset can be one character before the previous one.
         return np.maximum.accumulate(offsets, axis=0)
 
     @cached_property
     def _token_bytes(self) -> np.ndarray | None:
-        """How many bytes each token stands for, int64 `[vocabulary]`; None when the vocabulary is not byte-level."""
+        """The length of each token in bytes, int64 `[vocabulary]`; None if the vocabulary is not byte-level."""
         if not isinstance(self._bpe.decoder, ByteLevel):
             return None
         vocabulary = self._bpe.get_vocab(with_added_tokens=True)
         n_bytes = np.zeros(max(vocabulary.values(), default=-1) + 1, np.int64)
-        n_bytes[list(vocabulary.values())] = [len(token) for token in vocabulary]  # a character is a byte
+        n_bytes[list(vocabulary.values())] = [len(token) for token in vocabulary]  # one character per byte
         for token, added in self._bpe.get_added_tokens_decoder().items():
             n_bytes[token] = len(added.content.encode())
         return n_bytes
@@ -116,14 +122,14 @@ class Tokenizer:
 
 
 def require_sequence(values: object, name: str, wanted: str) -> None:
-    """Raises InputError unless `values` is a list, tuple or other sequence of one dimension that is no string."""
+    """Raise InputError unless `values` is a list, tuple or other one-dimensional sequence, and not a string."""
     other = isinstance(values, str | bytes | Mapping | type) or getattr(values, "ndim", 1) != 1
     if other or not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
         raise InputError(f"{name} must be {wanted}, got {type(values).__name__}")
 
 
 def require_texts(texts: object, name: str) -> None:
-    """Raises InputError, naming the culprit, unless `texts` is a sequence of strings that are valid Unicode."""
+    """Raise InputError, naming the invalid item, unless `texts` is a sequence of strings of valid Unicode."""
     require_sequence(texts, name, "a list of strings")
     for i, text in enumerate(texts):  # type: ignore[arg-type]
         if not isinstance(text, str):
@@ -132,6 +138,6 @@ def require_texts(texts: object, name: str) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{name}[{i}] has a lone surrogate at character {error.start}, which is not Unicode text; "
-                "decode its source with errors='replace'"
+                f"{name}[{i}] has a lone surrogate at character {error.start}, which is not valid Unicode; "
+                "decode the source with errors='replace'"
             ) from None

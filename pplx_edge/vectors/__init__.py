@@ -1,1 +1,1 @@
-"""Vectors out: pooling, late chunking, codes and similarity."""
+"""Pooling, late chunking, vector codes and similarity."""

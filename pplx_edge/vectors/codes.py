@@ -1,9 +1,10 @@
-"""Mean vectors to codes: int8, ±1 and packed bits. The only place that knows 127 and the bit order.
+"""Quantize mean vectors to codes: int8, ±1 and packed bits. Only this module defines the scale and the bit order.
 
-int8 codes are `round(127 * tanh(mean))` (arXiv 2602.11151), integers in −127…127 and not of unit length: compare them
-by cosine. They are found by comparing the mean with the 254 float32 numbers at which the code changes, because the last
-bits of a computed tanh differ between libraries and between processors. Binary codes are the sign of the mean, where
-zero counts as positive; packed, the first component is the most significant bit of the first byte.
+int8 codes are `round(127 * tanh(mean))` (arXiv 2602.11151): integers from −127 to 127. Code vectors do not have unit
+length, so compare them by cosine. To compute a code, the mean is compared with the 254 float32 values at which the code
+changes, because the last bits of a computed tanh differ between libraries and processors. Binary codes are the sign of
+the mean, where zero counts as positive. In packed codes, the first component is the most significant bit of the first
+byte.
 """
 
 import math
@@ -21,7 +22,7 @@ MIN_DIM = 128
 
 
 def _code_bounds() -> np.ndarray:
-    """Return the least mean of each code from −126 to 127, float32 `[254]`, ascending."""
+    """Return the smallest mean of each code from −126 to 127, float32 `[254]`, ascending."""
     exact = [math.atanh((code - 0.5) / INT8_SCALE) for code in range(1 - INT8_SCALE, INT8_SCALE + 1)]
     bounds = np.array(exact, np.float32)
     return np.where(bounds < exact, np.nextafter(bounds, np.float32(np.inf)), bounds)
@@ -31,11 +32,12 @@ CODE_BOUNDS = _code_bounds()
 
 
 def quantize(means: np.ndarray, precision: Precision) -> np.ndarray:
-    """Codes of float means `[N, D]` at a precision; `float32` returns the means themselves.
+    """Return the codes of float means `[N, D]` at a precision; `float32` returns the means themselves.
 
-    int8 `[N, D]`, binary int8 ±1 `[N, D]`, ubinary uint8 `[N, D/8]`, float32 `[N, D]`.
+    The result is int8 `[N, D]` for `int8`, ±1 as int8 `[N, D]` for `binary`, uint8 `[N, D/8]` for `ubinary`, and
+    float32 `[N, D]` for `float32`.
 
-    Raises InputError for an unknown precision, NumericalError for NaN or infinity.
+    Raises InputError for an unknown precision and NumericalError for NaN or infinity.
     """
     require_precision(precision)
     require_finite(means)
@@ -49,22 +51,22 @@ def int8_codes(means: np.ndarray) -> np.ndarray:
 
 
 def sign_codes(means: np.ndarray) -> np.ndarray:
-    """+1 where the mean is at least 0, else −1, int8 of the same shape."""
+    """Return +1 where the mean is at least 0 and −1 elsewhere, int8 of the same shape."""
     return np.where(means >= 0, 1, -1).astype(np.int8)
 
 
 def packed_signs(means: np.ndarray) -> np.ndarray:
-    """Bit 1 where the mean is at least 0, most significant bit first: uint8 `[N, D/8]`."""
+    """Return packed bits, 1 where the mean is at least 0, most significant bit first: uint8 `[N, D/8]`."""
     return np.packbits(means >= 0, axis=-1, bitorder="big")
 
 
 def truncate_dims(means: np.ndarray, dim: int | None) -> np.ndarray:
-    """The first `dim` components (matryoshka), a view; all of them for None. Cut before quantising."""
+    """Return a view of the first `dim` components (Matryoshka), or of all if None. Truncate before quantizing."""
     return means if dim is None else means[..., :dim]
 
 
 def require_dim(dim: int | None, native: int, precision: Precision) -> int:
-    """The dimension to use. Raises InputError unless it is an allowed integer."""
+    """Return the dimension to use, `native` if None. Raises InputError unless it is an integer in the valid range."""
     if dim is None:
         dim = native
     if isinstance(dim, bool) or not isinstance(dim, int | np.integer):
@@ -78,14 +80,14 @@ def require_dim(dim: int | None, native: int, precision: Precision) -> int:
 
 
 def require_precision(precision: str) -> Precision:
-    """The precision itself. Raises InputError for a name that is not one."""
+    """Return the precision unchanged. Raises InputError if it is unknown."""
     if precision not in get_args(Precision):
         raise InputError(f"unknown precision {precision!r}: choose one of {', '.join(get_args(Precision))}")
     return cast(Precision, precision)
 
 
 def require_finite(means: np.ndarray, labels: Sequence[Any] | None = None) -> None:
-    """Raises NumericalError naming the first row with NaN or infinity (by its label when labels are given)."""
+    """Raise NumericalError, naming the first row that contains NaN or infinity, by its label if labels are given."""
     finite = np.isfinite(means).all(axis=-1)
     if not finite.all():
         row = int(np.flatnonzero(~np.atleast_1d(finite))[0])

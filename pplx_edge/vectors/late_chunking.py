@@ -1,14 +1,16 @@
-"""Windows over documents of any length, so that each chunk is read with context on both sides.
+"""Divide documents of any length into windows, so that the model reads each chunk with context on both sides.
 
-The chunks of a document, joined by separators or not, are one sequence of tokens. What fits the window is one row. A
-longer sequence is read in rows of
+The chunks of a document, joined with or without separators, form one sequence of tokens. A sequence that fits in the
+window is one row. A longer one is read in several rows of the form
 
     [ sticky | left margin | core | right margin ]
 
-whose cores follow each other without gap or overlap. A chunk belongs to the core that it lies in, where it has at least
-the margin around it, or all there is. Only a chunk that is longer than a core is cut, and its means are summed.
+where the sticky tokens repeat the title and headings, and the cores follow each other without gap or overlap. The
+vector of a chunk comes from the core that contains it, so the model sees at least one margin of context on each side,
+or everything up to the end of the document. Only a chunk that is longer than a core is divided between windows; its
+vector is the mean over all its parts.
 
-Where a window begins and ends follows from the sequence alone, so a plan can be made again from the beginning.
+The windows depend only on the token sequence, so the same document always gives the same windows.
 """
 
 from collections import deque
@@ -23,18 +25,18 @@ from pplx_edge.types import StreamOptions, TextChunk, TokenRow
 
 # The defaults of StreamOptions that depend on the model or on each other.
 DEFAULT_WINDOW = 4096
-DEFAULT_MARGIN = 256  # benchmarks/README.md, Fidelity: windows decide, margins past this bring nothing
-DEFAULT_STICKY = 64  # of models trained for context; benchmarks/README.md, Quality: it helps books and short documents
-_MARGIN_SHARE = 8  # of a window that is too small for the default margin
-_STICKY_SHARE = 8  # likewise
-_LEAST_CORE_SHARE = 4
+DEFAULT_MARGIN = 256  # larger margins do not improve fidelity: benchmarks/README.md, Fidelity
+DEFAULT_STICKY = 64  # for contextual models; improves books and short documents: benchmarks/README.md, Quality
+_MARGIN_SHARE = 8  # in a small window, the default margin is 1/8 of the window
+_STICKY_SHARE = 8  # in a small window, the default number of sticky tokens is 1/8 of the window
+_LEAST_CORE_SHARE = 4  # the core must be at least 1/4 of the window
 _LEAST_WINDOW = 64
 _MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class WindowSizes:
-    """The tokens of a row, of its margins, and of what is repeated ahead of each row, at most."""
+    """The maximum number of tokens in a row, in each of its margins, and in its repeated title and headings."""
 
     window: int
     margin: int
@@ -42,12 +44,12 @@ class WindowSizes:
 
     @classmethod
     def of(cls, options: StreamOptions, spec: ModelSpec) -> "WindowSizes":
-        """The sizes that the options mean for a model. Raises InputError when they leave no room for chunks."""
+        """Return the sizes for a model and options. Raises InputError if they leave too little room for chunks."""
         window = min(DEFAULT_WINDOW, spec.max_tokens) if options.window is None else options.window
         if options.memory_mb is not None:
             window = window_within(options.memory_mb, spec)
         if window > spec.max_tokens:
-            raise InputError(f"window {window:,}: this model reads {spec.max_tokens:,} tokens at most")
+            raise InputError(f"window {window:,}: this model reads at most {spec.max_tokens:,} tokens")
         margin = min(DEFAULT_MARGIN, window // _MARGIN_SHARE) if options.margin is None else options.margin
         sticky = options.sticky
         if sticky is None:
@@ -56,28 +58,30 @@ class WindowSizes:
         core = window - 2 * margin - sticky
         if core * _LEAST_CORE_SHARE < window:
             raise InputError(
-                f"two margins of {margin:,} and {sticky:,} sticky tokens leave {max(core, 0):,} of a window of "
-                f"{window:,} for chunks, at least a quarter is needed; choose a larger window or smaller margins"
+                f"two margins of {margin:,} and {sticky:,} sticky tokens leave {max(core, 0):,} tokens of a window of "
+                f"{window:,} for chunks, but at least a quarter is needed; choose a larger window or smaller margins"
             )
         return cls(window, margin, sticky)
 
 
 def window_within(memory_mb: int, spec: ModelSpec) -> int:
-    """The largest window whose activations take no more than so many megabytes beside the opened model.
+    """Return the largest window whose activations fit in `memory_mb` megabytes on top of the loaded model.
 
-    Raises InputError naming the least budget when there is none of 64 tokens.
+    Raises InputError, naming the minimum budget, if the window would be smaller than 64 tokens.
     """
     window = memory_mb * _MEGABYTE // spec.activation_bytes
     least = min(_LEAST_WINDOW, spec.max_tokens)
     if window < least:
         needed = -(-least * spec.activation_bytes // _MEGABYTE)
-        raise InputError(f"memory_mb {memory_mb}: a window of {least} tokens needs at least {needed} beside the model")
+        raise InputError(
+            f"memory_mb {memory_mb}: a window of {least} tokens needs at least {needed} MB on top of the model"
+        )
     return min(window, spec.max_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkTokens:
-    """A chunk as the model reads it: ids int64 `[T]`, and the ids of the headings that it stands under."""
+    """A chunk as the model reads it: its token ids, int64 `[T]`, and those of the headings of its section."""
 
     chunk: TextChunk
     ids: np.ndarray
@@ -86,9 +90,10 @@ class ChunkTokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """What a window's core holds of a chunk: `[start, stop)` tokens of the row. `closes` says that no more will come.
+    """The part of a chunk that lies in a window's core: tokens `[start, stop)` of the row.
 
-    `index` counts the document's chunks, `n_tokens` the tokens of the whole chunk.
+    `index` is the number of the chunk in its document, `n_tokens` the number of tokens in the whole chunk. `closes` is
+    True for the last part of a chunk.
     """
 
     chunk: TextChunk
@@ -101,20 +106,20 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """One row, and the parts of chunks that are taken from it, one a span of the row."""
+    """A row and the parts of chunks whose means are taken from it; part i is span i of the row."""
 
     row: TokenRow
     parts: tuple[Part, ...]
 
 
 class RunningMean:
-    """The mean of a chunk over its parts. Float32 sums; a chunk in one part keeps its mean to the bit."""
+    """The mean of a chunk over its parts, accumulated in float32. The mean of a chunk in one part is not changed."""
 
     def __init__(self) -> None:
         self.total: np.ndarray | None = None
 
     def add(self, part: Part, mean: np.ndarray) -> np.ndarray | None:
-        """The chunk's mean when this part closes it, else None."""
+        """Add the mean of a part. Return the mean of the chunk if this is its last part, otherwise None."""
         if self.total is None and part.closes:
             return mean
         weighted = mean * np.float32(part.stop - part.start)
@@ -126,16 +131,17 @@ class RunningMean:
 
 
 def plan_windows(chunks: Iterable[ChunkTokens], sizes: WindowSizes, sep_id: int | None) -> Iterator[Window]:
-    """The windows of a document, each as soon as the chunks that decide on it were taken.
+    """Yield the windows of a document, each as soon as enough chunks were read to fill it.
 
-    `sep_id` None joins chunks without a separator. Holds one window, and takes one chunk more to see that it is full.
+    `sep_id` is the separator token; None joins chunks without one. Only one window is kept in memory, and only one
+    chunk is read beyond it.
     """
     return _Planner(iter(chunks), sizes, sep_id).windows()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Placed:
-    """A chunk at its place `[start, stop)` in the sequence of tokens."""
+    """A chunk at tokens `[start, stop)` of the document."""
 
     tokens: ChunkTokens
     index: int
@@ -147,8 +153,8 @@ class _Planner:
     def __init__(self, chunks: Iterator[ChunkTokens], sizes: WindowSizes, sep_id: int | None):
         self.chunks, self.sizes = chunks, sizes
         self.separator = np.array([] if sep_id is None else [sep_id], np.int64)
-        self.placed: deque[_Placed] = deque()  # from the left margin on
-        self.n_passed = 0  # of these, how many were closed
+        self.placed: deque[_Placed] = deque()  # chunks from the left margin onward
+        self.n_passed = 0  # how many of them are complete
         self.n_read, self.end, self.is_whole = 0, 0, False
         self.title = np.empty(0, np.int64)
 
@@ -167,7 +173,7 @@ class _Planner:
             self.forget_before(core - self.sizes.margin - len(self.separator))
 
     def read_past(self, position: int) -> bool:
-        """Takes chunks until the sequence is longer than that; False when it ends before."""
+        """Read chunks until the sequence extends beyond a position. Return False if the document ends before it."""
         while self.end <= position and not self.is_whole:
             tokens = next(self.chunks, None)
             if tokens is None:
@@ -182,12 +188,12 @@ class _Planner:
         return self.end > position or (self.is_whole and position == 0 and self.n_read > 0)
 
     def left_of(self, core: int) -> int:
-        """Where the left margin begins, not with a separator."""
+        """Return the start of the left margin, skipping a separator there."""
         left = max(0, core - self.sizes.margin)
         return left + len(self.separator) if left and self.is_separator(left) else left
 
     def right_of(self, stop: int) -> int:
-        """Where the right margin ends, not with a separator."""
+        """Return the end of the right margin, without a separator there."""
         right = stop + self.sizes.margin
         return right - 1 if right > stop and self.is_separator(right - 1) else right
 
@@ -195,7 +201,7 @@ class _Planner:
         return bool(len(self.separator)) and any(placed.stop == position for placed in self.placed)
 
     def sticky_ids(self, left: int) -> np.ndarray:
-        """The title, unless the row begins with it, and the headings of the first chunk of the core."""
+        """Return the title, unless the row begins with it, and the headings of the first chunk of the core."""
         size, sep = self.sizes.sticky, self.separator
         heading = self.placed[self.n_passed].tokens.heading_ids[: size // 2]
         heading = np.concatenate([heading, sep])[:size] if len(heading) else heading
@@ -204,7 +210,7 @@ class _Planner:
         return np.concatenate([title, heading])
 
     def core_stop(self, top: int) -> int:
-        """Where the core ends that may not reach beyond `top`: behind a chunk, or in the one that fills it alone."""
+        """Return the end of the core, at most `top`: the end of a chunk, or `top` if the first chunk is longer."""
         stop = top
         for placed in list(self.placed)[self.n_passed :]:
             if placed.stop > top:
@@ -213,7 +219,7 @@ class _Planner:
         return stop
 
     def window(self, sticky: np.ndarray, left: int, core: int, stop: int, right: int) -> Window:
-        """The row of tokens `[left, right)` behind the sticky ones, with the parts that lie in `[core, stop)`."""
+        """Return the row of the sticky tokens and tokens `[left, right)`, with the parts that lie in `[core, stop)`."""
         shift = len(sticky) - left
         parts = []
         for placed in list(self.placed)[self.n_passed :]:
@@ -228,7 +234,7 @@ class _Planner:
         return Window(TokenRow(ids, tuple((part.start, part.stop) for part in parts)), tuple(parts))
 
     def slice(self, start: int, stop: int) -> np.ndarray:
-        """The tokens `[start, stop)` of the sequence."""
+        """Return tokens `[start, stop)` of the document."""
         base = self.placed[0].start
         pieces = [piece for placed in self.placed for piece in (placed.tokens.ids, self.separator)]
         return np.concatenate(pieces)[start - base : stop - base]

@@ -1,4 +1,4 @@
-"""Token states to span means. A plain embedding is the one span that covers its row, so this is the only pooling."""
+"""Mean pooling of token states over spans. The vector of a single input is the mean of a span that covers its row."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from pplx_edge.types import Span, TokenBatch
 
 
 def span_means(states: np.ndarray, batch: TokenBatch) -> np.ndarray:
-    """Mean state of each span, float32 `[N, D]`, from states `[B, T, D]`; an empty span gives zeros.
+    """Return the mean state of each span, float32 `[N, D]`, from states `[B, T, D]`; an empty span gives zeros.
 
-    Sums run token by token in float32, so a mean depends on its own tokens only, not on the batch around them.
+    States are added token by token in float32, so a mean depends only on its own tokens, not on the rest of the batch.
     """
     means = np.zeros((len(batch.spans), states.shape[-1]), np.float32)
-    first = np.argmax(batch.attention_mask, axis=1)  # where the real tokens begin, left padding or right
+    first = np.argmax(batch.attention_mask, axis=1)  # the first real token of each row, for either padding side
     for i, span in enumerate(batch.spans):
         if span.n_tokens:
             means[i] = mean_of(states[span.row, first[span.row] + span.start : first[span.row] + span.stop])
@@ -21,7 +21,7 @@ def span_means(states: np.ndarray, batch: TokenBatch) -> np.ndarray:
 
 
 def packed_span_means(states: np.ndarray, offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
-    """The same from packed states `[S, D]`, where row r begins at `offsets[r]`."""
+    """Return the mean state of each span, float32 `[N, D]`, from packed states `[S, D]` with row r at `offsets[r]`."""
     means = np.zeros((len(spans), states.shape[-1]), np.float32)
     for i, span in enumerate(spans):
         if span.n_tokens:
@@ -31,5 +31,5 @@ def packed_span_means(states: np.ndarray, offsets: np.ndarray, spans: Sequence[S
 
 
 def mean_of(states: np.ndarray) -> np.ndarray:
-    """Mean over tokens of states `[T, D]`, T at least 1, accumulated in float32."""
+    """Return the mean over tokens of states `[T, D]`, float32 `[D]`, accumulated in float32; T must be at least 1."""
     return states.sum(axis=0, dtype=np.float32) / np.float32(len(states))

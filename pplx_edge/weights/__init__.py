@@ -1,1 +1,1 @@
-"""Models on disk: checkpoints, artifacts, the hub, and the rounding of weights."""
+"""Checkpoints, artifacts, the model hub, and the rounding of weights."""

@@ -1,7 +1,7 @@
-"""Converted models on disk: a directory and a manifest that says what is in it and how far it strays from its source.
+"""Converted models on disk: a directory with a manifest that lists its files and its parity with the source model.
 
-Only this module knows the file names. A directory is written beside its target, flushed to disk and renamed, so it is
-there whole or not at all.
+Only this module defines the file names. A directory is written next to its target, flushed to disk and then renamed, so
+the target never contains a partial model.
 """
 
 import errno
@@ -21,9 +21,9 @@ from pplx_edge.errors import ArtifactError, InputError, StorageError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "pplx-edge.json"
 _HASH_CHUNK = 1 << 20
-# Graphs of a hub repository, best first on a processor.
+# Names of ONNX graphs in hub repositories, the best for CPUs first.
 _READY_GRAPHS = ("model_quantized.onnx", "model_int8.onnx", "model.onnx", "model_q4.onnx")
-_PARTIAL = ".partial-"  # and the process that writes it
+_PARTIAL = ".partial-"  # followed by the id of the process that writes the directory
 _NOT_WRITABLE = (
     errno.EACCES,
     errno.EPERM,
@@ -35,22 +35,22 @@ _NOT_WRITABLE = (
 )
 
 
-# What a checkpoint can be converted to, by the backend that opens it; the first is what it is converted to unasked.
+# The artifact formats by the backend that opens them; the first is the backend's default.
 FORMATS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx-int8", "onnx-fp32"),
     "mlx": ("mlx-bf16", "mlx-q8", "mlx-q4", "mlx-mxfp8", "mlx-mxfp4", "mlx-nvfp4", "mlx-mixed"),
     "coreml": ("coreml-fp16", "coreml-int8", "coreml-pal4", "coreml-pal6", "coreml-pal8"),
 }
-# Raise one when a graph, a layout or the numerics of a backend's formats change: cached conversions are then made anew,
-# and artifacts of another revision are refused.
+# Increment a revision when the graph, layout or numerics of a backend's formats change. Cached conversions are then
+# redone, and artifacts of another revision are rejected.
 REVISIONS = {"onnx": 3, "mlx": 1, "coreml": 1}
-# Files that a conversion copies from its source.
+# Text files that a conversion copies from its source.
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxLayout:
-    """Files of an ONNX artifact, beside TEXT_FILES."""
+    """The files of an ONNX artifact, in addition to TEXT_FILES."""
 
     graph: str = "model.onnx"
     weights: str = "model.onnx_data"
@@ -58,7 +58,7 @@ class OnnxLayout:
 
 @dataclass(frozen=True, slots=True)
 class MlxLayout:
-    """Files of an MLX artifact, beside TEXT_FILES: weights as checkpoints have them, or shards, and how to pool."""
+    """The files of an MLX artifact, in addition to TEXT_FILES: weights in one file or shards, and pooling settings."""
 
     shard: str = "model-{:05d}-of-{:05d}.safetensors"
     modules: str = "modules.json"
@@ -67,7 +67,7 @@ class MlxLayout:
 
 @dataclass(frozen=True, slots=True)
 class CoremlLayout:
-    """Files of a Core ML artifact, beside TEXT_FILES: packages of programs, and the embedding table that they lack."""
+    """The files of a Core ML artifact, in addition to TEXT_FILES: program packages and the embedding table."""
 
     package: str = "model.mlpackage"
     flexible: str = "flexible.mlpackage"
@@ -81,11 +81,11 @@ COREML_LAYOUT = CoremlLayout()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A converted model: its directory and what its manifest says.
+    """A converted model: its directory and the contents of its manifest.
 
-    `format` names the conversion (`onnx-int8`), `revision` the state of the converter for it (1 where a manifest has
-    none), `source` where the weights came from and at which revision, `files` the size and SHA-256 of every file,
-    `parity` how the codes compare with the reference.
+    `format` is the artifact format (`onnx-int8`) and `revision` the revision of that format (1 if the manifest has
+    none). `source` says where the weights came from, including their revision. `files` gives the size and SHA-256 of
+    every file, and `parity` the results of comparing the codes with the reference.
     """
 
     directory: Path
@@ -99,10 +99,10 @@ class Artifact:
 
     @classmethod
     def open(cls, directory: str | Path) -> "Artifact":
-        """The artifact in a directory, its files present and of the right size.
+        """Open the artifact in a directory and check that its files are present and have the right size.
 
-        Raises ArtifactError when the manifest is missing, malformed or of another version, when the format is of
-        another revision than this release opens, or when a file is not as the manifest says.
+        Raises ArtifactError if the manifest is missing, malformed or of another version, if this release does not open
+        the revision of the format, or if a file is missing or has the wrong size.
         """
         directory = Path(directory)
         path = directory / MANIFEST_FILE
@@ -111,38 +111,40 @@ class Artifact:
             version = manifest.pop("format_version")
             if version != FORMAT_VERSION:
                 raise ArtifactError(
-                    f"{path}: format version {version}, this release reads {FORMAT_VERSION}; convert the model again"
+                    f"{path}: format version {version}, but this release reads {FORMAT_VERSION}; "
+                    "convert the model again"
                 )
             artifact = cls(directory=directory, **manifest)
             artifact._require_well_formed()
         except FileNotFoundError:
             raise ArtifactError(f"{path}: not found; this directory is not a converted model") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{path}: not a manifest ({error}); convert the model again") from error
+            raise ArtifactError(f"{path}: not a valid manifest ({error}); convert the model again") from error
         artifact._require_revision()
         artifact._require_sizes()
         return artifact
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what all its files hold."""
+        """A hash of the contents of all files, as 64 hexadecimal digits."""
         hashes = sorted((name, entry["sha256"]) for name, entry in self.files.items())
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
     def path(self, name: str) -> Path:
-        """Where one of its files is."""
+        """Return the path of one of the files."""
         return self.directory / name
 
     def verify(self) -> None:
-        """Reads every file and raises ArtifactError for the first whose SHA-256 is not the manifest's."""
+        """Read every file and raise ArtifactError for the first one whose SHA-256 differs from the manifest."""
         for name, entry in self.files.items():
             if (found := sha256(self.directory / name)) != entry["sha256"]:
                 raise ArtifactError(
-                    f"{self.directory / name}: altered: SHA-256 {found[:12]}…, manifest {entry['sha256'][:12]}…"
+                    f"{self.directory / name}: modified: SHA-256 is {found[:12]}…, "
+                    f"the manifest says {entry['sha256'][:12]}…"
                 )
 
     def _require_well_formed(self) -> None:
-        """Raises TypeError or ValueError when a field does not hold what it should."""
+        """Raise TypeError or ValueError if a field has the wrong type or an invalid value."""
         if not isinstance(self.format, str) or not isinstance(self.made_by, str):
             raise TypeError("format and made_by must be strings")
         if not isinstance(self.revision, int):
@@ -152,7 +154,7 @@ class Artifact:
                 raise TypeError(f"{name} must be an object")
         for name, entry in self.files.items():
             if not name or PurePosixPath(name).is_absolute() or ".." in name.split("/") or "\\" in name:
-                raise ValueError(f"{name!r} is not a file in or below this directory")
+                raise ValueError(f"{name!r} is not a file in this directory or its subdirectories")
             if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
                 raise TypeError(f"the entry of {name} needs bytes and sha256")
 
@@ -160,7 +162,7 @@ class Artifact:
         wanted = format_revision(self.format)
         if self.revision != wanted:
             raise ArtifactError(
-                f"{self.directory}: {self.format} of revision {self.revision}, this release opens revision {wanted}; "
+                f"{self.directory}: {self.format} revision {self.revision}, but this release opens revision {wanted}; "
                 f"convert the model again: pplx-edge convert SOURCE --to {self.format} --out DIR"
             )
 
@@ -171,27 +173,28 @@ class Artifact:
                 raise ArtifactError(f"{path}: missing; convert the model again")
             if path.stat().st_size != entry["bytes"]:
                 raise ArtifactError(
-                    f"{path}: {path.stat().st_size:,} bytes, manifest says {entry['bytes']:,}; convert the model again"
+                    f"{path}: {path.stat().st_size:,} bytes, but the manifest says {entry['bytes']:,}; "
+                    "convert the model again"
                 )
 
 
 def format_revision(format: str) -> int:
-    """Return the revision of a format that this release writes and opens; 1 for a format that it does not know."""
+    """Return the revision of a format that this release writes and opens; 1 for an unknown format."""
     return REVISIONS.get(family_of(format), 1)
 
 
 def family_of(format: str) -> str:
-    """The backend that opens a format."""
+    """Return the name of the backend that opens a format: the part before the first hyphen."""
     return format.partition("-")[0]
 
 
 def is_artifact(directory: str | Path) -> bool:
-    """Whether a directory holds a manifest."""
+    """Return whether a directory contains a manifest."""
     return (Path(directory) / MANIFEST_FILE).is_file()
 
 
 def ready_graphs(directory: Path) -> list[Path]:
-    """The ONNX graphs that others made, in `onnx/` or beside the config, as hub repositories hold them; best first."""
+    """Return the ready-made ONNX graphs of a hub repository, in `onnx/` or at the top level, best first."""
     found = [path for folder in (directory / "onnx", directory) for path in sorted(folder.glob("*.onnx"))]
     rank = {name: i for i, name in enumerate(_READY_GRAPHS)}
     return sorted((path for path in found if path.is_file()), key=lambda path: rank.get(path.name, len(rank)))
@@ -199,13 +202,13 @@ def ready_graphs(directory: Path) -> list[Path]:
 
 @contextmanager
 def writing(target: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary directory beside `target` that becomes it when the block ends, and vanishes when the block raises.
+    """Provide a temporary directory that is renamed to `target` when the block ends, or deleted if the block raises.
 
-    Raises InputError when the target exists and is not to be replaced, StorageError when the disk is full.
+    Raises InputError if the target exists and `replace` is False, and StorageError if the disk is full or not writable.
     """
     target = Path(target)
     if target.exists() and not replace:
-        raise InputError(f"{target}: exists already; choose another directory or replace it on purpose (--force)")
+        raise InputError(f"{target}: already exists; choose another directory, or replace it with --force")
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
@@ -228,7 +231,7 @@ def write_manifest(
     parity: Mapping[str, Any],
     made_by: str,
 ) -> None:
-    """Hashes every file in and below a directory and writes its manifest."""
+    """Hash every file in a directory and its subdirectories, and write the manifest."""
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(directory.rglob("*"))
@@ -250,7 +253,7 @@ def write_manifest(
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal, read in pieces."""
+    """Return the SHA-256 of a file in hexadecimal, reading the file in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_CHUNK):
@@ -260,13 +263,13 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def storage_errors(target: Path) -> Iterator[None]:
-    """Turns a full or unwritable disk into StorageError naming the target."""
+    """Raise StorageError, naming the target, if the block fails because the disk is full or not writable."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(
-                f"{target}: the disk is full; nothing was left there: free some space and try again"
+                f"{target}: the disk is full and nothing was written; free some space and try again"
             ) from error
         if error.errno in _NOT_WRITABLE:
             raise StorageError(f"{target}: not writable ({error.strerror})") from error
@@ -274,7 +277,7 @@ def storage_errors(target: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Deletes what processes that were killed while writing the same target have left beside it."""
+    """Delete temporary directories left by processes that were killed while writing the same target."""
     start = f".{target.name}{_PARTIAL}"
     for path in target.parent.iterdir():
         process, _, _ = path.name.removeprefix(start).partition("-")
@@ -287,7 +290,7 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it belongs to somebody else, or cannot be told
+    except OSError:  # the process belongs to another user, or its state is unknown
         return True
     return True
 
@@ -302,7 +305,7 @@ def _flush(directory: Path) -> None:
 
 
 def _swap(partial: Path, target: Path, replace: bool) -> None:
-    """Renames partial to target; what stood there goes away only once the new directory is in place."""
+    """Rename partial to target. An existing target is deleted only after the new directory is in place."""
     os.chmod(partial, 0o755)
     if not replace:
         _rename_to_new(partial, target)
@@ -321,10 +324,12 @@ def _swap(partial: Path, target: Path, replace: bool) -> None:
 
 
 def _rename_to_new(partial: Path, target: Path) -> None:
-    """Raises InputError when somebody else has put something there in the meantime."""
+    """Rename partial to target. Raises InputError if another process has created the target in the meantime."""
     try:
         os.rename(partial, target)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise InputError(f"{target}: appeared while it was being made; what is there was kept") from error
+            raise InputError(
+                f"{target}: was created by another process in the meantime; it was not replaced"
+            ) from error
         raise

@@ -1,8 +1,8 @@
-"""Weights on disk, read tensor by tensor: safetensors in one file or sharded, names with or without `model.`.
+"""Read checkpoints tensor by tensor: safetensors in one file or sharded, with or without `model.` in tensor names.
 
-Opening reads only the headers and checks every name, shape, dtype and byte range against the spec, so that a missing,
-extra, misshapen or truncated tensor is reported at once, naming file and tensor. Reading maps just the bytes of one
-tensor and lets them go again: peak memory is the largest tensor asked for, not the model.
+Opening a checkpoint reads only the headers and checks every name, shape, dtype and byte range against the spec, so a
+missing, extra, wrongly shaped or truncated tensor is reported immediately, with its file and name. Reading a tensor
+maps only its own bytes, so peak memory is the size of the largest tensor, not of the model.
 """
 
 import json
@@ -29,7 +29,7 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Where a tensor's bytes are: absolute offsets in a file."""
+    """The location of a tensor: bytes `[start, stop)` of a file."""
 
     path: Path
     name: str
@@ -40,14 +40,14 @@ class _Stored:
 
 
 class Checkpoint:
-    """A directory of config.json and safetensors weights, checked against each other."""
+    """A directory with config.json and safetensors weights, checked against each other."""
 
     def __init__(self, directory: Path, spec: ModelSpec, tensors: Mapping[str, _Stored]):
         self.directory, self.spec, self._tensors = directory, spec, tensors
 
     @classmethod
     def open(cls, directory: str | Path, spec: ModelSpec | None = None) -> "Checkpoint":
-        """The checkpoint in a directory. Raises CheckpointError (or UnsupportedModel for its config.json)."""
+        """Open the checkpoint in a directory. Raises CheckpointError, or UnsupportedModel for its config.json."""
         directory = Path(directory)
         spec = spec or ModelSpec.from_directory(directory)
         tensors: dict[str, _Stored] = {}
@@ -66,54 +66,57 @@ class Checkpoint:
         return sorted({stored.path for stored in self._tensors.values()})
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, float32; F32 stays mapped from the file. Raises CheckpointError for NaN or infinity in it."""
+        """Return a tensor as float32; an F32 tensor stays mapped. Raises CheckpointError for NaN or infinity."""
         stored = self._tensors[name]
         return self._checked(name, _as_float32(_map_bytes(stored, stored.start, stored.stop), stored.dtype)).reshape(
             stored.shape
         )
 
     def read_block(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `[start, stop)` of a matrix, float32. Raises InputError for rows that it does not have."""
+        """Return rows `[start, stop)` of a matrix as float32. Raises InputError for rows out of range."""
         stored = self._tensors[name]
         n_rows, n_cols = stored.shape
         if not 0 <= start <= stop <= n_rows:
-            raise InputError(f"{stored.path}: tensor {name} has {n_rows:,} rows, [{start}, {stop}) were asked for")
+            raise InputError(f"{stored.path}: tensor {name} has {n_rows:,} rows, [{start}, {stop}) is out of range")
         row_bytes = n_cols * _ITEM_BYTES[stored.dtype]
         raw = _map_bytes(stored, stored.start + start * row_bytes, stored.start + stop * row_bytes)
         return self._checked(name, _as_float32(raw, stored.dtype)).reshape(stop - start, n_cols)
 
     def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """The rows of a matrix that are named by an integer array `[R]`: float32 `[R, columns]`."""
+        """Return the rows of a matrix with the given indices, an integer array `[R]`: float32 `[R, columns]`."""
         width = self._tensors[name].shape[1]
         found = {row: self.read_block(name, row, row + 1)[0] for row in {int(row) for row in rows}}
         return np.array([found[int(row)] for row in rows], np.float32).reshape(len(rows), width)
 
     def layer(self, index: int) -> dict[str, np.ndarray]:
-        """All tensors of one layer, float32, by their name within the layer."""
+        """Return all tensors of one layer as float32, by their name within the layer."""
         return {name: self.read(f"layers.{index}.{name}") for name in self.spec.layer_shapes()}
 
     def _checked(self, name: str, values: np.ndarray) -> np.ndarray:
         if not np.isfinite(values).all():
             raise CheckpointError(
-                f"{self._tensors[name].path}: tensor {name} holds NaN or infinity; fetch the file again"
+                f"{self._tensors[name].path}: tensor {name} contains NaN or infinity; download the file again"
             )
         return values
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory holds safetensors or an index of them, whole or not."""
+    """Return whether a directory contains safetensors files or an index of them, even if incomplete."""
     return any(directory.glob("*.safetensors")) or any(directory.glob("*.safetensors.index.json"))
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that make up a checkpoint: the single file, or the shards that its index names."""
+    """Return the safetensors files of a checkpoint: the single file, or the shards listed in its index.
+
+    Raises CheckpointError if there is neither, or if a shard is missing.
+    """
     index = directory / INDEX_FILE
     if (directory / SINGLE_FILE).is_file():
         return [directory / SINGLE_FILE]
     if not index.is_file():
         found = sorted(path.name for path in directory.glob("*.bin"))
         hint = f" ({found[0]} is a pickle and is never opened: convert it to safetensors)" if found else ""
-        raise CheckpointError(f"{directory}: neither {SINGLE_FILE} nor {INDEX_FILE} is there{hint}")
+        raise CheckpointError(f"{directory}: contains neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
     return [directory / name for name in _shard_names(index)]
 
 
@@ -126,12 +129,12 @@ def _shard_names(index: Path) -> list[str]:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index}: shard name {name!r} is not a plain file name")
         if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index.parent / name}: shard is missing; {index.name} names it")
+            raise CheckpointError(f"{index.parent / name}: shard is missing, but {index.name} lists it")
     return names
 
 
 def _read_header(path: Path) -> dict[str, _Stored]:
-    """Names to places, from the JSON header of a safetensors file, with every byte range checked."""
+    """Return the location of each tensor by name from the header of a safetensors file, checking every byte range."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -158,7 +161,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names: set[str] = set()
     for name, _ in pairs:
         if name in names:
-            raise ValueError(f"{name} is there twice")
+            raise ValueError(f"duplicate name {name}")
         names.add(name)
     return dict(pairs)
 
@@ -173,38 +176,39 @@ def _stored(path: Path, name: str, entry: Any, base: int, size: int) -> _Stored:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: corrupt header entry of tensor {name} ({error!r})") from error
     if dtype not in _ITEM_BYTES:
-        quantised = "; these weights are quantised already" if dtype.startswith(("U", "I", "F8")) else ""
-        raise CheckpointError(f"{path}: tensor {name} is {dtype}; {', '.join(_ITEM_BYTES)} can be read{quantised}")
+        quantised = "; these weights are already quantized" if dtype.startswith(("U", "I", "F8")) else ""
+        raise CheckpointError(f"{path}: tensor {name} is {dtype}, supported are {', '.join(_ITEM_BYTES)}{quantised}")
     expected = math.prod(shape) * _ITEM_BYTES[dtype]
     if stop - start != expected:
         raise CheckpointError(
-            f"{path}: tensor {name} {shape} {dtype} needs {expected:,} bytes, its header gives {stop - start:,}"
+            f"{path}: tensor {name} {shape} {dtype} needs {expected:,} bytes, but its header gives {stop - start:,}"
         )
     if base + stop > size:
         raise CheckpointError(
-            f"{path}: truncated: tensor {name} ends at byte {base + stop:,}, the file has {size:,}; fetch it again"
+            f"{path}: truncated: tensor {name} ends at byte {base + stop:,}, but the file has {size:,}; "
+            "download it again"
         )
     return _Stored(path, name, dtype, tuple(shape), base + start, base + stop)
 
 
 def _require_side_by_side(path: Path, tensors: Mapping[str, _Stored], base: int, size: int) -> None:
-    """The format leaves no gap between the tensors of a file and none at its end, and no two share a byte."""
+    """Raise CheckpointError if a file has gaps or overlaps between its tensors, or bytes after the last one."""
     position = base
     for stored in sorted(tensors.values(), key=lambda stored: (stored.start, stored.stop)):
         if stored.start != position:
             raise CheckpointError(
-                f"{path}: corrupt: tensor {stored.name} begins at byte {stored.start:,}, where {position:,} is due"
+                f"{path}: corrupt: tensor {stored.name} begins at byte {stored.start:,}, expected {position:,}"
             )
         position = stored.stop
     if position != size:
-        raise CheckpointError(f"{path}: corrupt: {size - position:,} bytes at its end belong to no tensor")
+        raise CheckpointError(f"{path}: corrupt: the last {size - position:,} bytes belong to no tensor")
 
 
 def _require_match(tensors: Mapping[str, _Stored], spec: ModelSpec, directory: Path) -> None:
     expected = spec.tensor_shapes()
     where = next(iter(tensors.values())).path if tensors else directory
     if missing := [name for name in expected if name not in tensors]:
-        raise CheckpointError(f"{where}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)} are)")
+        raise CheckpointError(f"{where}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)} missing)")
     if extra := [name for name in tensors if name not in expected and name not in _IGNORED]:
         raise CheckpointError(
             f"{tensors[extra[0]].path}: tensor {extra[0]} is not part of this model ({len(extra)} unknown)"
@@ -218,7 +222,7 @@ def _require_match(tensors: Mapping[str, _Stored], spec: ModelSpec, directory: P
 
 
 def _map_bytes(stored: _Stored, start: int, stop: int) -> np.ndarray:
-    """The bytes `[start, stop)` of a file as a mapped uint8 array; the mapping lives as long as the array."""
+    """Return bytes `[start, stop)` of a file as a mapped uint8 array, which keeps the mapping alive."""
     if start == stop:
         return np.empty(0, np.uint8)
     aligned = start - start % mmap.ALLOCATIONGRANULARITY
@@ -235,7 +239,9 @@ def _as_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
         return _unaligned_view(raw, np.float32)
     if dtype == "F16":
         return _unaligned_view(raw, np.float16).astype(np.float32)
-    return (_unaligned_view(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)  # bf16: float32's upper half
+    return (_unaligned_view(raw, np.uint16).astype(np.uint32) << 16).view(
+        np.float32
+    )  # bf16 is the upper half of float32
 
 
 def _unaligned_view(raw: np.ndarray, dtype: type) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""A name to a directory: the built-in model, a path, or a hub repository. The only module that touches the network.
+"""Find the directory of a model: the built-in one, a path, or a hub repository. Only this module uses the network.
 
-What was fetched once is used as it is, without asking the network again, until it is pulled anew: a model does not
-change under an index that was made with it.
+A downloaded repository is used from the cache without contacting the hub until it is pulled again, so a model never
+changes underneath an index that was built with it.
 """
 
 import difflib
@@ -47,9 +47,10 @@ _TRUE = {"1", "on", "yes", "true"}
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that can be named: where it is on disk, or None when it has to be fetched first.
+    """A model in the list of available models.
 
-    `n_bytes` is what it takes on disk, `revision` the commit a hub repository stands at.
+    `directory` is its location on disk, or None if it must be downloaded first. `n_bytes` is its size on disk, and
+    `revision` the commit of the downloaded hub repository.
     """
 
     name: str
@@ -62,12 +63,14 @@ class Model:
 def resolve(
     name_or_path: str | Path, *, revision: str | None = None, offline: bool | None = None, graphs: str | None = None
 ) -> Path:
-    """The directory of a built-in name, an existing directory or a hub repository, which is fetched when needed.
+    """Return the directory of a model, downloading it from the hub if it is not in the cache.
 
-    `revision` pins a commit, tag or branch. `offline` forbids the network (None: as HF_HUB_OFFLINE says). `graphs`
-    asks for ready ONNX graphs as well, by a pattern of their names without `.onnx` (`*`: all).
+    `name_or_path` is a built-in name, a directory or a hub repository. `revision` pins a commit, tag or branch.
+    `offline=True` forbids network access, and None follows HF_HUB_OFFLINE. `graphs` is a pattern of the file names of
+    ONNX graphs, without `.onnx`, that are needed as well (`*` for all).
 
-    Raises ModelNotFound, or OfflineError with the command that fetches the model when it is not here.
+    Raises ModelNotFound if there is no such model, and OfflineError, with the command that downloads the model, if it
+    is not in the cache and cannot be downloaded.
     """
     if local := _local_directory(name_or_path):
         return local
@@ -75,12 +78,12 @@ def resolve(
     if found := _cached(repository, revision, graphs):
         return found
     if _is_offline(offline):
-        raise _not_here(repository, revision, " and the network is switched off")
+        raise _not_here(repository, revision, " and network access is disabled")
     return _fetch(repository, revision, graphs)
 
 
 def path(name_or_path: str | Path, *, revision: str | None = None) -> Path:
-    """The directory of a model that is on this machine. Raises OfflineError when it would have to be fetched."""
+    """Return the directory of a model that is on this machine. Raises OfflineError if it has to be downloaded."""
     if local := _local_directory(name_or_path):
         return local
     repository = repository_of(name_or_path)
@@ -90,22 +93,27 @@ def path(name_or_path: str | Path, *, revision: str | None = None) -> Path:
 
 
 def pull(name: str, *, revision: str | None = None, offline: bool | None = None, graphs: str | None = None) -> Path:
-    """The directory of a hub repository, brought to the newest commit of `revision`; files that arrived are kept."""
+    """Download the newest commit of `revision` of a hub repository and return its directory.
+
+    Files that are already in the cache are not downloaded again. For a built-in model or a directory, return its
+    directory. Raises ModelNotFound, OfflineError, CheckpointError or StorageError.
+    """
     if local := _local_directory(name):
         return local
     repository = repository_of(name)
     if _is_offline(offline):
-        raise OfflineError(f"{repository}: cannot be fetched, the network is switched off; unset HF_HUB_OFFLINE")
+        raise OfflineError(f"{repository}: cannot be downloaded: network access is disabled; unset HF_HUB_OFFLINE")
     return _fetch(repository, revision, graphs)
 
 
 def remove(name: str) -> int:
-    """Deletes a hub repository from the cache, with what was converted from it; the bytes that were freed.
+    """Delete a hub repository and its cached conversions, and return the number of bytes freed.
 
-    Raises InputError for a built-in model or a path, ModelNotFound when the repository is not in the cache.
+    Raises InputError for a built-in model or a path, ModelNotFound if the repository is not in the cache, and
+    StorageError if it cannot be deleted.
     """
     if _local_directory(name):
-        raise InputError(f"{name}: not in the hub's cache; only fetched models are removed")
+        raise InputError(f"{name}: not in the hub cache; only downloaded models can be removed")
     repository = repository_of(name)
     found = next((repo for repo in _cached_repositories() if repo.repo_id == repository), None)
     if not found:
@@ -113,16 +121,16 @@ def remove(name: str) -> int:
     commits = [commit.commit_hash for commit in found.revisions]
     with storage_errors(Path(found.repo_path)):
         freed = sum(_remove_conversions(commit) for commit in commits)
-        # Narrowed to this repository: a copy of it elsewhere in the cache may hold the very same commit.
+        # Restrict the deletion to this repository: a copy of it elsewhere in the cache may contain the same commit.
         only = replace(_hub().scan_cache_dir(_hub_cache()), repos=frozenset([found]))
         only.delete_revisions(*commits).execute()
     if Path(found.repo_path).exists():
-        raise StorageError(f"{found.repo_path}: could not be deleted; look at its permissions")
+        raise StorageError(f"{found.repo_path}: could not be deleted; check its permissions")
     return freed + found.size_on_disk
 
 
 def available() -> list[Model]:
-    """The built-in model, the official ones and whatever else the hub's cache holds that can be opened."""
+    """Return the built-in model, the official models, and all other models in the hub cache that can be opened."""
     built_in = _built_in()
     models = [Model(BUILT_IN, "built-in", built_in, _tree_bytes(built_in))]
     cached = {repo.repo_id: _cached_model(repo) for repo in _cached_repositories()}
@@ -132,7 +140,7 @@ def available() -> list[Model]:
 
 
 def repository_of(name: str | Path) -> str:
-    """The hub repository that a name means. Raises ModelNotFound, with a suggestion for a slip of the pen."""
+    """Return the hub repository for a model name. Raises ModelNotFound, with a suggestion if the name has a typo."""
     name = str(name)
     if name in OFFICIAL:
         return OFFICIAL[name]
@@ -144,12 +152,12 @@ def repository_of(name: str | Path) -> str:
 
 
 def source_name(name_or_path: str | Path) -> str | None:
-    """The hub repository that a model came from; None for a directory or the built-in model."""
+    """Return the hub repository of a model, or None for a directory or the built-in model."""
     return None if _local_directory(name_or_path) else repository_of(name_or_path)
 
 
 def cache_directory() -> Path:
-    """Where converted models are kept: $PPLX_EDGE_CACHE, or `pplx-edge` in the user's cache directory."""
+    """Return the directory for converted models: $PPLX_EDGE_CACHE, or `pplx-edge` in the user's cache directory."""
     if chosen := os.environ.get("PPLX_EDGE_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
@@ -159,25 +167,23 @@ def cache_directory() -> Path:
 
 
 def _local_directory(name_or_path: str | Path) -> Path | None:
-    """The built-in model's directory or an existing one; None for what may be a hub repository."""
+    """Return the directory of the built-in model or an existing directory, or None for a possible hub repository."""
     if str(name_or_path) == BUILT_IN:
         return _built_in()
     if not str(name_or_path):
-        raise ModelNotFound(
-            f"an empty string names no model; a model is {BUILT_IN}, a directory or a hub id (org/name)"
-        )
+        raise ModelNotFound(f"the model name is empty; a model is {BUILT_IN}, a directory or a hub id (org/name)")
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path
     if path.exists():
-        raise ModelNotFound(f"{path}: a file; name the directory that holds config.json and the weights")
+        raise ModelNotFound(f"{path}: is a file; pass the directory that contains config.json and the weights")
     return None
 
 
 def _built_in() -> Path:
     directory = Path(__file__).parents[1] / BUILT_IN
     if not (directory / "config.json").is_file():
-        raise ModelNotFound(f"{directory}: the built-in model's files are missing; install pplx-edge again")
+        raise ModelNotFound(f"{directory}: the files of the built-in model are missing; reinstall pplx-edge")
     return directory
 
 
@@ -198,18 +204,18 @@ def _is_offline(offline: bool | None) -> bool:
 
 
 def _hub():
-    """The hub's client library, imported only when a hub repository is asked for."""
+    """Return the hub client library, imported on first use because the import is slow."""
     import huggingface_hub
 
     return huggingface_hub
 
 
 def _cached(repository: str, revision: str | None, graphs: str | None) -> Path | None:
-    """The directory of a repository that was fetched whole, without asking the network."""
+    """Return the cached directory of a completely downloaded repository, or None. Does not use the network."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        # One pattern only: which other files count as whole is for _is_whole to say, not for the repository's list.
+        # Only config.json is required here; _is_whole decides whether the download is complete.
         found = _hub().snapshot_download(
             repository, revision=revision, local_files_only=True, allow_patterns=["config.json"]
         )
@@ -226,7 +232,7 @@ def _is_whole(directory: Path, graphs: str | None) -> bool:
 
 
 def _has_model(directory: Path) -> bool:
-    """Whether all weight files, or ready graphs, are there."""
+    """Return whether a directory contains all weight files of a checkpoint, or ready-made ONNX graphs."""
     try:
         return all(path.is_file() for path in weight_files(directory))
     except CheckpointError:
@@ -234,9 +240,9 @@ def _has_model(directory: Path) -> bool:
 
 
 def _fetch(repository: str, revision: str | None, graphs: str | None) -> Path:
-    """The repository's directory, fetched or brought up to date; only the files that a model needs."""
+    """Download or update the files that a model needs, and return the directory."""
     with _hub_errors(repository, revision), storage_errors(_hub_cache()):
-        # Asked first, because snapshot_download hands out an old snapshot in silence when the network is gone.
+        # Query the hub first: without a network, snapshot_download silently returns an old snapshot.
         info = _hub().HfApi().model_info(repository, revision=revision)
         names = [file.rfilename for file in info.siblings or []]
         patterns = _patterns(repository, names, graphs)
@@ -251,13 +257,13 @@ def _fetch(repository: str, revision: str | None, graphs: str | None) -> Path:
         )
     if not _is_whole(directory, graphs):
         raise CheckpointError(
-            f"{directory}: some of {repository} did not arrive; run: pplx-edge models pull {repository}"
+            f"{directory}: the download of {repository} is incomplete; run: pplx-edge models pull {repository}"
         )
     return directory
 
 
 def _terminal_bar() -> type:
-    """The hub's own progress bar, silent unless stderr is a terminal."""
+    """Return a subclass of the hub's progress bar that shows nothing unless stderr is a terminal."""
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):
@@ -268,13 +274,16 @@ def _terminal_bar() -> type:
 
 
 def _patterns(repository: str, names: list[str], graphs: str | None) -> list[str]:
-    """What to fetch of a repository that holds files of these names. Raises ModelNotFound when it is no model."""
+    """Return the patterns of files to download, given the names of all files in a repository.
+
+    Raises ModelNotFound if the repository is not an embedding model.
+    """
     missing = [name for name in ("config.json", "tokenizer.json") if name not in names]
     has_checkpoint = any(name.endswith(".safetensors") and "/" not in name for name in names)
     has_graphs = any(name.endswith(".onnx") for name in names)
     if missing or not (has_checkpoint or has_graphs):
         lacks = missing[0] if missing else "safetensors weights or ONNX graphs"
-        raise ModelNotFound(f"{repository}: not an embedding model that can be opened: it has no {lacks}")
+        raise ModelNotFound(f"{repository}: not a supported embedding model: it has no {lacks}")
     if graphs is not None:
         return [*_MODEL_FILES, f"onnx/{graphs}.onnx", f"onnx/{graphs}.onnx_data*"]
     return [*_MODEL_FILES] if has_checkpoint else [*_MODEL_FILES, "*.onnx", "*.onnx_data*"]
@@ -282,7 +291,7 @@ def _patterns(repository: str, names: list[str], graphs: str | None) -> list[str
 
 @contextmanager
 def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
-    """Turns what the hub's library raises into the error tree, saying what to do next."""
+    """Convert exceptions of the hub library to errors of pplx-edge that say what to do next."""
     from huggingface_hub import errors
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] (of httpx or httpx2)
 
@@ -290,27 +299,27 @@ def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         raise ModelNotFound(
-            f"{repository}: its owner grants access on request: ask at https://huggingface.co/{repository}, "
-            "then: hf auth login"
+            f"{repository}: access requires the owner's approval: request it at https://huggingface.co/{repository}, "
+            "then run: hf auth login"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ModelNotFound(f"{repository}: no revision {revision!r}; a commit, tag or branch is wanted") from error
+        raise ModelNotFound(f"{repository}: no revision {revision!r}; pass a commit, tag or branch") from error
     except errors.RepositoryNotFoundError as error:
         raise ModelNotFound(
-            f"{repository}: no such hub repository, or a private one (then: hf auth login){_suggestion(repository)}"
+            f"{repository}: no such hub repository{_suggestion(repository)}; if it is private, run: hf auth login"
         ) from error
     except errors.HFValidationError as error:
         raise ModelNotFound(f"{repository!r}: not a hub id{_suggestion(repository)}") from error
     except errors.HfHubHTTPError as error:
         raise OfflineError(
-            f"{repository}: the hub answered with an error ({error.response.status_code}); try again later: "
+            f"{repository}: the hub returned an error ({error.response.status_code}); try again later: "
             f"pplx-edge models pull {repository}"
         ) from error
     except (HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError) as error:
         raise _not_here(repository, revision, " and the hub cannot be reached") from error
     except (errors.FileMetadataError, json.JSONDecodeError) as error:
         raise OfflineError(
-            f"{repository}: what answered is not a model hub; is a proxy or HF_ENDPOINT in the way?"
+            f"{repository}: the response is not from a model hub; check HF_ENDPOINT and your proxy settings"
         ) from error
 
 
@@ -318,7 +327,7 @@ def _not_here(repository: str, revision: str | None, why: str = "") -> OfflineEr
     at = f" --revision {revision}" if revision else ""
     return OfflineError(
         f"{repository}: not on this machine{why}{_suggestion(repository)}; "
-        f"fetch it once where there is a network: pplx-edge models pull {repository}{at}"
+        f"download it once with network access: pplx-edge models pull {repository}{at}"
     )
 
 
@@ -329,14 +338,14 @@ def _hub_cache() -> Path:
 
 
 def _cached_repositories() -> list[Any]:
-    """The model repositories in the hub's cache, as its library describes them."""
+    """Return the model repositories in the hub cache, as objects of the hub library."""
     if not _hub_cache().is_dir():
         return []
     return [repo for repo in _hub().scan_cache_dir(_hub_cache()).repos if repo.repo_type == "model"]
 
 
 def _cached_model(repo: Any) -> Model | None:
-    """The newest whole snapshot of a cached repository; None when it holds nothing that can be opened."""
+    """Return the newest complete snapshot of a cached repository, or None if none of its snapshots can be opened."""
     for commit in sorted(repo.revisions, key=lambda commit: commit.last_modified, reverse=True):
         directory = Path(commit.snapshot_path)
         if _is_whole(directory, None):
@@ -346,7 +355,10 @@ def _cached_model(repo: Any) -> Model | None:
 
 
 def _remove_conversions(commit: str) -> int:
-    """Deletes what was converted from a commit; conversions are named after the directory they were made from."""
+    """Delete the cached conversions of a commit and return the number of bytes freed.
+
+    The directory name of a conversion starts with the commit, because it starts with the name of its source directory.
+    """
     freed = 0
     for directory in (cache_directory() / "artifacts").glob(f"{commit}-*"):
         freed += _tree_bytes(directory)

@@ -1,17 +1,17 @@
-"""Rounding of weights to integers, shared by the converters and the trainer's fake quantization.
+"""Round weights to integers. Used by the converters and by the trainer's fake quantization.
 
-int8: one scale for each row, `round(w / scale)`. A row that is looked up (a token of the embedding table) has the scale
-`max|w| / 127`. A row that is multiplied (an output channel of a projection) has the scale
+int8: each row has one scale, and its codes are `round(w / scale)`. A row that is looked up (a token of the embedding
+table) has the scale `max|w| / 127`. A row that is multiplied (an output channel of a projection) has the scale
 `max(|w₂ᵢ|, |w₂ᵢ₊₁|, |w₂ᵢ + w₂ᵢ₊₁|) / 127` over its pairs of neighbors, so that the codes of two neighbors of the same
 sign never add up to more than 128. x86 processors without VNNI multiply unsigned 8-bit activations (at most 255) by
-signed weights and add the products of two neighbors in 16 bits, saturating at 32,767. The largest sum is now
-255 · 128 = 32,640, so the result is exact on every processor.
+signed weights and add the products of two neighbors in 16 bits, saturating at 32,767. With this scale, the largest sum
+is 255 · 128 = 32,640, so the result is exact on every processor.
 
-int4: a scale and a bias for each group along a row, weight ≈ scale * code + bias, code in 0…15. It is MLX's affine
-quantisation, bit for bit (`mlx.core.quantize(w, group_size=…, bits=4)` on the CPU; on the GPU MLX rounds ties away from
-zero): codes count from the end of larger magnitude towards the other, and the step is stretched or shrunk so that zero
-is a code. Hence `-bias / scale` is an integer, in 0…15 for every group that has both signs, and ONNX Runtime's
-MatMulNBits computes the same with it as `zero_points`, so one checkpoint serves both.
+int4: each group along a row has a scale and a bias, weight ≈ scale * code + bias, with codes 0…15. This is MLX's affine
+quantization, bit for bit (`mlx.core.quantize(w, group_size=…, bits=4)` on the CPU; on the GPU, MLX rounds ties away
+from zero). Codes start at the end of the range with the larger magnitude, and the step is adjusted so that zero is
+exactly a code. Therefore `-bias / scale` is an integer, in 0…15 for every group that has both signs. ONNX Runtime's
+MatMulNBits gives the same results with this integer as `zero_points`, so one checkpoint works for both.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ INT8_MAX = 127
 INT4_MAX = 15
 INT4_GROUP_SIZES = (32, 64, 128)
 TINY_SCALE = np.float32(1e-30)  # keeps the scale of an all-zero row from dividing by zero
-TINY_STEP = np.float32(1e-7)  # MLX's own floor, for groups of equal weights
+TINY_STEP = np.float32(1e-7)  # the minimum step of MLX, for groups of equal weights
 
 
 def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -31,9 +31,9 @@ def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def quantize_projection(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return int8 codes `[R, C]` and float32 scales `[R]` of a float matrix that is multiplied by 8-bit activations.
 
-    No product of the codes overflows on a processor without VNNI: see above.
+    The products do not overflow on processors without VNNI; see the module docstring.
     """
-    halves = np.pad(weight, ((0, 0), (0, weight.shape[1] % 2))) * np.float32(0.5)  # so that no sum overflows
+    halves = np.pad(weight, ((0, 0), (0, weight.shape[1] % 2))) * np.float32(0.5)  # halved so that no sum overflows
     half_sums = np.abs(halves[:, 0::2] + halves[:, 1::2]).max(axis=1)
     return _rounded(
         weight, np.maximum(np.abs(weight).max(axis=1) / np.float32(INT8_MAX), half_sums / np.float32(INT8_MAX / 2))
@@ -46,10 +46,11 @@ def _rounded(weight: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def quantize_groups(weight: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """uint8 codes 0…15 `[R, C]`, and float32 scales and biases `[R, C / group_size]`, of a float32 matrix `[R, C]`.
+    """Quantize a float32 matrix `[R, C]` to 4 bits in groups along its rows.
 
-    Scales may be negative. Codes at the far end are clipped where the step was shrunk. Raises ValueError unless the
-    group size divides C.
+    Returns uint8 codes 0…15 `[R, C]` and float32 scales and biases `[R, C / group_size]`. Scales may be negative. Codes
+    at the far end of the range are clipped if the step was reduced. Raises ValueError if the group size does not divide
+    C.
     """
     n_rows, n_columns = weight.shape
     if n_columns % group_size:
@@ -59,7 +60,7 @@ def quantize_groups(weight: np.ndarray, group_size: int) -> tuple[np.ndarray, np
     from_low = np.abs(low) > np.abs(high)
     step = np.maximum((high - low) / np.float32(INT4_MAX), TINY_STEP)
     step, edge = np.where(from_low, step, -step), np.where(from_low, low, high)
-    to_zero = np.rint(edge / step)  # minus the code of zero
+    to_zero = np.rint(edge / step)  # the negated code of zero
     scales = np.divide(edge, to_zero, out=step.copy(), where=to_zero != 0)
     biases = np.where(to_zero != 0, edge, np.float32(0))
     codes = np.rint((groups - biases[..., None]) / scales[..., None]).clip(0, INT4_MAX)

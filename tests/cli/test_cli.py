@@ -54,6 +54,14 @@ def test_a_wrong_call_is_one_line_and_status_2(run: Run, argv: list[str]):
     assert "--help" in err
 
 
+def test_a_misspelled_command_is_answered_with_the_closest_one(run: Run):
+    assert run("embd", "x.txt") == (
+        2,
+        "",
+        "pplx-edge: error: unknown command 'embd'; did you mean embed? (see: pplx-edge --help)\n",
+    )
+
+
 def test_three_lines_are_three_vectors_and_the_empty_one_is_zero(run: Run, session: FakeSession, tmp_path: Path):
     output = tmp_path / "x.npy"
     assert run("embed", "-", "--output", output, stdin="hello\n\nworld\n") == (0, "", "")
@@ -142,7 +150,7 @@ def test_a_text_that_is_too_long_is_named_by_file_and_line(run: Run, session: Fa
     assert list(tmp_path.iterdir()) == [source]
     status, _, err = run("embed", source, "-o", tmp_path / "x.npy", "--truncate")
     assert status == 0
-    assert err.startswith(f"pplx-edge: warning: {source}:1 to {source}:2: 1 of 2 texts cut")
+    assert err.startswith(f"pplx-edge: warning: {source}:1 to {source}:2: 1 of 2 texts were cut")
     assert err.count("\n") == 1
     assert np.load(tmp_path / "x.npy").shape == (2, 256)
 
@@ -205,7 +213,7 @@ def test_convert_writes_an_artifact_that_info_and_verify_know(run: Run, tiny_dir
         file.write(b"\xff\xff")
     status, _, err = run("verify", out_dir)
     assert status == 2
-    assert "altered" in err
+    assert "modified" in err
 
 
 def test_force_never_deletes_what_is_not_a_converted_model(run: Run, tiny_dir: Path, tmp_path: Path):

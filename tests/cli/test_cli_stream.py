@@ -92,7 +92,7 @@ def test_what_is_final_before_an_error_is_there(run: Run, session: FakeSession, 
     status, out, err = run("embed", "--stream", broken, *SIZES)
     assert status == 2
     assert len(rows_of(out)) > 100
-    assert f"error: {broken}: not UTF-8: byte 0xff at byte {len(TEXT.encode()) * 30:,}" in err
+    assert f"error: {broken}: not UTF-8: byte 0xff at offset {len(TEXT.encode()) * 30:,}" in err
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,12 @@ def test_what_is_final_before_an_error_is_there(run: Run, session: FakeSession, 
         (["--jsonl"], "--jsonl is for texts that are lines"),
         (["--contextual"], "--contextual is for texts that are lines"),
         (["--truncate"], "--truncate is for texts that are lines"),
-        (["--window", "5000"], "reads 512 tokens at most"),
-        (["--window", "64", "--memory", "64"], "choose one"),
-        (["--resume", "nonsense"], "not a position of a stream"),
+        (["--window", "5000"], "reads at most 512 tokens"),
+        (["--window", "64", "--memory", "64"], "cannot be combined"),
+        (["--resume", "nonsense"], "not a stream position"),
         (["--margin", "-1"], "not a whole number"),
         (["--overlap", "100"], "more than half"),
-        (["--resume", "x", "nowhere.txt"], "not a position"),
+        (["--resume", "x", "nowhere.txt"], "not a stream position"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(run: Run, session: FakeSession, argv: list[str], message: str):

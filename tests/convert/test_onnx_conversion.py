@@ -86,7 +86,7 @@ def test_manifest_names_source_files_and_hashes(tiny_dir: Path, tmp_path: Path) 
     altered = bytearray(data.read_bytes())
     altered[-1] ^= 1
     data.write_bytes(altered)
-    with pytest.raises(ArtifactError, match="altered"):
+    with pytest.raises(ArtifactError, match="modified"):
         Artifact.open(artifact.directory).verify()
 
 

@@ -97,13 +97,13 @@ def test_a_directory_without_manifest_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"{}", b"\xff", b'{"format_version": 1}'])
 def test_a_corrupt_manifest_is_refused(content: bytes, artifact_dir: Path):
     (artifact_dir / MANIFEST_FILE).write_bytes(content)
-    refused(artifact_dir, r"pplx-edge\.json: not a manifest .*convert the model again")
+    refused(artifact_dir, r"pplx-edge\.json: not a valid manifest .*convert the model again")
 
 
 @pytest.mark.parametrize("field", ["format", "source", "format_version"])
 def test_a_manifest_without_a_field_is_refused(field: str, artifact_dir: Path):
     change_manifest(artifact_dir, **{field: ...})
-    refused(artifact_dir, "not a manifest")
+    refused(artifact_dir, "not a valid manifest")
 
 
 def test_an_earlier_revision_of_a_format_is_refused_by_name(artifact_dir: Path):
@@ -111,14 +111,14 @@ def test_an_earlier_revision_of_a_format_is_refused_by_name(artifact_dir: Path):
     for old in (..., REVISIONS["onnx"] - 1):  # the first manifests had none
         change_manifest(artifact_dir, revision=old)
         refused(
-            artifact_dir, "onnx-int8 of revision .*convert the model again: pplx-edge convert SOURCE --to onnx-int8"
+            artifact_dir, "onnx-int8 revision .*convert the model again: pplx-edge convert SOURCE --to onnx-int8"
         )
 
 
 def test_another_format_version_is_refused(artifact_dir: Path):
     for version in (0, 2, "1", None):
         change_manifest(artifact_dir, format_version=version)
-        refused(artifact_dir, rf"format version {version}, this release reads 1; convert the model again")
+        refused(artifact_dir, rf"format version {version}, but this release reads 1; convert the model again")
 
 
 def test_a_missing_file_is_named(artifact_dir: Path):
@@ -129,13 +129,13 @@ def test_a_missing_file_is_named(artifact_dir: Path):
 @pytest.mark.parametrize("content", [b"", b"grap", b"graph!"])
 def test_a_file_of_another_size_is_named(content: bytes, artifact_dir: Path):
     (artifact_dir / "model.onnx").write_bytes(content)
-    refused(artifact_dir, rf"model\.onnx: {len(content)} bytes, manifest says 5; convert the model again")
+    refused(artifact_dir, rf"model\.onnx: {len(content)} bytes, but the manifest says 5; convert the model again")
 
 
 def test_an_altered_file_is_found_when_verified(artifact_dir: Path):
     (artifact_dir / "model.onnx").write_bytes(b"grapH")
     artifact = Artifact.open(artifact_dir)
-    with pytest.raises(ArtifactError, match=r"model\.onnx: altered: SHA-256 \w{12}…, manifest \w{12}…"):
+    with pytest.raises(ArtifactError, match=r"model\.onnx: modified: SHA-256 is \w{12}…, the manifest says \w{12}…"):
         artifact.verify()
 
 
@@ -144,7 +144,7 @@ def test_an_altered_file_is_found_when_verified(artifact_dir: Path):
 
 def test_a_later_version_with_other_fields_is_refused_by_its_version(artifact_dir: Path):
     change_manifest(artifact_dir, format_version=2, signature="abc", made_by=...)
-    refused(artifact_dir, "format version 2, this release reads 1")
+    refused(artifact_dir, "format version 2, but this release reads 1")
 
 
 MALFORMED: dict[str, Any] = {
@@ -164,7 +164,7 @@ MALFORMED: dict[str, Any] = {
 def test_a_malformed_manifest_is_refused(case: str, artifact_dir: Path):
     (artifact_dir.parent / "outside").write_bytes(b"12345")
     change_manifest(artifact_dir, **MALFORMED[case])
-    refused(artifact_dir, "not a manifest")
+    refused(artifact_dir, "not a valid manifest")
 
 
 # Writing
@@ -214,7 +214,7 @@ def existing(tmp_path: Path) -> Path:
 
 def test_what_stands_there_is_not_replaced_by_accident(tmp_path: Path):
     target = existing(tmp_path)
-    with pytest.raises(InputError, match=r"out: exists already; .*--force"), writing(target):
+    with pytest.raises(InputError, match=r"out: already exists; .*--force"), writing(target):
         pytest.fail("the block must not run")
     assert left_in(tmp_path) == ["out"]
     assert left_in(target) == ["old"]
@@ -262,7 +262,7 @@ FORBIDDEN = [errno.EACCES, errno.EPERM, errno.EROFS]
 
 @pytest.mark.parametrize("number", FULL + FORBIDDEN)
 def test_a_disk_that_refuses_is_a_storage_error(number: int, tmp_path: Path):
-    said = r"out: the disk is full; nothing was left there" if number in FULL else r"out: not writable"
+    said = r"out: the disk is full and nothing was written" if number in FULL else r"out: not writable"
     with pytest.raises(StorageError, match=said):
         write_and_raise(tmp_path / "out", OSError(number, os.strerror(number)))
     assert left_in(tmp_path) == []

@@ -175,7 +175,7 @@ def test_the_longest_function_is_the_limit(artifact: Artifact) -> None:
     session, _ = oracle_session(artifact.directory)
     assert session.spec.max_tokens == 16
     rows = rows_with((4, ((0, 4),)), (17, ((0, 17),)))
-    with pytest.raises(TextTooLong, match=r"row 1: 17 tokens.*16") as raised:
+    with pytest.raises(TextTooLong, match=r"row 1 has 17 tokens.*16") as raised:
         session.span_means(collate(rows, 0))
     assert (raised.value.index, raised.value.n_tokens, raised.value.limit) == (1, 17, 16)
 
@@ -202,7 +202,7 @@ def test_machines_without_core_ml_are_told_what_else_to_do(artifact: Artifact, m
     for release, here in (("", "Linux"), ("14.6", "macOS 14.6")):
         monkeypatch.setattr("platform.mac_ver", lambda release=release: (release, ("", "", ""), ""))
         monkeypatch.setattr("platform.system", lambda: "Linux")
-        with pytest.raises(InputError, match=rf"macOS 15 or later only, this is {here}; pplx-edge info .* --evaluate"):
+        with pytest.raises(InputError, match=rf"macOS 15 or later, this is {here}; .*pplx-edge info .* --evaluate"):
             open_session(artifact.directory)
 
 

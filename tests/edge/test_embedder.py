@@ -169,7 +169,7 @@ def test_a_document_goes_to_the_session_as_one_row():
 
 def test_separators_count_as_tokens_of_a_document():
     embedder = fake_embedder(FakeSession(fake_spec(max_tokens=4)))
-    with pytest.raises(TextTooLong, match="document 0: 5 tokens, limit 4"):
+    with pytest.raises(TextTooLong, match="document 0 has 5 tokens, limit 4"):
         embedder.encode_chunks([["a", "b", "c"]])
 
 
@@ -179,10 +179,10 @@ def test_separators_count_as_tokens_of_a_document():
 def test_a_text_over_the_limit_is_refused_with_its_length():
     embedder = fake_embedder(FakeSession(fake_spec(max_tokens=8)))
     embedder.encode(["x" * 8])
-    with pytest.raises(TextTooLong, match=r"^text 1: 9 tokens, limit 8; split it, or pass truncate=True$") as caught:
+    with pytest.raises(TextTooLong, match=r"^text 1 has 9 tokens, limit 8; split it or pass truncate=True$") as caught:
         embedder.encode(["ok", "0" * 9])
     assert (caught.value.index, caught.value.n_tokens, caught.value.limit) == (1, 9, 8)
-    with pytest.raises(TextTooLong, match=r"^text 0: 1,234 tokens, limit 8 \(and 2 more are over it\)"):
+    with pytest.raises(TextTooLong, match=r"^text 0 has 1,234 tokens, limit 8 \(2 more exceed it\)"):
         embedder.encode(["0" * 1234, "a", "0" * 9, "0" * 10])
 
 
@@ -196,7 +196,7 @@ def test_a_text_over_the_limit_never_reaches_the_session():
 def test_truncating_cuts_and_warns_with_a_count():
     session = FakeSession(fake_spec(max_tokens=8))
     texts = ["short", "0" * 9, "12345678", "1" * 50]
-    with pytest.warns(UserWarning, match=r"^2 of 4 texts cut to 8 tokens, text 1 first$") as caught:
+    with pytest.warns(UserWarning, match=r"^2 of 4 texts were cut to 8 tokens, the first being text 1$") as caught:
         vectors = fake_embedder(session).encode(texts, truncate=True)
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -206,7 +206,7 @@ def test_truncating_cuts_and_warns_with_a_count():
 @pytest.mark.parametrize("encode", ["encode_query", "encode_document"])
 def test_the_warning_points_at_the_caller(encode: str):
     embedder = fake_embedder(FakeSession(fake_spec(max_tokens=8)))
-    with pytest.warns(UserWarning, match="1 of 1 texts cut") as caught:
+    with pytest.warns(UserWarning, match="1 of 1 texts were cut") as caught:
         getattr(embedder, encode)(["0" * 9], truncate=True)
     assert caught[0].filename == __file__
 
@@ -220,7 +220,7 @@ def test_truncating_what_is_short_warns_of_nothing():
 
 def test_chunks_past_the_limit_have_the_codes_of_a_zero_mean():
     session = FakeSession(fake_spec(max_tokens=8))
-    with pytest.warns(UserWarning, match=r"^1 of 1 documents cut to 8 tokens, document 0 first$"):
+    with pytest.warns(UserWarning, match=r"^1 of 1 documents were cut to 8 tokens, the first being document 0$"):
         (vectors,) = fake_embedder(session).encode_chunks([["00000", "11111", "22222"]], truncate=True)
     assert (vectors == oracle(session, [ids_of("00000"), ids_of("11"), []])).all()
 
@@ -362,7 +362,7 @@ def test_a_backend_without_its_package_is_an_error_with_the_command(tiny_dir, mo
 
 
 def test_an_option_of_another_backend_is_refused(tiny_dir):
-    with pytest.raises(InputError, match="quantize: not an option of the onnx backend; its options are threads"):
+    with pytest.raises(InputError, match="quantize is not an option of the onnx backend; its options are threads"):
         backends.open_session("onnx", tiny_dir, SessionOptions(quantize="q8"))
 
 

@@ -79,7 +79,7 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(name: str, server: Hub):
 
 def test_a_file_asks_for_its_directory(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ModelNotFound, match="a file; name the directory"):
+    with pytest.raises(ModelNotFound, match="is a file; pass the directory"):
         hub.resolve(tmp_path / "model.safetensors")
 
 
@@ -208,7 +208,7 @@ def test_what_arrived_before_a_download_failed_is_kept(server: Hub, no_waiting):
     [
         ((404, "RepoNotFound"), ModelNotFound, "no such hub repository"),
         ((401, "RepoNotFound"), ModelNotFound, "hf auth login"),
-        ((403, "GatedRepo"), ModelNotFound, f"ask at https://huggingface.co/{REPOSITORY}"),
+        ((403, "GatedRepo"), ModelNotFound, f"request it at https://huggingface.co/{REPOSITORY}"),
         ((503, ""), OfflineError, "503"),
     ],
 )
@@ -306,7 +306,7 @@ def test_remove_frees_the_repository_and_what_was_converted_from_it(server: Hub,
 
 def test_nano_and_directories_are_not_removed(tmp_path: Path):
     for name in ("nano", str(tmp_path)):
-        with pytest.raises(InputError, match="only fetched models"):
+        with pytest.raises(InputError, match="only downloaded models"):
             hub.remove(name)
 
 

@@ -75,12 +75,12 @@ def test_only_the_first_byte_order_mark_of_bytes_is_dropped():
 @pytest.mark.parametrize(
     ("data", "good", "where"),
     [
-        (b"\xff", "", "byte 0xff at byte 0"),
-        (b"abc\xffdef", "abc", "byte 0xff at byte 3"),
-        (b"ab\xe6\x9d", "ab", "byte 0xe6 at byte 2"),
-        (BOM + b"ab\xe6\x9dx", "ab", "byte 0xe6 at byte 5"),
-        (b"\xed\xa0\x80", "", "byte 0xed at byte 0"),
-        (b"x" * 10_000 + b"\x80", "x" * 10_000, "byte 0x80 at byte 10,000"),
+        (b"\xff", "", "byte 0xff at offset 0"),
+        (b"abc\xffdef", "abc", "byte 0xff at offset 3"),
+        (b"ab\xe6\x9d", "ab", "byte 0xe6 at offset 2"),
+        (BOM + b"ab\xe6\x9dx", "ab", "byte 0xe6 at offset 5"),
+        (b"\xed\xa0\x80", "", "byte 0xed at offset 0"),
+        (b"x" * 10_000 + b"\x80", "x" * 10_000, "byte 0x80 at offset 10,000"),
     ],
 )
 @pytest.mark.parametrize("n_bytes", [1, 3, 100_000])
@@ -110,7 +110,7 @@ def test_what_a_reader_raises_comes_through():
 
 @pytest.mark.parametrize("source", [b"bytes", 3, None, bytearray(b"x")])
 def test_what_is_no_source_is_refused(source: Any):
-    with pytest.raises(InputError, match="a stream is read from"):
+    with pytest.raises(InputError, match="a stream must be"):
         list(pieces(source))
 
 

@@ -242,12 +242,12 @@ def test_another_text_or_setting_is_refused_and_named():
     position = list(embedder().encode_stream(TEXT, options=SMALL))[20].position
     with pytest.raises(InputError, match="text up to character"):
         list(embedder().encode_stream("X" + TEXT[1:], options=SMALL, resume=position))
-    with pytest.raises(InputError, match="it has 3 chunks"):
+    with pytest.raises(InputError, match="the source has 3 chunks"):
         list(embedder().encode_stream(TEXT[:40], options=SMALL, resume=position))
-    with pytest.raises(InputError, match='precision was "int8" and is "binary"'):
+    with pytest.raises(InputError, match='precision was "int8" and is now "binary"'):
         embedder().encode_stream(TEXT, "binary", options=SMALL, resume=position)
     options = StreamOptions(window=64, margin=4, chunk_tokens=10, separator=True)
-    with pytest.raises(InputError, match="window was 48 and is 64; margin was 8 and is 4"):
+    with pytest.raises(InputError, match="window was 48 and is now 64; margin was 8 and is now 4"):
         embedder().encode_stream(TEXT, options=options, resume=position)
     other = embedder()
     other.weights = "others"
@@ -257,7 +257,7 @@ def test_another_text_or_setting_is_refused_and_named():
 
 @pytest.mark.parametrize("token", ["", "x", "!!!", "bnVsbA", "WzEsMiwzXQ", "WzEsLTEsMywiYSJd", "é"])
 def test_what_is_no_position_is_refused(token: str):
-    with pytest.raises(InputError, match="resume: not a position"):
+    with pytest.raises(InputError, match="resume: not a stream position"):
         embedder().encode_stream(TEXT, options=SMALL, resume=token)
 
 
@@ -379,11 +379,11 @@ def test_closing_the_asynchronous_twin_closes_the_source_and_its_thread():
     [
         (lambda: StreamOptions(window=0), "window must be a whole number"),
         (lambda: StreamOptions(window=True), "window must be a whole number"),
-        (lambda: StreamOptions(window=64, memory_mb=64), "choose one"),
+        (lambda: StreamOptions(window=64, memory_mb=64), "cannot be combined"),
         (lambda: StreamOptions(overlap=65), "more than half"),
         (lambda: StreamOptions(format="pdf"), "unknown format 'pdf'"),  # type: ignore[arg-type]
         (lambda: StreamOptions(separator="x"), "separator must be"),  # type: ignore[arg-type]
-        (lambda: StreamOptions(window=1024), "reads 512 tokens at most"),
+        (lambda: StreamOptions(window=1024), "reads at most 512 tokens"),
         (lambda: StreamOptions(window=64, margin=30), "at least a quarter"),
     ],
 )
@@ -396,7 +396,7 @@ def test_a_budget_of_memory_becomes_a_window():
     model = embedder(max_tokens=100_000)
     small, large = (model._streams("int8", None, StreamOptions(memory_mb=mb)).sizes for mb in (4, 40))
     assert 9 * small.window < large.window < 11 * small.window
-    with pytest.raises(InputError, match=r"needs at least \d beside the model"):
+    with pytest.raises(InputError, match=r"needs at least \d MB on top of the model"):
         fake_embedder(FakeSession(spec=fake_spec(dim=4096))).encode_stream(TEXT, options=StreamOptions(memory_mb=1))
 
 

@@ -265,7 +265,7 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path):
 )
 def test_a_corrupt_tokenizer_is_named(content: bytes, tmp_path: Path):
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer") as caught:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a valid tokenizer file") as caught:
         Tokenizer.open(tmp_path, SPEC)
     assert "\n" not in str(caught.value)
 
@@ -273,7 +273,7 @@ def test_a_corrupt_tokenizer_is_named(content: bytes, tmp_path: Path):
 def test_a_truncated_tokenizer_is_named(tiny_dir: Path, tmp_path: Path):
     content = (tiny_dir / "tokenizer.json").read_bytes()
     (tmp_path / "tokenizer.json").write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a valid tokenizer file"):
         Tokenizer.open(tmp_path, SPEC)
 
 

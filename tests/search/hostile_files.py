@@ -326,8 +326,8 @@ def _write_what_is_passed_over(folder: Path) -> dict[str, str | None]:
     (deep / "bottom.txt").write_text("a file far down", encoding="ascii")
     return {
         "traversal.zip": "no reader for .zip files",
-        "pipe.txt": "not a plain file",
-        "plug.txt": "not a plain file",
+        "pipe.txt": "not a regular file",
+        "plug.txt": "not a regular file",
         "loop/again": "symbolic link",
         "self.txt": "symbolic link",
         "nowhere.txt": "symbolic link",

@@ -90,7 +90,7 @@ def test_without_an_index_it_says_how_to_begin(doctor: Doctor, home: Path):
     assert not home.exists()
     assert (found["index"]["verdict"], found["index"]["advice"]) == ("note", "pplx-search add FOLDER")
     assert found["index"]["facts"]["free_bytes"] > 0
-    assert found["model"]["what"].startswith("nano, what a new index takes: 256 dimensions, about ")
+    assert found["model"]["what"].startswith("nano, the model for a new index: 256 dimensions, about ")
     assert found["model"]["facts"]["tokens_per_second"] > 0
     assert found["network"]["what"] == "not needed: the model is on this machine"
 
@@ -103,11 +103,11 @@ def test_a_sound_index_is_told_part_by_part(doctor: Doctor, index: Path, folder:
     assert found["index"]["facts"]["bytes"] == sum(
         path.stat().st_size for path in index.iterdir() if path.name != LOCK_FILE
     )
-    assert found["writer"]["what"] == "nobody writes, and you may"
-    assert found["database"]["what"] == "nothing wrong at a glance; all of it: pplx-search check"
+    assert found["writer"]["what"] == "the index is free for writing"
+    assert found["database"]["what"] == "quick check found no problems; for a full check, run: pplx-search check"
     assert found["bits"]["facts"]["sound"] is True
     assert found["model"]["facts"]["same_weights"] is True
-    assert found["folders"]["what"] == "1 of 1 can be read"
+    assert found["folders"]["what"] == "1 of 1 are readable"
 
 
 def test_lines_for_people_end_with_a_verdict(
@@ -127,7 +127,7 @@ def test_a_folder_that_is_gone_is_named_with_what_to_do(doctor: Doctor, index: P
     folder.rename(folder.with_name("away"))
     status, found = doctor()
     assert (status, wrong(found)) == (1, ["folder"])
-    assert found["folder"]["what"] == f"{folder}: No such file or directory; what was indexed from there is kept"
+    assert found["folder"]["what"] == f"{folder}: No such file or directory; its files stay in the index"
     assert f"pplx-search rm {folder}" in found["folder"]["advice"]
     assert "folders" not in found
 
@@ -244,7 +244,7 @@ def test_a_file_of_something_else_is_no_index(doctor: Doctor, home: Path):
     (home / "index.sqlite").write_bytes(b"plain text" * 1000)
     status, found = doctor()
     assert (status, wrong(found)) == (1, ["database"])
-    assert "not a sound index" in found["database"]["what"]
+    assert "not a valid index" in found["database"]["what"]
 
 
 def test_a_check_that_takes_too_long_is_left_to_check(doctor: Doctor, index: Path, monkeypatch):
@@ -323,11 +323,11 @@ def test_a_parser_that_does_not_work_is_found_out(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("pplx_search.cli.sample_files.samples", lambda: spoiled)
     unread = unread_kinds()
     assert unread["txt"] == "read as 'another text'"
-    assert "not a whole PDF" in unread["pdf"]
+    assert "incomplete or damaged PDF" in unread["pdf"]
     monkeypatch.setattr(installation, "unread_kinds", lambda: unread)
     status, found = doctor()
     assert (status, wrong(found)) == (1, ["parsers"])
-    assert "a sample was not read: " in found["parsers"]["what"]
+    assert "a sample file was not read: " in found["parsers"]["what"]
 
 
 def test_children_that_cannot_be_started_are_found_out(monkeypatch: pytest.MonkeyPatch, doctor: Doctor):

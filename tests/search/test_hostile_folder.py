@@ -147,7 +147,7 @@ def test_a_folder_of_hostile_files_is_indexed_and_every_file_accounted_for(
     assert app.own_bytes < 700e6
     assert app.child_bytes < MEMORY_MB * 1.5e6
     assert "1 still being written" in app.said
-    assert "File name too long; what was indexed from there is kept" in app.said
+    assert "File name too long; its files stay in the index" in app.said
     assert len(app.said) < 1500, "a path of thousands of characters is not shown whole"
 
     refused = app.not_indexed()
@@ -157,7 +157,7 @@ def test_a_folder_of_hostile_files_is_indexed_and_every_file_accounted_for(
         assert (told and told["code"]) == code, (path, told)
         assert told is None or told["message"] or told["state"] == "pending", told
     assert refused == {}
-    assert "growing.txt  new or changed; the next run reads it" in app("status", "--files")
+    assert "growing.txt  new or changed; the next update will read it" in app("status", "--files")
     assert app("check") == ""
     assert app.said == "pplx-search: sound\n"
 

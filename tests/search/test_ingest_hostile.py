@@ -142,7 +142,7 @@ def test_bytes_that_are_not_utf8_among_some_that_are_become_what_they_mostly_are
     with reader.read(write(tmp_path, "mixed.txt")) as read:
         (document,) = read.documents
         assert document.text == "grün\n" * 50 + "grau-blaue Möwe\n"
-        assert document.remarks == ("1 bytes that are not UTF-8 were read as windows-1252",)
+        assert document.remarks == ("1 bytes that are not UTF-8 were decoded as windows-1252",)
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path, reader: Reader):

@@ -73,7 +73,7 @@ def test_older_encodings_are_guessed_and_remarked_on(encoding: str, tmp_path: Pa
     document = read(reader, tmp_path / "a.txt", text.encode(encoding))
     assert document.text == text
     assert len(document.remarks) == 1
-    assert document.remarks[0].startswith("read as ")
+    assert document.remarks[0].startswith("decoded as ")
 
 
 @pytest.mark.parametrize(("ends", "text"), [("\r\n", "a\nb\n\nc"), ("\r", "a\nb\n\nc"), ("\n", "a\nb\n\nc")])

@@ -93,7 +93,7 @@ def test_every_message_of_a_mailbox_is_a_document_that_keeps_its_part(tmp_path: 
     ("content", "text", "remark"),
     [
         (b"Subject: x\nContent-Type: text/plain; charset=nonsense\n\nGr\xfc\xdfe an alle", "Grüße an alle", ""),
-        (b"Subject: x\nContent-Type: text/plain; charset=utf-8\n\nGr\xfc\xdfe an alle", "Grüße", "read as cp1252"),
+        (b"Subject: x\nContent-Type: text/plain; charset=utf-8\n\nGr\xfc\xdfe an alle", "Grüße", "decoded as cp1252"),
         (b"Subject: x\nContent-Type: multipart/mixed\n\nno boundary", "no boundary", "broken MIME"),
         (
             b"Subject: x\nContent-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/plain\n\ncut off",

@@ -64,11 +64,11 @@ KILLED = {
     "hoard": ("memory", "limit 134 MB"),
     "die": ("crashed", "SIGSEGV"),
     "leave": ("crashed", "status 0"),
-    "forge": ("crashed", "nonsense"),
+    "forge": ("crashed", "invalid message"),
     "forge []": ("crashed", "not an object"),
     "forge \xff": ("crashed", "not JSON"),
-    'forge {"type": "text", "text": "\\ud800", "page": null}': ("crashed", "text is not what it should be"),
-    'forge {"type": "text", "text": "x", "page": -1}': ("crashed", "page is not what it should be"),
+    'forge {"type": "text", "text": "\\ud800", "page": null}': ("crashed", "invalid text"),
+    'forge {"type": "text", "text": "x", "page": -1}': ("crashed", "invalid page"),
     'forge {"type": "end", "title": "", "metadata": {}, "remarks": []}': ("crashed", "out of order"),
 }
 
@@ -107,8 +107,8 @@ REPORTED = {
     "raise": ("crashed", "KeyError: 'no such thing'"),
     "recurse": ("too-deep", "nested too deeply"),
     "flood": ("too-large", "more than 4 MB of text"),
-    "connect": ("unreadable", "uses neither network nor other programs"),
-    "start": ("unreadable", "uses neither network nor other programs"),
+    "connect": ("unreadable", "parsers may not use the network or other programs"),
+    "start": ("unreadable", "parsers may not use the network or other programs"),
 }
 
 
@@ -246,7 +246,7 @@ def test_a_file_without_a_reader_is_refused(reader: Reader, tmp_path: Path):
 
 def test_what_is_no_plain_file_is_refused_without_waiting(reader: Reader, tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.txt")
-    for path, why in ((tmp_path / "pipe.txt", "not a plain file"), (tmp_path / "gone.txt", "No such file")):
+    for path, why in ((tmp_path / "pipe.txt", "not a regular file"), (tmp_path / "gone.txt", "No such file")):
         with pytest.raises(ReadFailed, match=why) as failed:
             reader.read(path)
         assert failed.value.code == "unreadable"

@@ -62,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_add_then_search_prints_place_heading_and_passage(run: Run, folder: Path) -> None:
     status, out, err = run("add", folder)
     assert (status, out) == (0, "")
-    assert err.startswith("pplx-search: 2 indexed, 1 passed over, in ")
+    assert err.startswith("pplx-search: 2 indexed, 1 skipped, in ")
     status, out, _ = run("search", "lazy dog", "--explain")
     assert status == 0
     first = out.splitlines()
@@ -111,11 +111,11 @@ def test_status_says_what_is_not_indexed_and_why(run: Run, folder: Path) -> None
     lines = out.splitlines()
     assert lines[:3] == [
         "files        2 of 3 indexed",
-        "failed       1 damaged: the file is cut short or not what its name says",
-        "passed over  1 no reader for .png files",
+        "failed       1 damaged: the file is truncated, or not of the type that its name suggests",
+        "skipped      1 no reader for .png files",
     ]
-    assert f"failed       files{os.sep}cut.pdf  not a whole PDF: nothing in it can be opened" in lines
-    assert f"passed over  files{os.sep}photo.png  no reader for .png files" in lines
+    assert f"failed       files{os.sep}cut.pdf  incomplete or damaged PDF: it cannot be opened" in lines
+    assert f"skipped      files{os.sep}photo.png  no reader for .png files" in lines
     lines = [json.loads(line) for line in run("status", "--files", "--json")[1].splitlines()]
     assert (lines[0]["schema"], lines[0]["indexed"], lines[0]["failed"]) == (1, 2, 1)
     assert {line["state"] for line in lines[1:]} == {"failed", "skipped"}
@@ -125,7 +125,7 @@ def test_update_check_get_and_rm(run: Run, folder: Path) -> None:
     run("add", folder)
     said = run("update")[2]
     assert re.fullmatch(
-        r"pplx-search: 2 unchanged, 1 passed over, in \d\.\d s; why: pplx-search status --files\n", said
+        r"pplx-search: 2 unchanged, 1 skipped, in \d\.\d s; for details: pplx-search status --files\n", said
     )
     (folder / "sub" / "lease.txt").write_text("A zebra.\n")
     assert "1 indexed" in run("update")[2]
@@ -137,25 +137,26 @@ def test_update_check_get_and_rm(run: Run, folder: Path) -> None:
     status, _, said = run("rm", folder / "sub")
     assert status == 0
     keep_out = f"pplx-search add {folder} --exclude '/sub'"
-    assert said.startswith(f"pplx-search: files{os.sep}sub comes back with the next update; to keep it out: {keep_out}")
+    again = f"the next update will add files{os.sep}sub again"
+    assert said.startswith(f"pplx-search: {again}; to exclude it, run: {keep_out}")
     assert run("search", "zebra", "--words-only")[0] == 1
-    assert "nothing of it is in the index" in run("rm", "elsewhere")[2]
+    assert "not in the index" in run("rm", "elsewhere")[2]
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("search", "x"), "home; begin with: pplx-search add FOLDER"),
+        (("search", "x"), "home; start with: pplx-search add FOLDER"),
         (("status",), "index"),
         (("add", "nowhere"), "nowhere: no such file or folder"),
-        (("search", " "), "the question is empty"),
-        (("rm",), "say either which paths or which collection"),
-        (("get", "x"), "'x' is not ID, ID:LINE or ID:LINE:COUNT"),
-        (("search", "x", "--since", "soon"), "'soon' is not a date; write 2026-01-31"),
+        (("search", " "), "the query is empty"),
+        (("rm",), "give either paths or --collection, not both"),
+        (("get", "x"), "expected ID, ID:LINE or ID:LINE:COUNT; got 'x'"),
+        (("search", "x", "--since", "soon"), "expected a date such as 2026-01-31; got 'soon'"),
         (("search", "x", "--threads", "0"), "'0' is not a whole number above 0 (see: pplx-search search --help)"),
         (("search", "x", "--foo"), "unknown option --foo (see: pplx-search search --help)"),
-        (("status", "now"), "'now' is one argument too many; write several words in quotes"),
-        (("serch", "x"), "there is no command 'serch'; did you mean search? (see: pplx-search --help)"),
+        (("status", "now"), "unexpected argument 'now'; put quotes around a value that contains spaces"),
+        (("serch", "x"), "unknown command 'serch'; did you mean search? (see: pplx-search --help)"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run: Run, folder: Path, argv: tuple[str, ...], message: str) -> None:
@@ -178,9 +179,9 @@ def test_reembed_serves_at_the_end(run: Run, folder: Path, session: FakeSession)
     session.backend = "other"
     status, _, err = run("reembed", "--model", "other")
     assert status == 0
-    assert "other serves now" in err
+    assert "the index now uses other" in err
     assert "lease.txt" in run("search", "when does the lease end")[1]
-    assert "are those of other already" in run("reembed", "--model", "other")[2]
+    assert "already uses other" in run("reembed", "--model", "other")[2]
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -306,8 +307,8 @@ def test_folders_that_cannot_be_looked_into_are_told_and_not_all_of_them(capsys:
     missing = [MissingRoot(Path(f"/nowhere/{i}"), "Permission denied") for i in range(8)]
     tell(Report(missing=missing), 0.5, quiet=True)
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "pplx-search: /nowhere/0: Permission denied; what was indexed from there is kept"
-    assert said[-1] == "pplx-search: and 3 more folders that could not be looked into"
+    assert said[0] == "pplx-search: /nowhere/0: Permission denied; its files stay in the index"
+    assert said[-1] == "pplx-search: and 3 more folders could not be read"
     assert len(said) == 6
 
 
@@ -373,7 +374,7 @@ def test_export_writes_vectors_places_and_texts(run: Run, folder: Path, tmp_path
         model = fake_embedder()
         text = "The lease ends on 31 May.\nNotice is three months."
         np.testing.assert_array_equal(found["vectors"][row], model.encode([text])[0])
-    assert "exists already" in run("export", tmp_path / "all.npz")[2]
+    assert "already exists" in run("export", tmp_path / "all.npz")[2]
     assert run("export", tmp_path / "all.npz", "--force", "--no-text", "--in", folder / "sub")[0] == 0
     with np.load(tmp_path / "all.npz") as found:
         assert "text" not in found

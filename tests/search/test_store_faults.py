@@ -83,7 +83,7 @@ def test_a_torn_bits_file_is_made_again(tmp_path: Path, how: str):
     DAMAGE[how](bits)
     with Store.open(tmp_path) as reader:
         assert answer(reader) == expected
-        assert "made again in memory" in reader.status().remarks[0]
+        assert "rebuilt in memory" in reader.status().remarks[0]
         assert reader.check() != []
     with Store.open(tmp_path, write=True) as store:
         assert store.check() == []
@@ -159,7 +159,7 @@ def faulty(error: type[apsw.Error]) -> Iterator[Faults]:
         faults.unregister()
 
 
-@pytest.mark.parametrize(("error", "message"), [(apsw.FullError, "disk is full"), (apsw.IOError, "disk refused")])
+@pytest.mark.parametrize(("error", "message"), [(apsw.FullError, "disk is full"), (apsw.IOError, "disk cannot be")])
 def test_a_disk_that_fails_at_any_write_loses_nothing(tmp_path: Path, error: type[apsw.Error], message: str):
     def change(basket: Basket, number: int) -> None:
         basket.add(f"/home/new-{number}.txt", make_text(number, 100))
@@ -195,7 +195,7 @@ def test_a_database_that_may_not_grow_says_that_the_disk_is_full(tmp_path: Path)
         expected = answer(store)
         pages = store._database.pragma("page_count")
         store._database.pragma("max_page_count", pages + 2)
-        with pytest.raises(StorageError, match=r"index\.sqlite: the disk is full; free some space, nothing"):
+        with pytest.raises(StorageError, match=r"index\.sqlite: the disk is full; free up space; nothing"):
             basket.add("/home/long.txt", make_text(7, 20_000))
         assert set(expected) <= set(answer(store))
         assert store.check() == []
@@ -265,7 +265,7 @@ def test_rows_of_bits_that_only_half_fit_undo_what_was_begun(tmp_path: Path, mon
 def test_a_file_that_is_not_an_index_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / DATABASE_FILE).write_bytes(content)
     for write in (False, True):
-        with pytest.raises(StoreDamaged, match=r"not a sound index .* move it away and index again"):
+        with pytest.raises(StoreDamaged, match=r"not a valid index .* move it away and index again"):
             Store.open(tmp_path, write=write)
 
 
@@ -273,7 +273,7 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path):
     other = sqlite3.connect(tmp_path / DATABASE_FILE)
     other.execute("CREATE TABLE mine(x)")
     other.close()
-    with pytest.raises(StoreDamaged, match="a database of another program; choose another directory"):
+    with pytest.raises(StoreDamaged, match="this database belongs to another program; choose another directory"):
         Store.open(tmp_path, write=True)
 
 
@@ -282,14 +282,14 @@ def test_check_names_what_is_wrong(tmp_path: Path):
         fill(store)
         database = store._database
         for statement, expected in (
-            ("DELETE FROM words_1 WHERE rowid = 2", "chunks whose words are not indexed: 2"),
-            ("INSERT INTO words_1(rowid, text) VALUES (9999, 'x')", "words of no chunk: 9999"),
-            ("UPDATE chunks SET codes = zeroblob(128) WHERE id = 3", "not the signs of the vectors from chunk 1 on"),
-            ("DELETE FROM chunks WHERE id = 4", "runs without all their chunks: 1"),
+            ("DELETE FROM words_1 WHERE rowid = 2", "chunks missing from the full-text index: 2"),
+            ("INSERT INTO words_1(rowid, text) VALUES (9999, 'x')", "full-text rows without a chunk: 9999"),
+            ("UPDATE chunks SET codes = zeroblob(128) WHERE id = 3", "not match the signs of the vectors from chunk 1"),
+            ("DELETE FROM chunks WHERE id = 4", "runs with missing chunks: 1"),
             ("UPDATE blocks SET data = x'00' WHERE content = 1", "text 1, block 0 cannot be read"),
-            ("UPDATE embeddings SET complete = 0 WHERE id = 2", "a text that lacks vectors"),
-            ("DELETE FROM names WHERE rowid = 1", "not found by name: 1"),
-            ("DELETE FROM runs WHERE first_chunk = 1", "chunks that no run covers"),
+            ("UPDATE embeddings SET complete = 0 WHERE id = 2", "files with missing vectors"),
+            ("DELETE FROM names WHERE rowid = 1", "missing from the name index: 1"),
+            ("DELETE FROM runs WHERE first_chunk = 1", "chunks without a run"),
         ):
             with suppress(KeyboardInterrupt), database.transaction():
                 database.run(statement)
@@ -302,7 +302,10 @@ def test_check_names_what_is_wrong(tmp_path: Path):
 
 
 def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path):
-    with Store.open(tmp_path, write=True), pytest.raises(StoreBusy, match=rf"process {os.getpid()} \(.*, since .*\) w"):
+    with (
+        Store.open(tmp_path, write=True),
+        pytest.raises(StoreBusy, match=rf"process {os.getpid()} \(.*, since .*\) is"),
+    ):
         Store.open(tmp_path, write=True)
     Store.open(tmp_path, write=True).close()
 
@@ -332,7 +335,7 @@ def test_readers_see_whole_states_while_another_process_writes(tmp_path: Path):
 
 
 def test_a_reader_needs_an_index(tmp_path: Path):
-    with pytest.raises(InputError, match="no index there; make one first"):
+    with pytest.raises(InputError, match="no index found; create one first"):
         Store.open(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -387,7 +390,7 @@ def test_a_step_that_breaks_off_leaves_the_version_before_it(tmp_path: Path):
     assert "never" not in [row[1] for row in database.execute("PRAGMA table_info(files)")]
     schema.migrate(database, newer)
     database.close()
-    refusal = f"version {known + 1} of the index, this release reads up to {known}; update pplx-edge"
+    refusal = f"index version {known + 1}, but this release reads up to {known}; update pplx-edge"
     with pytest.raises(StoreDamaged, match=refusal):
         Store.open(tmp_path, write=True)
     database = apsw.Connection(path)
@@ -408,9 +411,7 @@ def version_of(directory: Path) -> int:
 
 def test_an_old_engine_is_refused():
     require_engine("3.51.3")
-    with pytest.raises(
-        StorageError, match=r"SQLite 3\.50\.4 may lose commits, 3\.51\.3 or newer is needed: pip install"
-    ):
+    with pytest.raises(StorageError, match=r"SQLite 3\.50\.4 may lose commits; install 3\.51\.3 or newer: pip install"):
         require_engine("3.50.4")
 
 

@@ -215,7 +215,7 @@ def test_finishing_a_file_whose_texts_lack_vectors_is_refused(basket: Basket):
         basket.store.files.finish(99, about, b"")
     basket.store.files.begin(file)
     basket.store.files.stage(file, document(LONG), content_digest(document(LONG)))
-    with pytest.raises(InputError, match=r"/home/a.txt: 1 of its documents lack vectors"):
+    with pytest.raises(InputError, match=r"/home/a.txt: 1 of its documents have no vectors yet"):
         basket.store.files.finish(file, about, b"")
 
 
@@ -224,9 +224,9 @@ def test_chunks_that_do_not_follow_are_refused(basket: Basket):
     content = basket.store.search(Query(words=LONG))[0].content
     embedding = basket.store.vectors.begin(content, basket.generation).embedding
     vectors = list(chunk_vectors(LONG, "model-1"))
-    with pytest.raises(InputError, match="chunk 0 was handed over where chunk 3 is the next"):
+    with pytest.raises(InputError, match="expected chunk 3 next, got chunk 0"):
         basket.store.vectors.append(embedding, vectors[:2])
-    with pytest.raises(InputError, match=r"codes int8 \[1, 256\]: this generation takes int8 \[128\]"):
+    with pytest.raises(InputError, match=r"expected codes int8 \[N, 128\], got int8 \[1, 256\]"):
         basket.store.vectors.append(embedding, list(chunk_vectors(LONG, "model-1", 256, "3"))[:1])
     basket.store.vectors.restart(embedding)
     basket.store.vectors.append(embedding, vectors[:2])
@@ -263,7 +263,7 @@ def test_a_change_of_model_serves_when_it_is_complete(basket: Basket):
     embed(store, contents[1], new)
     store.vectors.switch(new)
     assert store.search(Query(codes=new_query))[0].cosine == pytest.approx(1)
-    with pytest.raises(InputError, match="the query's vector has 128 dimensions, the index 256"):
+    with pytest.raises(InputError, match="the query vector has 128 dimensions, the index 256"):
         store.search(Query(codes=old_query))
     assert paths_found(store, LONG) != []
     assert store.compact().generations == 1

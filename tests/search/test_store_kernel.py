@@ -88,7 +88,7 @@ def test_zero_counts_as_positive_and_comes_first():
 
 
 def test_an_unknown_kernel_is_refused():
-    with pytest.raises(InputError, match="unknown kernel 'fast': choose one of numkong, numpy"):
+    with pytest.raises(InputError, match="unknown kernel 'fast'; choose one of numkong, numpy"):
         open_kernel("fast")
 
 

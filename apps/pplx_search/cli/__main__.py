@@ -1,4 +1,4 @@
-"""`python -m pplx_search.cli` is the command `pplx-search`."""
+"""Run the command `pplx-search` with `python -m pplx_search.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`pplx-search add`: folders and files to the index."""
+"""`pplx-search add`: index folders and files."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from pplx_search.cli.opening import (
 )
 from pplx_search.cli.progress import Bar
 from pplx_search.cli.update import tell
-from pplx_search.indexing import Indexer
+from pplx_search.indexing import Indexer, Report
 from pplx_search.ingest.walk import WalkRules
 from pplx_search.settings import options_for, options_from, settings_of
 
@@ -27,29 +27,60 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "add",
-        "put folders and files into the index, and keep them in mind for updates",
+        "index folders and files, and remember them for later updates",
         "pplx-search add ~/Documents ~/Notes\npplx-search add ~/mail --collection mail --include '*.mbox'",
-        description="Files that .gitignore names, hidden ones and those in the cloud only are passed over. Everything "
-        "is searchable from the first commit on. Interrupt it at any time: the next run goes on there.",
+        description="Skips files that .gitignore excludes, hidden files, and files stored only in the cloud. Files "
+        "become searchable while indexing is still running. You can interrupt it at any time; the next run continues "
+        "where it stopped.",
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folders and files")
-    parser.add_argument("-c", "--collection", default=DEFAULT_COLLECTION, metavar="NAME", help="default: %(default)s")
-    parser.add_argument("--include", action="append", metavar="GLOB", help="only such files, as in .gitignore: '*.md'")
-    parser.add_argument("--exclude", action="append", metavar="GLOB", help="no such files or folders: 'drafts/'")
-    parser.add_argument("--hidden", action="store_true", default=None, help="hidden files too")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="Folders and files to index.")
     parser.add_argument(
-        "--model", metavar="MODEL", help=f"of a new index: what pplx-edge opens; default {DEFAULT_MODEL}"
+        "-c",
+        "--collection",
+        default=DEFAULT_COLLECTION,
+        metavar="NAME",
+        help="Collection to add them to (default: %(default)s).",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no bar, no summary")
+    add_rule_options(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="Show no progress bar and no summary.")
     add_model_options(parser)
     parser.set_defaults(run=run)
 
 
+def add_rule_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which files are indexed, and with which model."""
+    parser.add_argument(
+        "--include",
+        action="append",
+        metavar="GLOB",
+        help="Only index files that match this .gitignore pattern, e.g. '*.md'. May be repeated.",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        metavar="GLOB",
+        help="Skip files and folders that match this .gitignore pattern, e.g. 'drafts/'. May be repeated.",
+    )
+    parser.add_argument("--hidden", action="store_true", default=None, help="Also index hidden files.")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help=f"Model for a new index, by any name that pplx-edge can open (default: {DEFAULT_MODEL}).",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    report = index_paths(args)
+    tell(report, time.monotonic() - started, args.quiet)
+    return 0
+
+
+def index_paths(args: argparse.Namespace) -> Report:
+    """Index the paths of the command line, and return what was done. Raises InputError for a path that is missing."""
     for path in args.paths:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
-    started = time.monotonic()
     with open_index(args, write=True) as store:
         serving = store.vectors.serving
         if serving is None:
@@ -60,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             if args.model not in (None, serving.settings["model"]):
                 raise InputError(
-                    f"the index has vectors of {serving.settings['model']}; "
-                    f"to change them all: pplx-search reembed --model {args.model}"
+                    f"the index was built with {serving.settings['model']}; "
+                    f"to switch models, run: pplx-search reembed --model {args.model}"
                 )
             model, settings = model_of(store, args)
             options = options_from(settings)
@@ -70,13 +101,11 @@ def run(args: argparse.Namespace) -> int:
             store.collections.add_root(collection.name, os.fsencode(path.absolute()))
         with model, Bar(args.quiet) as bar:
             indexer = Indexer(store, model, options, settings, on_progress=bar.show)
-            report = indexer.update([store.collections.get(collection.name)])
-    tell(report, time.monotonic() - started, args.quiet)
-    return 0
+            return indexer.update([store.collections.get(collection.name)])
 
 
 def _rules(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The rules that the options name, None when they name none. Raises InputError for a bad pattern."""
+    """Return the rules given as options, or None without any. Raises InputError for an invalid pattern."""
     named = {"include": args.include, "exclude": args.exclude, "hidden": args.hidden}
     rules = {name: value for name, value in named.items() if value is not None}
     if not rules:

@@ -1,4 +1,4 @@
-"""`pplx-search check`: whether every promise of the index holds."""
+"""`pplx-search check`: verify the integrity of the index."""
 
 import argparse
 from typing import Any
@@ -12,10 +12,11 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "check",
-        "read the whole index once and say what is wrong with it",
+        "read the whole index once and report any problems",
         "pplx-search check",
-        description="Every passage has one vector and its words, the bits are the signs of the vectors, nothing is "
-        "left over. Exit status: 0 all holds, 1 something does not, 2 error.",
+        description="Checks that every passage has one vector and an entry in the full-text index, that the sign bits "
+        "match the vectors, and that there are no orphaned rows. Exit status: 0 no problems, 1 problems found, 2 "
+        "error.",
     )
     parser.set_defaults(run=run)
 

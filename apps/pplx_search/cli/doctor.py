@@ -1,4 +1,4 @@
-"""`pplx-search doctor`: whether this installation and this index will work, and what to do where not."""
+"""`pplx-search doctor`: check the installation and the index, and suggest a fix for each problem."""
 
 import argparse
 import json
@@ -27,12 +27,12 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "doctor",
-        "say whether this installation and this index will work, and what to do where not",
+        "check the installation and the index, and suggest a fix for each problem",
         "pplx-search doctor\npplx-search doctor --json",
-        description="Reads a few sample files and encodes a passage; nothing is changed, and the network is not used. "
-        "Exit status: 0 sound, 1 something is wrong.",
+        description="Reads a few sample files and encodes a passage. Changes nothing and does not use the network. "
+        "Exit status: 0 no problems, 1 problems found.",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="Print the report as one JSON object.")
     parser.set_defaults(run=run)
 
 
@@ -54,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _findings(home: Path) -> Iterator[Finding]:
-    from pplx_search.cli import load_module
+    from pplx_search.cli import PROGRAM
 
     yield from installation()
     try:
-        health = load_module("index_health", "looking at the index")
+        health = PROGRAM.load("pplx_search.cli.index_health", "checking the index")
     except MissingExtra as error:
         yield wrong("index", str(error))
         return
@@ -66,7 +66,7 @@ def _findings(home: Path) -> Iterator[Finding]:
 
 
 def _told(finding: Finding) -> str:
-    """A line, or as many as the terminal needs, and the advice on a line of its own."""
+    """Return a finding as text, wrapped to the terminal, with its advice on a separate line."""
     what = finding.what if finding.verdict == Verdict.OK else f"{finding.verdict}: {finding.what}"
     told = _entry(finding.name, what)
     return f"{told}\n{_entry('', f'→ {finding.advice}')}" if finding.advice else told

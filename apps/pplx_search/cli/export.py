@@ -1,4 +1,4 @@
-"""`pplx-search export`: passages and vectors for other programs."""
+"""`pplx-search export`: write passages and vectors to a file for other programs."""
 
 import argparse
 import os
@@ -18,32 +18,47 @@ def add_parser(commands: Any) -> None:
         "export",
         "write all passages with their vectors to a file",
         "pplx-search export passages.parquet\npplx-search export vectors.npz --no-text --in ~/Documents",
-        description="Vectors are int8 codes: compare them by cosine. Parquet needs pyarrow.",
+        description="Vectors are int8 codes; compare them by cosine similarity. Parquet requires pyarrow.",
     )
-    parser.add_argument("out", type=Path, metavar="FILE", help=".parquet or .npz")
-    parser.add_argument("--in", dest="folders", action="append", default=[], type=Path, metavar="FOLDER", help="below")
-    parser.add_argument("-c", "--collection", action="append", default=[], metavar="NAME", help="of this collection")
-    parser.add_argument("--no-text", action="store_true", help="places and vectors alone")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument("out", type=Path, metavar="FILE", help="Output file, .parquet or .npz.")
+    parser.add_argument(
+        "--in",
+        dest="folders",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="Only export files in this folder and its subfolders. May be repeated.",
+    )
+    parser.add_argument(
+        "-c",
+        "--collection",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="Only export files in this collection. May be repeated.",
+    )
+    parser.add_argument("--no-text", action="store_true", help="Export locations and vectors without the text.")
+    parser.add_argument("--force", action="store_true", help="Overwrite an existing file.")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     write = writer_for(args.out)
     if args.out.exists() and not args.force:
-        raise InputError(f"{args.out}: exists already; choose another name or --force")
+        raise InputError(f"{args.out}: already exists; choose another name or use --force")
     folders = tuple(os.fsencode(folder.expanduser().absolute()) for folder in args.folders)
     partial = args.out.with_name(f".{args.out.stem}.partial{args.out.suffix}")
     with open_index(args) as store:
         serving = store.vectors.serving
         if serving is None:
-            raise InputError("the index is empty; begin with: pplx-search add FOLDER")
+            raise InputError("the index is empty; start with: pplx-search add FOLDER")
         wanted = Filter(collections=tuple(args.collection), folders=folders)
         try:
             n_rows = write(partial, passages(store, wanted, with_text=not args.no_text), serving.dim)
             partial.replace(args.out)
         finally:
             partial.unlink(missing_ok=True)
-    say(f"{n_rows:,} passages with vectors of {serving.dim} dimensions")
+    say(f"exported {n_rows:,} passages with {serving.dim}-dimensional vectors")
     print(args.out)
     return 0

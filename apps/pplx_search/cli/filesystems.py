@@ -1,4 +1,4 @@
-"""What kind of file system a path is on, and whether it is on another machine: SQLite's log is not safe there."""
+"""Detect the file system of a path, and whether it is on a network, where SQLite's write-ahead log is not safe."""
 
 import re
 import subprocess
@@ -28,7 +28,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class FileSystem:
-    """A mounted file system: where, its kind as the system calls it, and whether it is reached over a network."""
+    """A mounted file system: its mount point, its type as named by the system, and whether it is on a network."""
 
     place: str
     kind: str
@@ -36,19 +36,19 @@ class FileSystem:
 
 
 def file_system_of(path: Path) -> FileSystem | None:
-    """What a path, or the nearest folder above it that is there, lies on; None where the system does not tell."""
+    """Return the file system that contains a path, or None if the system does not report it."""
     return holder(path, _on_mac() if sys.platform == "darwin" else _on_linux())
 
 
 def holder(path: Path, mounted: list[FileSystem]) -> FileSystem | None:
-    """The deepest of the mounted file systems that a path is below; of two at one place, the later."""
+    """Return the innermost mounted file system that contains a path; the last one if several share a mount point."""
     resolved = path.resolve()
     above = [each for each in mounted if resolved.is_relative_to(each.place)]
     return max(reversed(above), key=lambda each: len(each.place), default=None)
 
 
 def linux_mounts(mountinfo: str) -> list[FileSystem]:
-    """File systems of the text of /proc/self/mountinfo, in its order."""
+    """Parse the text of /proc/self/mountinfo into file systems, in the same order."""
     found = []
     for line in mountinfo.splitlines():
         before, dash, after = line.partition(" - ")
@@ -61,7 +61,7 @@ def linux_mounts(mountinfo: str) -> list[FileSystem]:
 
 
 def mac_mounts(said: str) -> list[FileSystem]:
-    """File systems of what `mount` prints on a Mac, which marks those of this machine as local."""
+    """Parse the output of `mount` on macOS, which marks file systems on this machine as local."""
     matches = [_MAC_MOUNT.match(line) for line in said.splitlines()]
     return [
         FileSystem(match["place"], match["kind"], "local" not in match["flags"].replace(",", " ").split())

@@ -1,4 +1,4 @@
-"""What `doctor` finds out, one value for each thing that it looks at."""
+"""The results of `doctor`, one finding per check."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Verdict(StrEnum):
-    """`NOTE` works, and there is something to know; `WRONG` does not work as it should."""
+    """The outcome of a check. `NOTE`: works, with a remark worth reading. `WRONG`: does not work as it should."""
 
     OK = "ok"
     NOTE = "note"
@@ -16,9 +16,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A thing that was looked at, what it is, and the next move where there is one to make.
+    """The result of one check, with advice if the user should do something.
 
-    `facts` are the same for programs; they are JSON values.
+    `facts` holds the same information as JSON values, for programs.
     """
 
     name: str
@@ -29,15 +29,15 @@ class Finding:
 
 
 def wrong(name: str, what: str, advice: str = "", **facts: Any) -> Finding:
-    """Something that does not work."""
+    """Return a finding about something that does not work."""
     return Finding(name=name, what=what, verdict=Verdict.WRONG, advice=advice, facts=facts)
 
 
 def note(name: str, what: str, advice: str = "", **facts: Any) -> Finding:
-    """Something that works, and is worth knowing."""
+    """Return a finding about something that works but is worth knowing."""
     return Finding(name=name, what=what, verdict=Verdict.NOTE, advice=advice, facts=facts)
 
 
 def sound(name: str, what: str, **facts: Any) -> Finding:
-    """Something that is as it should be."""
+    """Return a finding about something that is as it should be."""
     return Finding(name=name, what=what, facts=facts)

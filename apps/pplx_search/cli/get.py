@@ -1,4 +1,4 @@
-"""`pplx-search get`: the text of a document, or some of its lines."""
+"""`pplx-search get`: print the text of a document, or some of its lines."""
 
 import argparse
 import re
@@ -9,7 +9,7 @@ from pplx_kit.options import add_command
 from pplx_search.cli.opening import open_index
 
 _LINES = 20
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what plays tricks on terminals
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # can manipulate a terminal
 
 
 def add_parser(commands: Any) -> None:
@@ -18,11 +18,14 @@ def add_parser(commands: Any) -> None:
         "get",
         "print the text of a document as it was indexed",
         "pplx-search get 12\npplx-search get 12:240:10",
-        description="Documents are named by the number in brackets that search prints. On a terminal, control "
+        description="A document's ID is the number in brackets in the output of search. On a terminal, control "
         "characters are shown as �.",
     )
     parser.add_argument(
-        "place", type=_place, metavar="ID[:LINE[:COUNT]]", help=f"all of it, or COUNT ({_LINES}) lines from LINE on"
+        "place",
+        type=_place,
+        metavar="ID[:LINE[:COUNT]]",
+        help=f"Document to print: all of it, or COUNT lines (default: {_LINES}) starting at LINE.",
     )
     parser.set_defaults(run=run)
 
@@ -46,6 +49,6 @@ def _write(text: str) -> None:
 def _place(text: str) -> tuple[int, int | None, int]:
     parts = text.split(":")
     if not 1 <= len(parts) <= 3 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not ID, ID:LINE or ID:LINE:COUNT")
+        raise argparse.ArgumentTypeError(f"expected ID, ID:LINE or ID:LINE:COUNT; got {text!r}")
     numbers = [int(part) for part in parts]
     return numbers[0], numbers[1] if len(numbers) > 1 else None, numbers[2] if len(numbers) > 2 else _LINES

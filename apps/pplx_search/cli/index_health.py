@@ -1,4 +1,4 @@
-"""What `doctor` looks at of an index: its place, who writes, the database, the bits, the model, the folders."""
+"""The checks of `doctor` on an index: location, writer lock, database, bits files, model and indexed folders."""
 
 import errno
 import json
@@ -26,11 +26,11 @@ _BEGIN = "pplx-search add FOLDER"
 _LEAST_FREE_BYTES = 200_000_000
 _CHECK_SECONDS, _CHECK_STEPS = 10.0, 10_000
 _PASSAGE_TOKENS = 512
-_PRIVACY = "System Settings > Privacy & Security > Full Disk Access: allow the terminal that you use"
+_PRIVACY = "System Settings > Privacy & Security > Full Disk Access: allow your terminal"
 
 
 def index_health(home: Path) -> Iterator[Finding]:
-    """A finding for each part of the index in a directory; where there is none, of what a new one would need."""
+    """Yield a finding for each part of the index in a directory, or for what a new index would need there."""
     from pplx_search.store import Store
     from pplx_search.store.database import DATABASE_FILE
 
@@ -60,7 +60,7 @@ def _place(home: Path, is_there: bool) -> Finding:
     from pplx_search.store.locking import LOCK_FILE
 
     existing = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
-    # Without the note of the last writer, which each writer replaces, this command too.
+    # The lock file is not counted: every writer rewrites it, including this command.
     files = [path for path in home.iterdir() if path.is_file() and path.name != LOCK_FILE] if is_there else []
     size = sum(path.stat().st_size for path in files)
     free = shutil.disk_usage(existing).free
@@ -75,23 +75,23 @@ def _place(home: Path, is_there: bool) -> Finding:
     }
     where = f"{human_bytes(free)} free" + (f" on {system.kind}" if system else "")
     shown = shown_path(os.fsencode(home), from_here=False)
-    told = f"{human_bytes(size)} in {shown}, {where}" if is_there else f"none yet in {shown} ({where})"
+    told = f"{human_bytes(size)} in {shown}, {where}" if is_there else f"no index yet in {shown} ({where})"
     if system and system.remote:
-        told += "; that is on another machine, where SQLite's log is not safe"
-        return wrong("index", told, "a folder on a disk of this machine: pplx-search --home DIR …", **facts)
+        told += "; this is a network file system, where SQLite's write-ahead log is not safe"
+        return wrong("index", told, "use a folder on a local disk: pplx-search --home DIR …", **facts)
     if not is_there and not os.access(existing, os.W_OK | os.X_OK):
-        return wrong("index", f"{told}; {existing} is not yours to write to", "pplx-search --home DIR …", **facts)
+        return wrong("index", f"{told}; you cannot write to {existing}", "pplx-search --home DIR …", **facts)
     if free < _LEAST_FREE_BYTES:
-        return wrong("index", f"{told}; that is too little to index with", "free some space", **facts)
+        return wrong("index", f"{told}; this is not enough space for indexing", "free up disk space", **facts)
     if not is_there:
         return note("index", told, _BEGIN, **facts)
     if free < size:
-        return note("index", f"{told}; another model (reembed) needs as much again", **facts)
+        return note("index", f"{told}; switching models (reembed) temporarily needs the same space again", **facts)
     return sound("index", told, **facts)
 
 
 def _writer(home: Path) -> Finding:
-    """Takes the writer's lock for a moment, which is what each writer begins with."""
+    """Check the writer lock by taking and releasing it, as every writer does first."""
     from pplx_search.store import StoreBusy
     from pplx_search.store.locking import LOCK_FILE, WriterLock
 
@@ -99,11 +99,11 @@ def _writer(home: Path) -> Finding:
         WriterLock(home).release()
     except StoreBusy as error:
         said = str(error).removeprefix(f"{home}: ").partition(";")[0]
-        return note("writer", f"{said}; searches go on meanwhile", **_holder(home / LOCK_FILE))
+        return note("writer", f"{said}; searches still work in the meantime", **_holder(home / LOCK_FILE))
     except OSError as error:
         what = f"{home} cannot be written to: {error.strerror}"
-        return wrong("writer", what, "look at its owner and permissions; searches may work all the same", pid=None)
-    return sound("writer", "nobody writes, and you may", pid=None)
+        return wrong("writer", what, "check its owner and permissions; searches may still work", pid=None)
+    return sound("writer", "the index is free for writing", pid=None)
 
 
 def _holder(lock: Path) -> dict[str, Any]:
@@ -122,11 +122,12 @@ def _database(path: Path) -> Finding:
         advice = f"move {path.parent} away and index again"
         return wrong("database", printable("; ".join(problems)), advice, finished=finished)
     so_far = "" if finished else f" in the first {_CHECK_SECONDS:.0f} s"
-    return sound("database", f"nothing wrong at a glance{so_far}; all of it: pplx-search check", finished=finished)
+    told = f"quick check found no problems{so_far}; for a full check, run: pplx-search check"
+    return sound("database", told, finished=finished)
 
 
 def _quick_check(path: Path) -> tuple[list[str], bool]:
-    """What SQLite complains of, and whether it came to an end in time."""
+    """Return the problems that SQLite reports, and whether its quick check finished in time."""
     import apsw
 
     from pplx_search.store.database import Database
@@ -144,17 +145,17 @@ def _bits(store: "Store") -> Finding:
     status = store.status()
     if status.remarks:
         return note("bits", "; ".join(status.remarks), "pplx-search update", sound=False)
-    return sound("bits", f"the signs of {status.n_chunks:,} passages are what they should be", sound=True)
+    return sound("bits", f"the sign bits of {status.n_chunks:,} passages match their checksums", sound=True)
 
 
 def _model(name: str, serving: "Generation | None") -> Iterator[Finding]:
-    """Whether the model is here, is the one that the index was made with, and encodes."""
+    """Check that the model is on this machine, is the one the index was built with, and can encode."""
     try:
         model = pplx_edge.load(name, offline=True)
     except OfflineError:
         pull = f"pplx-edge models pull {name}"
         yield wrong("model", f"{name} is not on this machine", pull, model=name, here=False)
-        yield note("network", "needed once, to fetch the model", pull, needed=True)
+        yield note("network", "needed once, to download the model", pull, needed=True)
         return
     except EdgeError as error:
         yield wrong("model", f"{name}: {error}", model=name, here=False)
@@ -162,7 +163,7 @@ def _model(name: str, serving: "Generation | None") -> Iterator[Finding]:
     with model:
         facts: dict[str, Any] = {"model": name, "here": True, "backend": model.session.backend}
         if serving is not None and (model.weights, model.dim) != (serving.settings["weights"], serving.dim):
-            what = f"{name} is not the model that the index was made with: its weights have changed"
+            what = f"{name} is not the model that the index was built with: its weights have changed"
             yield wrong("model", what, f"pplx-search reembed --model {name}", same_weights=False, **facts)
         else:
             yield _encoding(name, model, facts | {"same_weights": None if serving is None else True})
@@ -174,14 +175,14 @@ def _encoding(name: str, model: pplx_edge.Embedder, facts: dict[str, Any]) -> Fi
     text = " ".join([SENTENCE] * max(1, limit // (n_tokens + 1)))
     n_tokens = model.tokenizer.count(text)
     try:
-        model.encode([SENTENCE], show_progress=False)  # the first call prepares much
+        model.encode([SENTENCE], show_progress=False)  # warm-up
         started = time.perf_counter()
         model.encode([text], show_progress=False)
     except EdgeError as error:
-        return wrong("model", f"{name} is here and does not encode: {error}", **facts)
+        return wrong("model", f"{name} is on this machine but does not encode: {error}", **facts)
     pace = n_tokens / max(time.perf_counter() - started, 1e-6)
-    which = "that of the index" if facts["same_weights"] else "what a new index takes"
-    told = f"{name}, {which}: {model.dim} dimensions, about {pace:,.0f} tokens/s here"
+    which = "the model of the index" if facts["same_weights"] else "the model for a new index"
+    told = f"{name}, {which}: {model.dim} dimensions, about {pace:,.0f} tokens/s on this machine"
     return sound("model", told, tokens_per_second=round(pace, 1), dim=model.dim, **facts)
 
 
@@ -193,16 +194,16 @@ def _folders(store: "Store") -> Iterator[Finding]:
             _look_into(path)
             readable += 1
         except OSError as error:
-            what = f"{path}: {error.strerror}; what was indexed from there is kept"
+            what = f"{path}: {error.strerror}; its files stay in the index"
             yield wrong("folder", what, _folder_advice(path, error), path=printable(path), errno=error.errno)
     if not roots:
-        yield note("folders", "none yet", _BEGIN, roots=0)
+        yield note("folders", "none added yet", _BEGIN, roots=0)
     elif readable:
-        yield sound("folders", f"{readable} of {len(roots)} can be read", roots=len(roots), readable=readable)
+        yield sound("folders", f"{readable} of {len(roots)} are readable", roots=len(roots), readable=readable)
 
 
 def _look_into(path: str) -> None:
-    """Raises OSError when a folder cannot be listed, or a file not be opened."""
+    """Raise OSError if a folder cannot be listed or a file cannot be opened."""
     if os.path.isdir(path):
         with os.scandir(path) as entries:
             next(entries, None)
@@ -212,5 +213,5 @@ def _look_into(path: str) -> None:
 
 def _folder_advice(path: str, error: OSError) -> str:
     if error.errno not in (errno.EPERM, errno.EACCES):
-        return f"mount it or bring it back, or take it out: pplx-search rm {path}"
-    return _PRIVACY if sys.platform == "darwin" else "look at its owner and permissions"
+        return f"mount or restore it, or remove it from the index: pplx-search rm {path}"
+    return _PRIVACY if sys.platform == "darwin" else "check its owner and permissions"

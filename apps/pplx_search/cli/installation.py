@@ -1,4 +1,4 @@
-"""What `doctor` looks at of the installation: the program, SQLite, the kernel of searches, parsers, watching."""
+"""The checks of `doctor` on the installation: version, SQLite, search kernel, parsers and file watching."""
 
 import platform
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from pplx_search.cli.findings import Finding, note, sound, wrong
 from pplx_search.cli.sample_files import samples, unread_kinds
 
 _INSTALL = "pip install 'pplx-edge[search]'"
-_PARSERS = {  # by the name they are installed under: that they are imported by, and what is not read without them
+_PARSERS = {  # package name: (import name, file types it is needed for)
     "pypdfium2": ("pypdfium2", "PDFs"),
     "selectolax": ("selectolax", "HTML, mail and EPUB"),
     "charset-normalizer": ("charset_normalizer", "text files"),
@@ -19,7 +19,7 @@ _PARSERS = {  # by the name they are installed under: that they are imported by,
 
 
 def installation() -> Iterator[Finding]:
-    """A finding for each part of the installation."""
+    """Yield a finding for each part of the installation."""
     yield sound(
         "pplx-search",
         f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
@@ -46,12 +46,12 @@ def _engine() -> Finding:
         require_engine(version)
     except EdgeError as error:
         return wrong("sqlite", str(error), "pip install -U apsw", **facts)
-    return sound("sqlite", f"{version}, at least {oldest} is needed", **facts)
+    return sound("sqlite", f"{version} (requires {oldest} or newer)", **facts)
 
 
 def _kernel() -> Finding:
     if why := _why_not("numkong"):
-        slower = "searches are computed by NumPy, exactly and more slowly, which is felt with millions of passages"
+        slower = "searches use NumPy, which gives the same results but is slower with millions of passages"
         return note("kernel", f"{slower} ({why})", _INSTALL, kernel="numpy")
     return sound("kernel", f"numkong {metadata.version('numkong')}", kernel="numkong")
 
@@ -61,7 +61,7 @@ def _parsers() -> Finding:
     lacking: list[str] = []
     for name, (module, what) in _PARSERS.items():
         if why := _why_not(module):
-            lacking.append(f"{what} cannot be read, as {why}")
+            lacking.append(f"{what} cannot be read because {why}")
         else:
             versions[name] = metadata.version(name)
     if lacking:
@@ -73,9 +73,11 @@ def _parsers() -> Finding:
         return wrong("parsers", f"{error} ({told})", _INSTALL, versions=versions)
     if unread:
         why = "; ".join(f"{kind}: {printable(reason)}" for kind, reason in unread.items())
-        return wrong("parsers", f"a sample was not read: {why} ({told})", _INSTALL, versions=versions, unread=unread)
+        what = f"a sample file was not read: {why} ({told})"
+        return wrong("parsers", what, _INSTALL, versions=versions, unread=unread)
     kinds = ", ".join(samples())
-    return sound("parsers", f"samples of {kinds} were read in child processes ({told})", versions=versions, unread={})
+    what = f"sample files ({kinds}) were read in child processes ({told})"
+    return sound("parsers", what, versions=versions, unread={})
 
 
 def _watching() -> Finding:
@@ -86,11 +88,11 @@ def _watching() -> Finding:
 
 
 def _why_not(module: str) -> str:
-    """Why a module cannot be loaded; empty when it can."""
+    """Return the reason why a module cannot be imported, or an empty string if it can."""
     try:
         import_module(module)
     except ModuleNotFoundError:
         return f"{module} is not installed"
     except (ImportError, OSError) as error:
-        return f"{module} is installed and cannot be loaded ({printable(str(error))})"
+        return f"{module} is installed but cannot be imported ({printable(str(error))})"
     return ""

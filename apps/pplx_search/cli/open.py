@@ -1,4 +1,4 @@
-"""`pplx-search open`: the file of a document, in the program that the system has for it."""
+"""`pplx-search open`: open a document's file in the default application."""
 
 import argparse
 import os
@@ -17,13 +17,13 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "open",
-        "open the file of a document",
+        "open a document in its default application",
         "pplx-search open 12",
-        description="Documents are named by the number in brackets that search prints. What could run is not opened; "
-        "its folder is shown instead.",
+        description="A document's ID is the number in brackets in the output of search. Executable files are not "
+        "opened; their folder is shown instead.",
     )
-    parser.add_argument("document", type=int, metavar="ID", help="number of the document")
-    parser.add_argument("--reveal", action="store_true", help="show the folder that it is in")
+    parser.add_argument("document", type=int, metavar="ID", help="ID of the document.")
+    parser.add_argument("--reveal", action="store_true", help="Show the file in its folder instead of opening it.")
     parser.set_defaults(run=run)
 
 
@@ -33,20 +33,20 @@ def run(args: argparse.Namespace) -> int:
     try:
         info = path.stat()
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; bring the index up to date: pplx-search update") from error
+        raise InputError(f"{path}: {error.strerror}; to refresh the index, run: pplx-search update") from error
     runs = not stat.S_ISREG(info.st_mode) or bool(info.st_mode & 0o111)
     command = command_for(path, reveal=args.reveal or runs)
     try:
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
-        raise EdgeError(f"{command[0]} is not there to open {path} with; open it yourself") from error
+        raise EdgeError(f"{command[0]} is not installed; open {path} yourself") from error
     except subprocess.CalledProcessError as error:
-        raise EdgeError(f"{command[0]} could not open {path} (status {error.returncode})") from error
+        raise EdgeError(f"{command[0]} could not open {path} (exit status {error.returncode})") from error
     return 0
 
 
 def command_for(path: Path, *, reveal: bool) -> list[str]:
-    """The system's own way to open a file, or to show the folder that holds it."""
+    """Return the system command that opens a file, or shows the folder that contains it."""
     if sys.platform == "darwin":
         return ["open", "-R", str(path)] if reveal else ["open", str(path)]
     return ["xdg-open", str(path.parent if reveal else path)]

@@ -1,14 +1,14 @@
-"""Opening index and model, alike in all commands."""
+"""Open the index and the model; shared by all commands."""
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pplx_edge
 from pplx_edge import Embedder
 from pplx_edge.errors import InputError, OfflineError
+from pplx_kit import terminal
 from pplx_kit.options import positive
 from pplx_kit.terminal import printable
 from pplx_search.store import Store
@@ -16,62 +16,62 @@ from pplx_search.store.database import DATABASE_FILE
 
 DEFAULT_MODEL = "nano"
 DEFAULT_COLLECTION = "default"
-_PATH_CHARS, _PATH_HEAD = 160, 50  # that are shown of a path at most, and of its beginning
+_PATH_CHARS, _PATH_HEAD = 160, 50  # longest path shown, and how much of its start
 
 
 def say(message: str) -> None:
-    """Writes one line to stderr, whatever the message holds."""
-    print(f"pplx-search: {printable(message)}", file=sys.stderr)
+    """Print a message to stderr as one line, with control characters escaped."""
+    terminal.say(message, program="pplx-search")
 
 
 def open_index(args: argparse.Namespace, *, write: bool = False) -> Store:
-    """The index of the command line. Raises InputError when there is none to read."""
+    """Open the index given by `--home`. Raises InputError if it does not exist and `write` is False."""
     if not write and not (args.home / DATABASE_FILE).exists():
         home = shown_path(os.fsencode(args.home), from_here=False)
-        raise InputError(f"there is no index in {home}; begin with: pplx-search add FOLDER")
+        raise InputError(f"there is no index in {home}; start with: pplx-search add FOLDER")
     return Store.open(args.home, write=write)
 
 
 def open_model(name: str, args: argparse.Namespace) -> Embedder:
-    """A model that is on this machine; one that is not is fetched once, unless `--offline` forbids it."""
+    """Open a model. One that is not on this machine is downloaded once, unless `--offline` is given."""
     threads = getattr(args, "threads", None)
     try:
         return pplx_edge.load(name, offline=True, threads=threads)
     except OfflineError:
         if args.offline:
             raise
-        say(f"{name} is not on this machine yet and is fetched once; from then on nothing uses the network")
+        say(f"downloading {name}, which is not on this machine yet; after that, no network is needed")
         return pplx_edge.load(name, offline=False, threads=threads)
 
 
 def model_of(store: Store, args: argparse.Namespace) -> tuple[Embedder, dict[str, Any]]:
-    """The model whose vectors serve, and the settings that they were made with.
+    """Open the model of the index, and return it with the settings of its vectors.
 
-    Raises InputError when there are none, or when the model of that name has other weights now.
+    Raises InputError if the index is empty, or if the weights of the model have changed.
     """
     serving = store.vectors.serving
     if serving is None:
-        raise InputError("the index is empty; begin with: pplx-search add FOLDER")
+        raise InputError("the index is empty; start with: pplx-search add FOLDER")
     settings = dict(serving.settings)
     model = open_model(str(settings["model"]), args)
     if model.weights != settings["weights"]:
         raise InputError(
-            f"the model {settings['model']} is not the one that the index was made with; "
-            f"embed everything anew: pplx-search reembed --model {settings['model']}"
+            f"the model {settings['model']} is not the one that the index was built with; "
+            f"to re-embed all documents, run: pplx-search reembed --model {settings['model']}"
         )
     return model, settings
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """How the model is opened."""
-    parser.add_argument("--offline", action="store_true", help="never use the network, not even to fetch the model")
-    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads; default all")
+    """Add the options for opening the model."""
+    parser.add_argument("--offline", action="store_true", help="Never use the network, not even to download the model.")
+    parser.add_argument("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all).")
 
 
 def shown_path(path: bytes, *, from_here: bool = True) -> str:
-    """A path as people read it, on one line; its middle is left out where it is very long.
+    """Return a path for display, on one line, with the middle of a very long path replaced by an ellipsis.
 
-    It is told from the current directory where it lies below that and `from_here`, or from `~`.
+    The path is relative to the current directory if it is inside it and `from_here` is True, or starts with `~`.
     """
     text = os.fsdecode(path)
     for above, sign in ((str(Path.cwd()) if from_here else "", ""), (str(Path.home()), f"~{os.sep}")):

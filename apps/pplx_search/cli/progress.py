@@ -1,4 +1,4 @@
-"""The bar of an indexing run: files, tokens a second, and an honest guess of what is left."""
+"""The progress bar of an indexing run: files, tokens per second, and the estimated time left."""
 
 import sys
 import time
@@ -10,14 +10,14 @@ from tqdm import tqdm
 from pplx_search.cli.opening import say
 from pplx_search.indexing import Progress
 
-_RATE_SECONDS, _LEFT_SECONDS = 2.0, 6.0  # before a rate, and what follows from it, are worth telling
-_PACE_SECONDS = 60.0  # of which the pace is told
+_RATE_SECONDS, _LEFT_SECONDS = 2.0, 6.0  # minimum time before showing a rate, and an estimate
+_PACE_SECONDS = 60.0  # the rate is averaged over this time
 _DRAW_SECONDS = 0.1
 _HOUR, _MINUTE = 3600, 60
 
 
 class Bar:
-    """Drawn on stderr when that is a terminal. An interruption is told with what is done, wherever stderr goes."""
+    """A progress bar on stderr, drawn if that is a terminal. Always reports an interruption and how far it got."""
 
     def __init__(self, quiet: bool = False):
         self._bar = tqdm(
@@ -41,10 +41,10 @@ class Bar:
         if kind is KeyboardInterrupt:
             last = self._last
             far = f" at {last.files:,} of {last.n_files:,} files" if last is not None and last.n_files else ""
-            say(f"interrupted{far}; all so far can be searched; run it again to go on")
+            say(f"interrupted{far}; what is indexed so far is searchable; run the command again to continue")
 
     def show(self, progress: Progress) -> None:
-        """Draws how far the run is."""
+        """Update the bar with the current progress."""
         now = time.monotonic()
         if self._last is None:
             self._bar.bar_format = "{percentage:3.0f}% {bar:24} {desc}"
@@ -61,7 +61,7 @@ class Bar:
 
 
 def described(progress: Progress, earlier: Progress, seconds: float) -> str:
-    """`12 of 500 files, 4,210 tokens/s, about 3 min left`, as the pace since some seconds ago makes one expect."""
+    """Return `12 of 500 files, 4,210 tokens/s, about 3 min left`, from the rate since `earlier`, `seconds` ago."""
     parts = [f"{progress.files:,} of {progress.n_files:,} files"] if progress.n_files else []
     n_tokens, n_bytes = progress.tokens - earlier.tokens, progress.bytes - earlier.bytes
     if n_tokens and seconds >= _RATE_SECONDS:
@@ -72,7 +72,7 @@ def described(progress: Progress, earlier: Progress, seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`2 h 5 min`, `3 min`, `40 s` or `0.3 s`."""
+    """Return a duration as `2 h 5 min`, `3 min`, `40 s` or `0.3 s`."""
     if seconds >= _HOUR:
         return f"{int(seconds // _HOUR)} h {int(seconds % _HOUR // _MINUTE)} min"
     if seconds >= _MINUTE:

@@ -1,4 +1,4 @@
-"""`pplx-search reembed`: all vectors anew, by another model, while the old ones serve."""
+"""`pplx-search reembed`: re-embed all documents with another model, while searches use the old vectors."""
 
 import argparse
 from typing import Any
@@ -15,12 +15,17 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "reembed",
-        "embed everything anew with another model; searches use the old vectors until it is done",
+        "re-embed all documents with another model; searches use the old vectors until it finishes",
         "pplx-search reembed --model pplx-embed-context-v1-0.6b",
-        description="Interrupt it at any time: run it again to go on there.",
+        description="You can interrupt it at any time; run it again to continue where it stopped.",
     )
-    parser.add_argument("--model", metavar="MODEL", help="what pplx-edge opens; default the one that was begun")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no bar, no summary")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="New model, by any name that pplx-edge can open (default: the model of an unfinished reembed, otherwise "
+        "the current one).",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="Show no progress bar and no summary.")
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -29,16 +34,16 @@ def run(args: argparse.Namespace) -> int:
     with open_index(args, write=True) as store:
         begun = store.vectors.building or store.vectors.serving
         if begun is None:
-            raise InputError("the index is empty; begin with: pplx-search add FOLDER")
+            raise InputError("the index is empty; start with: pplx-search add FOLDER")
         name = args.model or str(begun.settings["model"])
         model = open_model(name, args)
         options = options_for(model)
         with model, Bar(args.quiet) as bar:
             indexer = Indexer(store, model, options, settings_of(name, model, options), on_progress=bar.show)
             if indexer.generation.serving:
-                say(f"the vectors are those of {name} already")
+                say(f"the index already uses {name}")
                 return 0
             indexer.rebuild()
     if not args.quiet:
-        say(f"{name} serves now; {indexer.report.n_tokens:,} tokens embedded")
+        say(f"the index now uses {name}; embedded {indexer.report.n_tokens:,} tokens")
     return 0

@@ -1,4 +1,4 @@
-"""`pplx-search rm`: folders, files or collections out of the index."""
+"""`pplx-search rm`: remove folders, files or collections from the index."""
 
 import argparse
 import os
@@ -16,26 +16,26 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "rm",
-        "take folders, files or collections out of the index; the files themselves stay",
+        "remove folders, files or collections from the index; the files themselves are kept",
         "pplx-search rm ~/Documents/old\npplx-search rm --collection mail",
-        description="A folder that was added is not looked at any more. Of a folder or file below one, what is indexed "
-        "goes, and comes back with the next update unless a rule of the collection passes over it.",
+        description="Removing an added folder stops indexing it. Removing something inside an added folder only "
+        "drops it from the index; the next update adds it again unless an exclude rule covers it.",
     )
-    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="folders and files")
-    parser.add_argument("-c", "--collection", metavar="NAME", help="the whole collection")
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="Folders and files to remove.")
+    parser.add_argument("-c", "--collection", metavar="NAME", help="Remove this whole collection instead.")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     if bool(args.paths) == bool(args.collection):
-        raise InputError("say either which paths or which collection")
+        raise InputError("give either paths or --collection, not both")
     with open_index(args, write=True) as store:
         if args.collection:
             store.collections.remove(args.collection)
         for path in args.paths:
             _remove(store, os.fsencode(path.expanduser().absolute()))
         swept = store.compact()
-    say(f"done; {human_bytes(max(0, swept.bytes_before - swept.bytes_after))} given back")
+    say(f"done; freed {human_bytes(max(0, swept.bytes_before - swept.bytes_after))} of disk space")
     return 0
 
 
@@ -45,16 +45,16 @@ def _remove(store: Store, path: bytes) -> None:
     for root in of_its_own:
         store.collections.remove_root(root.id)
     if not store.files.remove(path) and not of_its_own:
-        raise InputError(f"{os.fsdecode(path)}: nothing of it is in the index")
+        raise InputError(f"{os.fsdecode(path)}: not in the index")
     for collection in collections:
         for root in collection.roots:
             if path.startswith(root.path.rstrip(b"/") + b"/"):
                 again = _keeping_out(collection, root.path, path)
-                say(f"{shown_path(path)} comes back with the next update; to keep it out: {again}")
+                say(f"the next update will add {shown_path(path)} again; to exclude it, run: {again}")
 
 
 def _keeping_out(collection: Collection, root: bytes, path: bytes) -> str:
-    """The command that passes over a path below a root, beside what the collection's rules pass over already."""
+    """Return the command that excludes a path inside a root, keeping the existing rules of the collection."""
     globs = [(name, glob) for name in ("include", "exclude") for glob in collection.rules.get(name, ())]
     globs.append(("exclude", os.fsdecode(path[len(root.rstrip(b"/")) :])))
     options = [] if collection.name == DEFAULT_COLLECTION else [f"-c {collection.name}"]

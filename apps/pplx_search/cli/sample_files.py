@@ -1,4 +1,4 @@
-"""A tiny file for each kind of child process that parses, read as any other: whether parsing works at all here."""
+"""Tiny sample files, one per kind of parser process, to check that parsing works on this machine."""
 
 import io
 import tempfile
@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 SENTENCE = "The lease ends on the last day of May."
-_SECONDS = 30.0  # a child that needs longer for a few bytes is of no use
+_SECONDS = 30.0  # more than enough for a few bytes
 _HTML = f"<html><body><h1>Lease</h1><p>{SENTENCE}</p></body></html>"
 _WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 _DOCX = f"<w:document xmlns:w='{_WORD}'><w:body><w:p><w:r><w:t>{SENTENCE}</w:t></w:r></w:p></w:body></w:document>"
@@ -21,9 +21,9 @@ _PDF_OBJECTS = (
 
 
 def unread_kinds() -> dict[str, str]:
-    """Why not, by kind, for each sample that the reader does not read as it should; empty when all are well.
+    """Return the reason for each sample, by suffix, that the reader fails to read correctly.
 
-    Raises EdgeError when no child can be started.
+    Raises EdgeError if no parser process can be started.
     """
     from pplx_search.ingest.reading import Reader, ReadFailed, ReadLimits
 
@@ -43,7 +43,7 @@ def unread_kinds() -> dict[str, str]:
 
 
 def samples() -> dict[str, bytes]:
-    """The content of a file that says `SENTENCE`, by its suffix."""
+    """Return the content of each sample file, all of which say `SENTENCE`, by suffix."""
     return {"txt": SENTENCE.encode(), "html": _HTML.encode(), "docx": _docx(), "pdf": _pdf()}
 
 

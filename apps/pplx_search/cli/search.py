@@ -1,4 +1,4 @@
-"""`pplx-search search`: the passages of one's files that answer a question."""
+"""`pplx-search search`: find the passages in your files that answer a question."""
 
 import argparse
 import json
@@ -30,35 +30,63 @@ def add_parser(commands: Any) -> None:
         "find the passages that answer a question",
         'pplx-search search "when does the lease end?"\n'
         'pplx-search search "invoice 4711" --type pdf --in ~/Documents --since 2026-01-01 --json',
-        description="Vectors and words are weighed together; exact phrases and file names win. There is always a "
-        "nearest passage: when it is no nearer than for questions that nothing here answers, that is said instead. "
-        "Exit status: 0 hits, 1 nothing relevant, 2 error.",
+        description="Ranks passages by vectors and words together, with a bonus for exact phrases and file names. If "
+        "the best passages are no better than those for an unanswerable question, says so instead of listing them. "
+        "Exit status: 0 results found, 1 nothing relevant, 2 error.",
     )
-    parser.add_argument("query", nargs="+", metavar="QUERY", help="a question or a few words, in quotes or not")
-    parser.add_argument("-k", type=positive, default=10, metavar="N", help="the N best passages; default 10")
-    group = parser.add_argument_group("only files")
-    group.add_argument("-c", "--collection", action="append", default=[], metavar="NAME", help="of this collection")
-    group.add_argument(
-        "--in", dest="folders", action="append", default=[], type=Path, metavar="FOLDER", help="below it"
-    )
-    group.add_argument("--type", action="append", default=[], metavar="KIND", help="pdf, markdown, mail, code, …")
-    group.add_argument("--since", type=_date, metavar="DATE", help="of this day or later: 2026-01-31")
-    group.add_argument("--until", type=_date, metavar="DATE", help="before this day")
-    group.add_argument("--author", default="", metavar="TEXT", help="whose author or sender holds this")
-    group.add_argument("--to", default="", metavar="TEXT", help="mail whose recipients hold this")
-    group = parser.add_argument_group("output")
-    group.add_argument("--words-only", action="store_true", help="no vectors: the model is not even opened")
-    group.add_argument("--all", action="store_true", help="hits even when nothing seems relevant")
-    group.add_argument("--explain", action="store_true", help="rank and score in each of the rankings")
-    group.add_argument("--json", action="store_true", help="one JSON object a hit")
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="A question or a few words; quotes are optional.")
+    add_search_options(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how many hits of which files to show, and how."""
+    parser.add_argument("-k", type=positive, default=10, metavar="N", help="Show the N best passages (default: 10).")
+    group = parser.add_argument_group("filters")
+    group.add_argument(
+        "-c",
+        "--collection",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="Only search files in this collection. May be repeated.",
+    )
+    group.add_argument(
+        "--in",
+        dest="folders",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="Only search files in this folder and its subfolders. May be repeated.",
+    )
+    group.add_argument(
+        "--type",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="Only search files of this type: pdf, markdown, mail, code, … May be repeated.",
+    )
+    group.add_argument(
+        "--since", type=_date, metavar="DATE", help="Only search files dated on or after this day, e.g. 2026-01-31."
+    )
+    group.add_argument("--until", type=_date, metavar="DATE", help="Only search files dated before this day.")
+    group.add_argument(
+        "--author", default="", metavar="TEXT", help="Only search files whose author or sender contains this text."
+    )
+    group.add_argument("--to", default="", metavar="TEXT", help="Only search mail whose recipients contain this text.")
+    group = parser.add_argument_group("output")
+    group.add_argument("--words-only", action="store_true", help="Rank by words alone, without loading the model.")
+    group.add_argument("--all", action="store_true", help="Show results even if none seem relevant.")
+    group.add_argument("--explain", action="store_true", help="Show the rank and score of each result in each ranking.")
+    group.add_argument("--json", action="store_true", help="Print one JSON object per result.")
 
 
 def run(args: argparse.Namespace) -> int:
     args.query = " ".join(args.query)
     if not args.query.strip():
-        raise InputError("the question is empty; say what to look for")
+        raise InputError("the query is empty")
     with open_index(args) as store:
         codes = None
         if not args.words_only:
@@ -68,12 +96,12 @@ def run(args: argparse.Namespace) -> int:
         query = Query(codes=codes, words=args.query, k=args.k, filter=_filter(args))
         hits = store.search(query)
         if pending := store.n_pending():
-            say(f"{pending:,} files are not indexed yet; bring the index up to date: pplx-search update")
+            say(f"{pending:,} files are not indexed yet; to index them, run: pplx-search update")
         verdict = judge(store, query, hits)
         if args.explain:
             say(_explained(verdict))
         if hits and not verdict.relevant and not args.all:
-            say(f"nothing relevant (chance of an answer: {_percent(verdict)}); see the nearest with --all")
+            say(f"nothing relevant (chance of an answer: {_percent(verdict)}); to see the nearest passages, use --all")
             return _NOTHING
         for number, hit in enumerate(hits, start=1):
             text = store.text(hit)
@@ -82,20 +110,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _percent(verdict: Verdict) -> str:
-    return "unknown size" if verdict.chance is None else f"{100 * verdict.chance:.0f} %"
+    return "unknown" if verdict.chance is None else f"{100 * verdict.chance:.0f} %"
 
 
 def _explained(verdict: Verdict) -> str:
-    """The evidence, each figure beside what questions have that nothing answers."""
+    """Describe the evidence for an answer, comparing each figure with that of unanswerable questions."""
     evidence, nothing = verdict.evidence, verdict.yardstick
     if verdict.chance is None or nothing is None:
-        return "chance of an answer unknown: it takes vectors, a calibrated model and more than a few documents"
+        return "chance of an answer: unknown; it requires vectors, a calibrated model and more than a few documents"
     figures = (
         ("vectors", evidence.prominence or 0.0, nothing.prominence, nothing.prominence_spread),
         ("words", evidence.share_of_words, nothing.share_of_words, nothing.share_of_words_spread),
     )
-    told = [f"{name} {found:.2f} (nothing: {mean:.2f} ± {spread:.2f})" for name, found, mean, spread in figures]
-    exact = ["found word for word or by name"] if evidence.exact else []
+    told = [f"{name} {found:.2f} (unanswerable: {mean:.2f} ± {spread:.2f})" for name, found, mean, spread in figures]
+    exact = ["exact phrase or file name found"] if evidence.exact else []
     return f"chance of an answer: {_percent(verdict)}; {', '.join(told + exact)}"
 
 
@@ -112,11 +140,11 @@ def _filter(args: argparse.Namespace) -> Filter:
 
 
 def _date(text: str) -> float:
-    """Seconds since 1970 of a day, or of a moment, in local time, for argparse."""
+    """Parse a date, or a date and time, in local time as seconds since 1970, for argparse."""
     try:
         return datetime.fromisoformat(text).astimezone().timestamp()
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a date; write 2026-01-31") from None
+        raise argparse.ArgumentTypeError(f"expected a date such as 2026-01-31; got {text!r}") from None
 
 
 def _block(number: int, hit: Hit, text: str, args: argparse.Namespace) -> str:

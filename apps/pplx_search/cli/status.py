@@ -1,4 +1,4 @@
-"""`pplx-search status`: what is indexed, what is not, and why."""
+"""`pplx-search status`: show what is indexed, what is not, and why."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from pplx_search.store import FileReport, FileState, Status, Store
 
 _SCHEMA = 1
 _NAME_CHARS = 12
-_FAILURES = CODES | {"model": "the model gives no finite vector for a text in it"}
+_FAILURES = CODES | {"model": "the model returned no finite vector for part of its text"}
 _NOT_INDEXED = (FileState.PENDING, FileState.FAILED, FileState.SKIPPED)
 
 
@@ -23,11 +23,11 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "status",
-        "say what is indexed, what is not, and why",
+        "show what is indexed, what is not, and why",
         "pplx-search status --files",
     )
-    parser.add_argument("--files", action="store_true", help="each file that is not indexed, with its reason")
-    parser.add_argument("--json", action="store_true", help="one JSON object, with --files one more a file")
+    parser.add_argument("--files", action="store_true", help="List each file that is not indexed, with the reason.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object, plus one per file with --files.")
     parser.set_defaults(run=run)
 
 
@@ -50,30 +50,31 @@ def _file_json(report: FileReport) -> str:
 
 
 def _file_line(report: FileReport) -> str:
-    pending = "new or changed; the next run reads it" if report.state == FileState.PENDING else ""
-    state = "passed over" if report.state == FileState.SKIPPED else report.state
+    pending = "new or changed; the next update will read it" if report.state == FileState.PENDING else ""
+    state = "skipped" if report.state == FileState.SKIPPED else report.state
     return f"{state:12} {shown_path(report.path)}  {printable(report.message or report.code or pending)}"
 
 
 def _lines(store: Store, status: Status) -> list[tuple[str, str]]:
     total = status.indexed + status.pending + status.failed
-    to_come = f", {status.pending:,} to come" if status.pending else ""
+    to_come = f", {status.pending:,} pending" if status.pending else ""
     so_far = " so far" if status.n_embedded < status.n_contents else ""
     texts = f"{status.n_chars:,} characters of {status.n_documents:,} documents in {status.n_chunks:,} passages{so_far}"
     size = human_bytes(status.database_bytes + status.bits_bytes)
     lines = [
         ("files", f"{status.indexed:,} of {total:,} indexed{to_come}"),
         *_reasons("failed", {code: n for code, n in status.reasons.items() if code in _FAILURES}),
-        *_reasons("passed over", {code: n for code, n in status.reasons.items() if code not in _FAILURES}),
+        *_reasons("skipped", {code: n for code, n in status.reasons.items() if code not in _FAILURES}),
         ("texts", texts),
         ("index", f"{size} in {shown_path(os.fsencode(store.directory), from_here=False)}"),
     ]
     if (serving := status.serving) is not None:
-        about = f"{serving.dim} dimensions, {serving.settings['chunk_tokens']} tokens a passage"
+        about = f"{serving.dim} dimensions, {serving.settings['chunk_tokens']} tokens per passage"
         lines.append(("model", f"{serving.settings['model']}, {about}"))
     if status.building is not None:
-        done = f"{status.n_rebuilt:,} of {status.n_contents:,} texts"
-        lines.append(("new model", f"{status.building.settings['model']}: {done}; go on: pplx-search reembed"))
+        done = f"{status.n_rebuilt:,} of {status.n_contents:,} distinct documents"
+        told = f"{status.building.settings['model']}: {done}; to continue, run: pplx-search reembed"
+        lines.append(("new model", told))
     for collection in store.collections.all():
         roots = [shown_path(root.path, from_here=False) for root in collection.roots] or ["no folders"]
         lines += [("collection", f"{printable(collection.name)}: {roots[0]}"), *(("", root) for root in roots[1:])]
@@ -81,7 +82,7 @@ def _lines(store: Store, status: Status) -> list[tuple[str, str]]:
 
 
 def _reasons(name: str, counts: Mapping[str, int]) -> list[tuple[str, str]]:
-    """How many files for which reason, the most frequent first; nothing where there are none."""
+    """Return lines with the number of files per reason, most frequent first."""
     if not counts:
         return []
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

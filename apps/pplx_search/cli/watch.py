@@ -1,4 +1,4 @@
-"""`pplx-search watch`: keeps the index up to date while it runs."""
+"""`pplx-search watch`: keep the index up to date while it runs."""
 
 import argparse
 import os
@@ -17,20 +17,20 @@ from pplx_search.indexing import Indexer
 from pplx_search.settings import options_from
 
 _TICK_SECONDS = 5.0
-_RESCAN_SECONDS = 3600.0  # events are hints: some file systems send none, and some get lost
-_SLEPT_SECONDS = 60.0  # a tick that took so much longer means that the machine slept
+_RESCAN_SECONDS = 3600.0  # some file systems send no events, and events can get lost
+_SLEPT_SECONDS = 60.0  # a tick this much too long means that the machine slept
 
 
 def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "watch",
-        "keep the index up to date until it is interrupted",
+        "keep the index up to date until interrupted",
         "pplx-search watch",
-        description="Looks at everything at the start, after the machine slept and once an hour, and in between when "
-        "the system says that files have changed.",
+        description="Scans all folders at the start, after the machine wakes from sleep, once an hour, and whenever "
+        "the system reports changed files.",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what was indexed")
+    parser.add_argument("-q", "--quiet", action="store_true", help="Do not report what was indexed.")
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         with model:
             roots = [os.fsdecode(root.path) for each in store.collections.all() for root in each.roots]
             if not roots:
-                raise InputError("there is nothing to watch yet; begin with: pplx-search add FOLDER")
+                raise InputError("nothing has been added yet; start with: pplx-search add FOLDER")
             for _ in reasons_to_look(roots):
                 started = time.monotonic()
                 indexer = Indexer(store, model, options_from(settings), settings)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def reasons_to_look(roots: list[str], stop: threading.Event | None = None) -> Iterator[str]:
-    """Why all roots should be looked at again, each time that there is a reason: start, files, wake, hour."""
+    """Yield a reason each time all roots should be scanned again: start, files, wake or hour."""
     yield "start"
     looked = tick = time.time()
     there = [root for root in roots if os.path.exists(root)]

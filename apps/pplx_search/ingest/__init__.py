@@ -1,5 +1,5 @@
-"""Files to documents: what lies below a folder (`walk`), and what a file says, read in child processes (`reading`).
+"""Turn files into documents: find them in folders (`walk`), and parse them in child processes (`reading`).
 
-This package and all that a child imports stand on the standard library and the parsers' own packages, so that a child
-starts in a few hundredths of a second; only `reading` knows the rest of the app.
+Everything that a child process imports depends only on the standard library and the parsers' packages, so that it
+starts within a few hundredths of a second. Only `reading` depends on the rest of the app.
 """

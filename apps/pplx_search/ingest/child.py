@@ -1,7 +1,7 @@
-"""The process that parses files: `python -m pplx_search.ingest.child PARSER…`, asked on stdin, answering on stdout.
+"""The parser process, `python -m pplx_search.ingest.child PARSER…`: reads requests from stdin, and answers on stdout.
 
-It starts no process, opens no socket, and ends when its stdin does, when a file took too much time or memory, or when
-nobody reads its answers any more. The parsers named are loaded at once, so that the first file does not wait for it.
+It starts no processes and opens no sockets. It exits when stdin or stdout is closed, or when a file takes too much time
+or memory. The given parsers are imported at the start, so that the first file does not wait for them.
 """
 
 import os
@@ -19,7 +19,7 @@ from pplx_search.ingest.failures import ParseFailed
 from pplx_search.ingest.opening import MAX_HASHED_BYTES, OpenedFile
 from pplx_search.ingest.output import Output
 
-_GRACE_SECONDS = 5  # what the parent has to end a child that is late, before the system does
+_GRACE_SECONDS = 5  # time for the parent to end a late child before the system does
 _SEND_BYTES = 1 << 16
 _REFUSED_EVENTS = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.startfile")
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _private_stdout() -> BinaryIO:
-    """The answers' pipe; whatever a parser prints goes nowhere instead."""
+    """Return the pipe for answers, and redirect stdout so that output of parsers is discarded."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return answers
@@ -53,18 +53,18 @@ def _private_stdout() -> BinaryIO:
 
 def _refuse(event: str, _: tuple[Any, ...]) -> None:
     if event.startswith(_REFUSED_EVENTS):
-        raise PermissionError(f"{event}: a parser uses neither network nor other programs")
+        raise PermissionError(f"{event}: parsers may not use the network or other programs")
 
 
 def _receive(requests: BinaryIO, queue: "SimpleQueue[dict[str, Any]]") -> None:
-    """Waits for requests in a thread of its own, so that the end of stdin ends a child in the middle of a file too."""
+    """Wait for requests in a separate thread, so that closing stdin also ends a child in the middle of a file."""
     while len(header := requests.read(wire.HEADER_BYTES)) == wire.HEADER_BYTES:
         queue.put(wire.unpack(requests.read(wire.length_of(header))))
     os._exit(0)
 
 
 def _limit_memory(n_bytes: int) -> None:
-    """A limit that the system keeps, where it does; the parent watches resident memory beside it."""
+    """Set a system limit on memory, if supported. The parent also watches resident memory."""
     if sys.platform == "linux":
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         if soft != n_bytes:
@@ -72,7 +72,7 @@ def _limit_memory(n_bytes: int) -> None:
 
 
 class _Sender:
-    """Sends messages many at a time."""
+    """Sends messages in batches."""
 
     def __init__(self, answers: BinaryIO):
         self.answers, self.pending, self.n_pending = answers, [], 0
@@ -95,7 +95,7 @@ class _Sender:
 
 
 def _answer(request: dict[str, Any], sender: _Sender) -> dict[str, Any]:
-    """Parses one file, sending its documents; returns the message that ends the answer."""
+    """Parse one file and send its documents. Returns the final message of the answer."""
     try:
         opened = OpenedFile(request["path"], request["kind"], request["max_file_bytes"])
     except ParseFailed as failure:
@@ -105,7 +105,7 @@ def _answer(request: dict[str, Any], sender: _Sender) -> dict[str, Any]:
         sha256 = opened.sha256()
         done = {"type": "done", "sha256": sha256, "size": opened.size, "mtime_ns": opened.info.st_mtime_ns}
         return done | {"changed": opened.changed()}
-    except Exception as error:  # whatever a parser does, the file is named with a reason and the next one is read
+    except Exception as error:  # report any parser failure, then continue with the next file
         return _failed(_failure_of(error), _hash_of(opened), opened.changed())
     finally:
         opened.close()
@@ -122,7 +122,7 @@ def _failure_of(error: Exception) -> ParseFailed:
         case OSError():
             return ParseFailed("unreadable", error.strerror or str(error))
         case EOFError() | zlib.error():
-            return ParseFailed("damaged", "the file is cut short or its compressed data is damaged")
+            return ParseFailed("damaged", "the file is truncated or its compressed data is damaged")
     return ParseFailed("crashed", f"the parser failed: {type(error).__name__}: {error}")
 
 

@@ -1,4 +1,4 @@
-"""Dates as files write them, as ISO 8601."""
+"""Convert dates in files to ISO 8601."""
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -9,7 +9,7 @@ _PDF = re.compile(r"(?:D:)?(\d{4})(\d\d)?(\d\d)?(\d\d)?(\d\d)?(\d\d)?(?:([+-])(\
 
 
 def iso(text: str) -> str:
-    """A date that is in ISO 8601 already, empty for anything else."""
+    """Return the date if it is valid ISO 8601, otherwise an empty string."""
     text = text.strip()
     try:
         return datetime.fromisoformat(text).isoformat() if len(text) > 10 else _valid_day(text)
@@ -18,7 +18,7 @@ def iso(text: str) -> str:
 
 
 def from_mail(text: str) -> str:
-    """The date of a mail header, empty when it is none."""
+    """Return the date of a mail header, or an empty string if it is invalid."""
     try:
         return parsedate_to_datetime(text).isoformat()
     except (ValueError, TypeError, IndexError, OverflowError):
@@ -26,7 +26,7 @@ def from_mail(text: str) -> str:
 
 
 def from_pdf(text: str) -> str:
-    """`D:20260131120000+01'00'` as ISO 8601, empty when it is no date."""
+    """Return a PDF date such as `D:20260131120000+01'00'` as ISO 8601, or an empty string if it is invalid."""
     match = _PDF.match(text.strip())
     if not match:
         return ""

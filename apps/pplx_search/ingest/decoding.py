@@ -1,6 +1,6 @@
-"""Bytes to text: byte order marks, UTF-8, UTF-16 without a mark, and a guess for what is older, which is remarked on.
+"""Decode bytes: byte order marks, UTF-8, UTF-16 without a mark, and guessed legacy encodings, noted in a remark.
 
-Everything works on blocks, so that a file of any length is decoded in the same memory.
+Everything works on blocks, so that memory does not depend on the length of the file.
 """
 
 import codecs
@@ -48,7 +48,7 @@ _CONTROL = bytes(set(range(32)) - set(b"\t\n\x0b\f\r\x1b"))
 
 
 class Readable(Protocol):
-    """What is asked of a file here."""
+    """The file operations that decoding needs."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -57,8 +57,8 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How a file is to be decoded; `n_mark` bytes of it are a byte order mark. `mixed` bytes that are not UTF-8 are
-    read one by one as windows-1252."""
+    """The encoding of a file. The byte order mark has `n_mark` bytes. If `mixed`, invalid UTF-8 is read byte by byte as
+    windows-1252."""
 
     name: str
     n_mark: int = 0
@@ -67,43 +67,43 @@ class Encoding:
 
 
 def require_text(head: bytes) -> None:
-    """Raises ParseFailed when a file that begins so holds no text."""
+    """Raise ParseFailed if the start of a file shows that it is not text."""
     for magic, what in _MAGIC:
         if head.startswith(magic):
-            raise ParseFailed("binary", f"begins like {what}, not like text")
+            raise ParseFailed("binary", f"looks like {what}, not like text")
     if _marked(head) or _looks_like_utf16(head):
         return
     if 0 in head:
         raise ParseFailed("binary", f"binary data: a NUL byte at byte {head.index(0):,}")
     if len(head.translate(None, _CONTROL)) < len(head) * (1 - _MAX_CONTROL_SHARE):
-        raise ParseFailed("binary", "binary data: control characters all over it")
+        raise ParseFailed("binary", "binary data: too many control characters")
 
 
 def encoding_of(file: Readable, hint: str = "") -> Encoding:
-    """How a file is encoded; reads all of it once when that is not plain from its beginning.
+    """Return the encoding of a file. Reads the whole file once if its start is not enough.
 
-    A `hint`, such as a charset that the file declares, is followed when the file is not UTF-8 and the hint is known.
+    A `hint`, such as a charset declared in the file, is used if the file is not UTF-8 and the hint is known.
     """
     file.seek(0)
     head = file.read(HEAD_BYTES)
     if (marked := _marked(head)) is not None:
         return marked
     if utf16 := _looks_like_utf16(head):
-        return Encoding(utf16, remark=f"read as {utf16}: there is no byte order mark")
+        return Encoding(utf16, remark=f"decoded as {utf16}: there is no byte order mark")
     counts = _Utf8Counts(file)
     if not counts.n_bad:
         return Encoding("utf-8")
     if counts.n_good >= counts.n_bad:
-        remark = f"{counts.n_bad:,} bytes that are not UTF-8 were read as windows-1252"
+        remark = f"{counts.n_bad:,} bytes that are not UTF-8 were decoded as windows-1252"
         return Encoding("utf-8", mixed=True, remark=remark)
     if hint and (known := _known(hint)):
         return Encoding(known)
     name = guess(counts.sample)
-    return Encoding(name, remark=f"read as {name}: it is not UTF-8")
+    return Encoding(name, remark=f"decoded as {name}: it is not UTF-8")
 
 
 def decoded(file: Readable, encoding: Encoding) -> Iterator[str]:
-    """The text of a file in blocks, line ends as `\\n`: for `\\r\\n`, and for `\\r` where there are no others."""
+    """Yield the text of a file in blocks, with `\\r\\n`, and `\\r` if there are no others, replaced by `\\n`."""
     file.seek(encoding.n_mark)
     decoder = codecs.getincrementaldecoder(encoding.name)("pplx-mixed" if encoding.mixed else "replace")
     ends = _LineEnds()
@@ -113,7 +113,7 @@ def decoded(file: Readable, encoding: Encoding) -> Iterator[str]:
 
 
 def decode(content: bytes, hint: str = "") -> tuple[str, str]:
-    """Text of bytes that are in memory, and the remark on how they were read."""
+    """Decode bytes in memory. Returns the text and a remark on its encoding."""
     file = BytesIO(content)
     encoding = encoding_of(file, hint)
     return "".join(decoded(file, encoding)), encoding.remark
@@ -138,8 +138,8 @@ class _LineEnds:
 
 
 class _Utf8Counts:
-    """How many bytes of a file are not UTF-8 (`n_bad`), how many characters beyond ASCII are (`n_good`), and lines
-    with bytes beyond ASCII for a guess (`sample`)."""
+    """UTF-8 statistics of a file: invalid bytes (`n_bad`), valid non-ASCII characters (`n_good`), and lines with
+    non-ASCII bytes for guessing the encoding (`sample`)."""
 
     def __init__(self, file: Readable):
         self.n_bad = self.n_good = 0
@@ -168,7 +168,7 @@ def _marked(head: bytes) -> Encoding | None:
 
 
 def _looks_like_utf16(head: bytes) -> str:
-    """The name of UTF-16 when half of the bytes are NUL, all in even or all in odd places; else empty."""
+    """Return the UTF-16 variant if half of the bytes are NUL, all at even or all at odd positions; otherwise empty."""
     even, odd = head[0::2].count(0), head[1::2].count(0)
     if len(head) >= 4 and not even and odd * 4 > len(head):
         return "utf-16-le"
@@ -178,8 +178,8 @@ def _looks_like_utf16(head: bytes) -> str:
 
 
 def _known(name: str) -> str:
-    """A codec's own name for a charset; empty for one that is unknown or no text encoding, and for UTF-8, which what
-    it is asked for is not."""
+    """Return the codec name of a charset. Empty if it is unknown or not a text encoding, or if it is UTF-8, which has
+    already been ruled out."""
     try:
         codec = codecs.lookup(name.strip().strip("\"'"))
         b"".decode(codec.name)

@@ -1,7 +1,7 @@
-"""Patterns as git reads them in ignore files: the last one that matches a path decides on it.
+"""Patterns of git ignore files: the last pattern that matches a path decides.
 
-Paths are relative to the folder of the patterns, with slashes; that of a folder ends with one. The rules are those of
-git's documentation of `.gitignore`; git itself judges them in the tests.
+Paths are relative to the folder of the patterns and use slashes; the path of a folder ends with one. The rules follow
+git's `.gitignore` documentation, and the tests compare them with git itself.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-_MAX_DEEP_STARS = 4  # `**/` in one pattern: a match takes time to the power of their number
+_MAX_DEEP_STARS = 4  # `**/` in one pattern: matching time is exponential in their number
 _ESCAPED_SPACE = "\\ "
 _CLASSES = {
     "alnum": "A-Za-z0-9",
@@ -28,12 +28,12 @@ _CLASSES = {
 
 
 class BadPattern(ValueError):
-    """A line that is no pattern, or one that would take too long to match."""
+    """A line that is not a valid pattern, or would take too long to match."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One line. `anchored` patterns are matched with the whole path, others with its last part."""
+    """One pattern. `anchored` patterns match the whole path, others its last component."""
 
     matcher: re.Pattern[str]
     negated: bool
@@ -42,7 +42,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, line: str) -> "Pattern | None":
-        """The pattern of a line, None for a blank line and a comment. Raises BadPattern."""
+        """Parse a line; returns None for a blank line or a comment. Raises BadPattern."""
         text = _without_spaces(line.rstrip("\r\n"))
         if not text or text.startswith("#"):
             return None
@@ -53,13 +53,13 @@ class Pattern:
         anchored = "/" in text
         text = text.removeprefix("/")
         if not text:
-            raise BadPattern(f"{line!r} names nothing")
+            raise BadPattern(f"{line!r} matches nothing")
         if text.split("/").count("**") > _MAX_DEEP_STARS:
-            raise BadPattern(f"{line!r} has ** more than {_MAX_DEEP_STARS} times")
+            raise BadPattern(f"{line!r} contains ** more than {_MAX_DEEP_STARS} times")
         return cls(re.compile(_translated(text), re.DOTALL), negated, folders_only, anchored)
 
     def matches(self, path: str) -> bool:
-        """Whether it speaks of a path itself, not of a folder above it."""
+        """Return whether the pattern matches the path itself; folders above it are not considered."""
         if self.folders_only and not path.endswith("/"):
             return False
         whole = path.rstrip("/")
@@ -67,15 +67,15 @@ class Pattern:
 
 
 class Patterns:
-    """The patterns of some lines, in order; lines that are none are left out."""
+    """The patterns of some lines, in order, without invalid lines."""
 
     def __init__(self, lines: Iterable[str]):
         self.patterns = [pattern for line in lines if not is_bad(line) for pattern in [Pattern.parse(line)] if pattern]
 
     def verdict(self, path: str) -> bool | None:
-        """True for a path that is matched, False for one that is taken back by `!`, None for one not spoken of.
+        """Return True if a path is ignored, False if it is re-included by `!`, and None if no pattern matches.
 
-        Folders above the path are not looked at: who walks a tree does not enter what is matched.
+        Folders above the path are not considered, because a walk does not enter ignored folders.
         """
         for pattern in reversed(self.patterns):
             if pattern.matches(path):
@@ -83,12 +83,12 @@ class Patterns:
         return None
 
     def includes(self, path: str) -> bool:
-        """Whether a path or a folder above it is matched."""
+        """Return whether a path or a folder above it is ignored."""
         return any(self.verdict(above) for above in _from_the_top(path))
 
 
 def is_bad(line: str) -> bool:
-    """Whether a line is no pattern, or would take too long to match."""
+    """Return whether a line is an invalid pattern, or would take too long to match."""
     try:
         Pattern.parse(line)
     except BadPattern:
@@ -97,20 +97,20 @@ def is_bad(line: str) -> bool:
 
 
 def _from_the_top(path: str) -> Iterator[str]:
-    """`a/`, `a/b/` and `a/b/c` for the last of them."""
+    """Return a path and the folders above it, from the top: `a/`, `a/b/` and `a/b/c`."""
     parts = re.findall(r"[^/]+/?", path)
     return accumulate(parts)
 
 
 def _without_spaces(text: str) -> str:
-    """Without blanks at the end, but for one that is escaped."""
+    """Return the line without trailing spaces, except for an escaped one."""
     while text.endswith(" ") and not text.endswith(_ESCAPED_SPACE):
         text = text[:-1]
     return text
 
 
 def _translated(text: str) -> str:
-    """The regular expression of a pattern without its marks at either end."""
+    """Return the regular expression of a pattern, given without its leading and trailing markers."""
     parts = text.split("/")
     found = ""
     for i, part in enumerate(parts):
@@ -125,10 +125,10 @@ def _translated(text: str) -> str:
 
 
 def _part(part: str) -> str:
-    """The expression of what stands between slashes.
+    """Return the regular expression of one path component.
 
-    What follows a star is looked for at the first place where it fits and nowhere else, but for the last of them, which
-    has to reach the end: so a match takes no more than the length of the path times that of the pattern.
+    The text after a star only matches at its first occurrence (an atomic group), except for the last one, which must
+    reach the end. This bounds the matching time by the length of the path times that of the pattern.
     """
     first, *others = _between_stars(part)
     if not others:
@@ -138,7 +138,7 @@ def _part(part: str) -> str:
 
 
 def _between_stars(part: str) -> list[str]:
-    """The expressions of the stretches between the stars of a part."""
+    """Return the regular expressions of the text between the stars of a path component."""
     found, i = [""], 0
     while i < len(part):
         if part[i] == "*":
@@ -162,7 +162,7 @@ def _between_stars(part: str) -> list[str]:
 
 
 def _bracket(text: str, start: int) -> tuple[str, int]:
-    """The expression of a set of characters that begins at `start`, and where it ends. Raises BadPattern."""
+    """Return the expression of the character set that begins at `start`, and its end. Raises BadPattern."""
     i = start + 1
     negated = text[i : i + 1] in ("!", "^")
     i += negated
@@ -172,7 +172,7 @@ def _bracket(text: str, start: int) -> tuple[str, int]:
         if text.startswith("[:", i) and (end := text.find(":]", i)) > 0:
             name = text[i + 2 : end]
             if name not in _CLASSES:
-                raise BadPattern(f"{text!r}: there is no class [:{name}:]")
+                raise BadPattern(f"{text!r}: unknown class [:{name}:]")
             inner, i = inner + _CLASSES[name], end + 2
             continue
         if text[i] == "\\" and i + 1 < len(text):
@@ -187,7 +187,7 @@ def _bracket(text: str, start: int) -> tuple[str, int]:
         else:
             inner += re.escape(low)
     if i >= len(text):
-        raise BadPattern(f"{text!r} opens a set of characters and does not close it")
+        raise BadPattern(f"{text!r} has an unclosed character set")
     if not inner:
         return ("[^/]" if negated else "(?!)"), i + 1
     return f"(?!/)[{'^' if negated else ''}{inner}]", i + 1

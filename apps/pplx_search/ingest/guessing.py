@@ -1,7 +1,7 @@
-"""Which old encoding bytes are in that are not UTF-8.
+"""Guess the legacy encoding of bytes that are not UTF-8.
 
-charset-normalizer sees no difference between neighbours such as windows-1252 and windows-1250 in a few lines. So what
-is plainly a European language or Japanese is told here by the letters that the language has.
+On a few lines, charset-normalizer cannot distinguish similar encodings such as windows-1252 and windows-1250. European
+languages and Japanese are therefore recognized here by their letters.
 """
 
 DEFAULT = "cp1252"
@@ -31,7 +31,7 @@ _CENTRAL = _alphabets(
     "čćđšž",  # Croatian, Slovene
 )
 _TURKISH = _alphabets("çğıİöşüâî")
-# tried in this order
+# in order of preference
 _EUROPEAN = {
     "cp1252": _WESTERN,
     "cp1250": _CENTRAL,
@@ -40,13 +40,13 @@ _EUROPEAN = {
     "mac_roman": _WESTERN,
     "mac_latin2": _CENTRAL,
 }
-_FOREIGN_SHARE = 0.1  # of letters that a language does not have, as names and loan words bring them in
+_FOREIGN_SHARE = 0.1  # tolerated share of foreign letters, from names and loan words
 _JAPANESE = ("cp932", "euc_jp")
 _KANA_SHARE = 0.2
 
 
 def guess(sample: bytes) -> str:
-    """The name of the codec that lines with bytes beyond ASCII are most likely in."""
+    """Return the most likely codec of lines with non-ASCII bytes."""
     for name in _JAPANESE:
         if _is_japanese(sample, name):
             return name
@@ -64,7 +64,7 @@ def _is_japanese(sample: bytes, name: str) -> bool:
     beyond = [char for char in text if char > "\x7f"]
     n_broken = text.count("\ufffd")
     n_kana = sum("\u3040" <= char <= "\u30ff" for char in beyond)
-    return n_broken <= 1 and n_kana >= max(1, _KANA_SHARE * len(beyond))  # the sample may end within a character
+    return n_broken <= 1 and n_kana >= max(1, _KANA_SHARE * len(beyond))  # the sample may end inside a character
 
 
 def _is_written_in(sample: bytes, name: str, alphabets: tuple[frozenset[str], ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Which files the ignore files of a tree leave out, as git reads them: the deepest file's last match decides."""
+"""Apply the ignore files of a folder tree like git: the last match in the deepest ignore file decides."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """The patterns of one ignore file; they speak of paths below `base`."""
+    """The patterns of one ignore file, which apply to paths below `base`."""
 
     base: str
     patterns: Patterns
@@ -21,29 +21,29 @@ class _Rules:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """The ignore files in force in a folder, the outermost first."""
+    """The ignore files that apply to a folder, outermost first."""
 
     chain: tuple[_Rules, ...] = ()
 
     def __contains__(self, path: str) -> bool:
-        """Whether a path is left out; that of a folder ends with a slash."""
+        """Return whether a path is ignored. The path of a folder must end with a slash."""
         for rules in reversed(self.chain):
             if (verdict := rules.verdict(path)) is not None:
                 return verdict
         return False
 
     def within(self, folder: str, lines: list[str]) -> "Ignored":
-        """What is in force below a folder whose ignore file has these lines."""
+        """Return the rules for a folder whose ignore file has these lines."""
         return Ignored((*self.chain, _Rules(folder, Patterns(lines)))) if lines else self
 
 
 def bad_lines(lines: list[str]) -> list[str]:
-    """Lines that are no patterns, or would take too long to match."""
+    """Return the lines that are invalid patterns, or would take too long to match."""
     return [line for line in lines if is_bad(line)]
 
 
 def read_lines(path: str) -> list[str]:
-    """The lines of an ignore file; none when it is not there or cannot be read."""
+    """Return the lines of an ignore file; empty if it does not exist or cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
@@ -57,7 +57,7 @@ def read_lines(path: str) -> list[str]:
 
 
 def above(root: str) -> Ignored:
-    """What the ignore files of a repository say of a folder in it, from those above the folder."""
+    """Return the rules for a folder inside a repository, from the ignore files above it."""
     folders, folder = [], os.path.dirname(root)
     while not os.path.exists(os.path.join(folder, ".git")):
         folders.append(folder)

@@ -1,4 +1,4 @@
-"""What a file is, by its name: the kind that chooses its parser."""
+"""Determine the kind of a file from its name, which selects its parser."""
 
 TEXT = "text"
 
@@ -29,16 +29,16 @@ _NOT_READ = (
     # images, sound, films
     "png jpg jpeg jpe gif bmp tif tiff webp avif heic heif ico icns psd ai eps raw cr2 cr3 nef arw dng xcf sketch fig "
     "mp3 m4a aac flac wav aif aiff ogg opus wma mid mp4 m4v mov avi mkv webm wmv flv mpg mpeg "
-    # archives and images of disks
+    # archives and disk images
     "zip tar gz tgz bz2 tbz xz txz zst 7z rar jar war whl egg deb rpm dmg iso img pkg xpi crx apk ipa cab lz4 br "
-    # programs and their parts
+    # programs and libraries
     "exe dll so dylib a o obj lib class pyc pyo pyd wasm bin elf ko sys msi com node "
     # fonts, data, models
     "ttf otf woff woff2 eot sqlite sqlite3 db db3 mdb accdb parquet feather arrow orc avro npy npz pkl pickle pt pth "
     "onnx safetensors gguf h5 hdf5 mat rdata rds joblib ckpt pb tflite mlmodel "
-    # documents for which there is no parser
+    # documents without a parser
     "doc xls ppt dot xlsb rtf odp ods odg pages numbers key pub vsd vsdx one msg pst mobi azw azw3 djvu ps xps "
-    # what is secret or of no use as text
+    # secrets, and files that are useless as text
     "p12 pfx keychain kdbx gpg pgp swp swo lock lnk part crdownload"
 )
 _NAMED = {"makefile": "code", "dockerfile": "code", "rakefile": "code", "gemfile": "code", "jenkinsfile": "code"}
@@ -50,7 +50,7 @@ _TEXT_FORMATS = {"markdown": "markdown", "code": "code", "json": "code"}
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of a file of that name; `text` when the name says nothing, None when it is known not to be read."""
+    """Return the kind of a file by its name: `text` if the extension is unknown, None if it cannot be read."""
     suffix = suffix_of(name)
     if suffix in _WITHOUT_READER:
         return None
@@ -58,11 +58,11 @@ def kind_of(name: str) -> str | None:
 
 
 def suffix_of(name: str) -> str:
-    """What stands behind the last dot, in lower case; empty when there is none, or nothing before it."""
+    """Return the lowercase extension of a file name; empty if there is none, or for names such as `.bashrc`."""
     stem, dot, suffix = name.rpartition(".")
     return suffix.lower() if dot and stem else ""
 
 
 def text_format_of(kind: str) -> str:
-    """How headings are told in a file of lines."""
+    """Return the markup of a line-based file, which determines its headings."""
     return _TEXT_FORMATS.get(kind, "text")

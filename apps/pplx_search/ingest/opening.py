@@ -1,4 +1,4 @@
-"""An opened file: its content for parsers, its hash, and whether it changed while it was read."""
+"""An open file: its content for parsers, its hash, and whether it changed during reading."""
 
 import hashlib
 import os
@@ -7,12 +7,12 @@ from typing import BinaryIO
 
 from pplx_search.ingest.failures import ParseFailed
 
-MAX_HASHED_BYTES = 64 << 20  # of a file that could not be read: longer ones take long and their hash is of little use
+MAX_HASHED_BYTES = 64 << 20  # for unreadable files: hashing larger ones is slow and of little use
 _BLOCK = 1 << 20
 
 
 class OpenedFile:
-    """A plain file, opened for reading. Parsers take `file`, or the whole content when it is short (`content`)."""
+    """A regular file, open for reading. Parsers use `file`, or `content` for the whole content of a short file."""
 
     def __init__(self, path: str, kind: str, max_bytes: int):
         self.path, self.kind = path, kind
@@ -31,7 +31,7 @@ class OpenedFile:
 
     def _require_plain(self, max_bytes: int) -> None:
         if not stat.S_ISREG(self.info.st_mode):
-            raise ParseFailed("unreadable", "not a plain file")
+            raise ParseFailed("unreadable", "not a regular file")
         if self.size > max_bytes:
             raise ParseFailed("too-large", f"{self.size / 1e6:,.0f} MB, limit {max_bytes / 1e6:,.0f} MB")
 
@@ -40,14 +40,14 @@ class OpenedFile:
         return self.info.st_size
 
     def content(self) -> bytes:
-        """All of it, and remembers its hash: what is parsed is then what was hashed."""
+        """Return the whole content and record its hash, so that the hash matches what is parsed."""
         self.file.seek(0)
         content = self.file.read(self.size + 1)[: self.size]
         self._sha256 = hashlib.sha256(content).hexdigest()
         return content
 
     def note_hash(self, sha256: str) -> None:
-        """Spares a second reading to a parser that hashed all that it read."""
+        """Record the hash computed by a parser that read the whole file, which avoids reading it again."""
         self._sha256 = sha256
 
     def sha256(self) -> str:
@@ -60,7 +60,7 @@ class OpenedFile:
         return self._sha256
 
     def changed(self) -> bool:
-        """Whether the file is another one now, or was written to since it was opened."""
+        """Return whether the file was replaced or modified since it was opened."""
         try:
             now, there = os.fstat(self.file.fileno()), os.stat(self.path)
         except OSError:

@@ -1,4 +1,4 @@
-"""Where parsers put what they read: one document after the other, its text piece by piece."""
+"""The output of parsers: one document after the other, with its text in pieces."""
 
 import re
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from typing import Any
 from pplx_search.ingest.failures import ParseFailed
 from pplx_search.ingest.wire import MAX_FIELD_CHARS, MAX_REMARKS, TEXT_CHARS
 
-_NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")  # what a text must not hold to be stored and tokenised
+_NOT_TEXT = re.compile(r"[\x00\ud800-\udfff]")  # characters that cannot be stored or tokenized
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u200b\ufeff\ud800-\udfff]+")
 
 
 class Output:
-    """Hands on documents as messages through `send`, and ends a file that has more text than it may."""
+    """Sends documents as messages through `send`, and fails if a file has too much text."""
 
     def __init__(self, send: Callable[[dict[str, Any]], None], max_bytes: int):
         self._send, self._max_bytes, self._n_bytes = send, max_bytes, 0
@@ -26,12 +26,12 @@ class Output:
         self.remarks: list[str] = []
 
     def begin(self, kind: str, *, part: str = "", text_format: str = "markdown") -> None:
-        """Starts a document; `title`, `metadata` and `remarks` may be set until it ends."""
+        """Start a document. Its `title`, `metadata` and `remarks` can be set until it ends."""
         self._reset()
         self._send({"type": "document", "kind": kind, "part": field(part), "text_format": text_format})
 
     def write(self, text: str, page: int | None = None) -> None:
-        """Adds to the document's text. NUL and half characters become U+FFFD."""
+        """Append to the text of the document. NUL characters and lone surrogates become U+FFFD."""
         if not text:
             return
         text = _NOT_TEXT.sub("\ufffd", text)
@@ -47,11 +47,11 @@ class Output:
             self._flush()
 
     def remark(self, text: str) -> None:
-        """Says in words what could not be read; what goes beyond 100 remarks is counted."""
+        """Add a remark on what could not be read. Beyond 100 remarks, only their number is kept."""
         self.remarks.append(text)
 
     def end(self) -> None:
-        """Ends the document."""
+        """End the document."""
         self._flush()
         remarks = self.remarks[:MAX_REMARKS]
         if len(self.remarks) > MAX_REMARKS:
@@ -68,5 +68,5 @@ class Output:
 
 
 def field(text: str) -> str:
-    """A title or the like: one line without control characters, cut at 4,096 characters."""
+    """Return a metadata value as one line without control characters, truncated to 4,096 characters."""
     return " ".join(_CONTROL.sub(" ", text[: 4 * MAX_FIELD_CHARS]).split())[:MAX_FIELD_CHARS]

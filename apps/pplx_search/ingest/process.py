@@ -1,4 +1,4 @@
-"""A child process that parses, and the watch over it: its time, its memory, and how much it says."""
+"""A parser process with limits on its time, memory and output."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ _WATCH_SECONDS = 0.1 if sys.platform == "linux" else 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """When a child is ended: after so many seconds, with so much resident memory, after so many bytes of answer."""
+    """The limits at which a child process is killed: time, resident memory and size of the answer."""
 
     seconds: float
     memory_bytes: int
@@ -30,15 +30,15 @@ class Watch:
 
 
 class Child:
-    """A running child. It may be sent several files at a time, and answers them in their order.
+    """A running child process. It accepts several requests at a time and answers them in order.
 
-    After a ParseFailed of `answer`, or any other exception in it, the child is dead.
+    After any exception in `answer`, including ParseFailed, the child is dead.
     """
 
     def __init__(self, parsers: tuple[str, ...]):
         self.n_asked = 0
         self.alive = True
-        self._buffer, self._taken = bytearray(), 0  # what it said, and how much of that was taken
+        self._buffer, self._taken = bytearray(), 0  # received bytes, and how many of them were consumed
         command = [sys.executable, "-P", "-m", "pplx_search.ingest.child", *parsers]
         self._process = subprocess.Popen(
             command,
@@ -47,7 +47,7 @@ class Child:
             stderr=subprocess.DEVNULL,
             bufsize=0,
             cwd="/",
-            start_new_session=True,  # so that all it might start can be ended with it, and Ctrl-C is ours alone
+            start_new_session=True,  # to kill it with all its processes, and keep Ctrl-C from it
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -60,20 +60,20 @@ class Child:
         return self.alive and self._process.poll() is None
 
     def send(self, request: dict[str, Any]) -> None:
-        """Asks for a file. What all that was asked and not answered takes must fit into a pipe.
+        """Request a file. Unanswered requests must fit in the pipe buffer, otherwise both sides block.
 
-        Raises EdgeError when the child did not start.
+        Raises EdgeError if the child did not start.
         """
         if not self.n_asked:
             self._wait_until_ready()
         self.n_asked += 1
-        with contextlib.suppress(BrokenPipeError):  # it is dead then, which reading finds out
+        with contextlib.suppress(BrokenPipeError):  # the child is dead, which `answer` reports
             self._stdin.write(wire.pack(request))
 
     def answer(self, watch: Watch) -> Generator[tuple[bytes, dict[str, Any]], None, None]:
-        """The messages about the next file, packed and unpacked, the last of which is `done` or `failed`.
+        """Yield the messages about the next file, packed and unpacked; the last one is `done` or `failed`.
 
-        Raises ParseFailed when the child had to be ended, or ended by itself.
+        Raises ParseFailed if the child crashed or exceeded a limit.
         """
         try:
             for packed, message in self._messages(watch):
@@ -82,19 +82,19 @@ class Child:
                     return
         except wire.BrokenWire as error:
             self.kill()
-            raise ParseFailed("crashed", f"the parser's process answered nonsense: {error}") from error
+            raise ParseFailed("crashed", f"the parser process sent an invalid message: {error}") from error
         except BaseException:
             self.kill()
             raise
 
     def _wait_until_ready(self) -> None:
-        """The time that it takes to start is not the file's, and may be long where others use the processor."""
+        """Wait until the child is ready. This does not count as time of a file, and can be slow on a busy machine."""
         watch = Watch(seconds=_START_SECONDS, memory_bytes=_START_BYTES, answer_bytes=_READ_BYTES)
         try:
             next(self._messages(watch))
         except (ParseFailed, wire.BrokenWire) as error:
             self.kill()
-            raise EdgeError(f"a process to read files in could not be started: {error}") from error
+            raise EdgeError(f"the parser process could not be started: {error}") from error
         except BaseException:
             self.kill()
             raise
@@ -106,11 +106,11 @@ class Child:
             while (packed := self._take()) is None:
                 n_bytes += self._fill(watch, deadline)
                 if n_bytes > watch.answer_bytes:
-                    raise ParseFailed("too-large", f"the parser gave more than {watch.answer_bytes >> 20:,} MB")
+                    raise ParseFailed("too-large", f"the parser returned more than {watch.answer_bytes >> 20:,} MB")
             yield packed, wire.checked_answer(wire.unpack(packed[wire.HEADER_BYTES :]))
 
     def _take(self) -> bytes | None:
-        """The next whole message that has come, None when there is none yet."""
+        """Return the next complete message, or None if it has not arrived yet."""
         start, body = self._taken, self._taken + wire.HEADER_BYTES
         if len(self._buffer) >= body:
             stop = body + wire.length_of(bytes(self._buffer[start:body]))
@@ -122,7 +122,7 @@ class Child:
         return None
 
     def _fill(self, watch: Watch, deadline: float) -> int:
-        """Waits until the child has said more; returns how many bytes. Raises ParseFailed when it must be ended."""
+        """Wait for more output and return its length. Raises ParseFailed if the child exceeds a limit."""
         look_at = time.monotonic() + _WATCH_SECONDS
         while (now := time.monotonic()) < deadline:
             if now >= look_at:
@@ -132,7 +132,7 @@ class Child:
                 continue
             block = self._stdout.read(_READ_BYTES)
             if block == b"":
-                raise ParseFailed("crashed", f"the parser's process ended: {self._how_it_ended()}")
+                raise ParseFailed("crashed", f"the parser process ended: {self._how_it_ended()}")
             if block:
                 self._buffer += block
                 return len(block)
@@ -149,7 +149,7 @@ class Child:
         return f"status {status}"
 
     def kill(self) -> None:
-        """Ends the child and all that it started, whatever they are doing, and waits until it is gone."""
+        """Kill the child with all processes that it started, and wait for it."""
         if not self.alive:
             return
         self.alive = False
@@ -163,7 +163,7 @@ class Child:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process has in use, 0 when it cannot be told."""
+    """Return the resident memory of a process in bytes, or 0 if it is unknown."""
     return _resident_on_linux(pid) if sys.platform == "linux" else _resident_by_ps(pid)
 
 

@@ -1,4 +1,4 @@
-"""Files to documents, each parsed in a child process that is ended when it takes too long or too much memory.
+"""Read files into documents, parsing them in child processes with limits on time and memory.
 
 with Reader() as reader:
     for document in reader.read(path).documents:
@@ -24,16 +24,16 @@ from pplx_search.ingest.spool import Spool, SpooledDocuments
 
 _MB = 1 << 20
 _BATCH_FILES, _BATCH_BYTES = 16, 1 << 20
-_ANSWER_FACTOR = 7  # bytes of an answer for a byte of text, at most: control characters are escaped
-_ADDRESS_SPACE = 512 * _MB  # what a process reserves beyond the memory that it uses
+_ANSWER_FACTOR = 7  # most answer bytes per byte of text, since control characters are escaped
+_ADDRESS_SPACE = 512 * _MB  # address space reserved beyond the memory in use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadLimits:
-    """What reading one file may take.
+    """Limits for reading one file.
 
-    `seconds` of wall clock, and `seconds_per_gb` more for each gigabyte that the file has; `memory_mb` of resident
-    memory in the child; a file of at most `max_file_mb`, and of at most `max_text_mb` of text.
+    `seconds` limits wall-clock time, plus `seconds_per_gb` for each gigabyte of the file; `memory_mb` limits resident
+    memory of the child. `max_file_mb` and `max_text_mb` limit the size of the file and of its text.
     """
 
     seconds: float = 60.0
@@ -49,10 +49,10 @@ class ReadLimits:
 
 
 class ReadFailed(EdgeError):
-    """A file that could not be read: `code` is one of failures.CODES, `message` says what was found.
+    """A file that could not be read: `code` is one of failures.CODES, and `message` gives the details.
 
-    `sha256` is the hash of its content where it could be read, else empty. `changed` says that the file was written to
-    meanwhile, so that it should be tried again.
+    `sha256` is the hash of the content, or empty if it could not be read. `changed` is True if the file was modified
+    during reading, so that it should be tried again.
     """
 
     def __init__(self, code: str, message: str, *, sha256: str = "", changed: bool = False):
@@ -62,10 +62,10 @@ class ReadFailed(EdgeError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadFile:
-    """What a file holds. `size`, `mtime_ns` and `sha256` are of the content that was parsed.
+    """The documents of a file. `size`, `mtime_ns` and `sha256` describe the content that was parsed.
 
-    `changed` says that the file was written to or replaced while it was read. Documents read their text from here, long
-    ones from a temporary file without a name, until this value goes or is closed.
+    `changed` is True if the file was modified or replaced during reading. Documents read their text from here, long
+    ones from an unnamed temporary file, until this value is closed or deleted.
     """
 
     documents: SpooledDocuments
@@ -87,26 +87,26 @@ class ReadFile:
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
-    """Kinds of files that share a child, which is replaced after some number of them."""
+    """File kinds that share a child process, which is replaced after some number of files."""
 
     kinds: tuple[str, ...]
     n_files: int
-    packages: tuple[str, ...] = ()  # what their parsers need that is not always installed
+    packages: tuple[str, ...] = ()  # optional packages that their parsers need
 
 
 _LANES = (
     _Lane(("text", "markdown", "code", "csv", "jsonl", "json"), 5000, ("charset_normalizer",)),
     _Lane(("html", "mail", "mbox"), 500, ("selectolax", "charset_normalizer")),
     _Lane(("docx", "pptx", "xlsx", "odt", "epub"), 50, ("selectolax", "charset_normalizer")),
-    _Lane(("pdf",), 1, ("pypdfium2",)),  # what a hostile PDF leaves behind in native memory must not meet the next one
+    _Lane(("pdf",), 1, ("pypdfium2",)),  # a hostile PDF must not affect the next one through native memory
 )
 
 
 class Reader:
-    """Reads files one after the other; for several threads, take one each.
+    """Reads files one after the other. Use one reader per thread.
 
-    `spool_dir` is where documents are kept that are too long for memory (None: the system's folder for temporary
-    files). `parsers` names the module that parses each kind.
+    `spool_dir` is the folder for documents that are too long for memory (None: the system's temporary folder).
+    `parsers` maps each kind to the module that parses it.
     """
 
     def __init__(
@@ -128,15 +128,15 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Ends the children."""
+        """Stop the child processes."""
         while self._children:
             self._children.popitem()[1].kill()
 
     def read(self, path: Path, kind: str | None = None) -> ReadFile:
-        """The documents of a file; its kind is told by its name unless it is given.
+        """Read the documents of a file. Its kind is derived from its name if it is not given.
 
-        Raises ReadFailed; StorageError when there is no room for a long document; MissingExtra when the parser's
-        package is not installed; EdgeError when no child can be started.
+        Raises ReadFailed, StorageError if there is no disk space for a long document, MissingExtra if the parser's
+        package is not installed, and EdgeError if no child process can be started.
         """
         ((_, result),) = self.read_all([(path, kind or kind_of(path.name) or "")])
         if isinstance(result, ReadFailed):
@@ -144,10 +144,10 @@ class Reader:
         return result
 
     def read_all(self, files: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, ReadFile | ReadFailed]]:
-        """Every file, given with its kind, and what came of it, in the order given.
+        """Yield each file (given with its kind) with its result, in order.
 
-        Small files that follow each other are asked for together, so that child and caller wait less for each other
-        where other work keeps the processor busy. Raises what `read` does, but for ReadFailed.
+        Consecutive small files are requested together, so that child and caller wait less for each other on a busy
+        machine. Raises the same errors as `read`, except that a ReadFailed is returned as a result.
         """
         batch: list[_Task] = []
         for path, kind in files:
@@ -164,7 +164,7 @@ class Reader:
         yield from self._read_batch(batch)
 
     def _task(self, path: Path, kind: str) -> "_Task | ReadFailed":
-        """What is to be asked of which child; for a file that cannot be read at all, the reason."""
+        """Return the request for a file and its child process, or the reason why it cannot be read at all."""
         if kind not in self.parsers:
             return ReadFailed("unsupported", f"no reader for .{suffix_of(path.name)} files")
         try:
@@ -188,7 +188,7 @@ class Reader:
         return _Task(path, size, lane, request, watch)
 
     def _read_batch(self, batch: "list[_Task]") -> "list[tuple[Path, ReadFile | ReadFailed]]":
-        """All of a batch before any of it is looked at: a child that waits to be heard may run out of time."""
+        """Read the results of a whole batch before returning any, so that no child times out on a full pipe."""
         results: list[tuple[Path, ReadFile | ReadFailed]] = []
         child = None
         for i, task in enumerate(batch):
@@ -216,11 +216,11 @@ class Reader:
         except BaseException as error:
             collected.spool.close()
             if isinstance(error, OSError):
-                raise StorageError(f"no room for the text of {task.path}: {error.strerror}") from error
+                raise StorageError(f"no space to store the text of {task.path}: {error.strerror}") from error
             raise
 
     def _child(self, lane: _Lane) -> Child:
-        """The lane's child, a new one where there is none that runs."""
+        """Return the running child process of a lane, starting one if needed."""
         child = self._children.get(lane)
         if child is None or not child.is_running():
             if child is not None:
@@ -235,7 +235,7 @@ class Reader:
         return Child(tuple(modules))
 
     def _replace_used(self, lane: _Lane) -> None:
-        """Ends a child that has read its number of files; the next one starts at once, beside other work."""
+        """Replace a child process that has read its number of files; the new one starts in the background."""
         child = self._children[lane]
         if child.n_asked >= lane.n_files:
             child.kill()
@@ -245,7 +245,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A file to be read: by which lane's child, what it is asked, and when it is ended."""
+    """A file to read: the lane of its child process, the request, and the limits."""
 
     path: Path
     size: int
@@ -255,7 +255,7 @@ class _Task:
 
 
 def _hash_of(task: _Task) -> str:
-    """The hash of a file whose parser had to be ended, so that it is known again; empty for a large one."""
+    """Return the hash of a file whose parser was killed, to recognize it later; empty for a large file."""
     try:
         opened = OpenedFile(str(task.path), str(task.request["kind"]), MAX_HASHED_BYTES)
     except ParseFailed:
@@ -269,7 +269,7 @@ def _hash_of(task: _Task) -> str:
 
 
 def _go_together(tasks: list[_Task]) -> bool:
-    """Whether a child may be asked for all of them at once: requests and answers must be few and small."""
+    """Return whether the files can be requested together: requests and answers must be few and small."""
     lanes = {task.lane for task in tasks}
     few = len(tasks) <= min(_BATCH_FILES, next(iter(lanes)).n_files)
     small = sum(task.size for task in tasks) <= _BATCH_BYTES
@@ -277,13 +277,13 @@ def _go_together(tasks: list[_Task]) -> bool:
 
 
 class _Collected:
-    """The messages of an answer, on their way to documents."""
+    """Collects the messages of an answer into documents."""
 
     def __init__(self, spool: Spool):
         self.spool = spool
         self.documents = SpooledDocuments(spool)
         self.last: dict[str, Any] = {}
-        self._head = self._pieces = -1  # where the open document and its first piece begin
+        self._head = self._pieces = -1  # offsets of the open document and its first piece
 
     def add(self, packed: bytes, message: dict[str, Any]) -> None:
         self.last = message
@@ -313,4 +313,4 @@ class _Collected:
     @staticmethod
     def _require(in_order: bool) -> None:
         if not in_order:
-            raise ParseFailed("crashed", "the parser's process answered out of order")
+            raise ParseFailed("crashed", "the parser process sent messages out of order")

@@ -1,4 +1,4 @@
-"""What a child answered, kept outside memory once it is long, and the documents in it, read anew whenever asked for."""
+"""Store answers of a child process, on disk if they are long, and read documents from them on demand."""
 
 import os
 import tempfile
@@ -16,7 +16,7 @@ _READ_BYTES = 1 << 18
 
 
 class Spool:
-    """Bytes that are appended once and read in any order; beyond a megabyte they are in a file without a name."""
+    """An append-only byte buffer that moves to an unnamed temporary file beyond one megabyte."""
 
     def __init__(self, directory: Path | None):
         self._directory = directory
@@ -36,7 +36,7 @@ class Spool:
             self.flush()
 
     def flush(self) -> None:
-        """Makes what is in the file complete, when there is a file."""
+        """Flush buffered data to the file, if there is one."""
         if self._descriptor < 0:
             return
         view = memoryview(bytes(self._memory))
@@ -53,7 +53,7 @@ class Spool:
 
     def close(self) -> None:
         self._close()
-        self._descriptor = -1  # the number may soon be that of another file
+        self._descriptor = -1  # the descriptor may be reused for another file
         self._memory = bytearray()
 
     def _open(self) -> None:
@@ -63,7 +63,7 @@ class Spool:
 
 
 class SpooledPieces:
-    """The pieces of a document, in the order of its text; every iteration reads them again."""
+    """The pieces of a document in text order. Every iteration reads them again."""
 
     def __init__(self, spool: Spool, start: int, stop: int):
         self._spool, self._start, self._stop = spool, start, stop
@@ -74,11 +74,11 @@ class SpooledPieces:
 
 
 class SpooledDocuments(Sequence[Document]):
-    """The documents of a file, each made when it is asked for."""
+    """The documents of a file, each created on access."""
 
     def __init__(self, spool: Spool):
         self._spool = spool
-        self._bounds = array("q")  # of each document: where its head, its first piece and its end begin, and its end
+        self._bounds = array("q")  # per document: offsets of its head, first piece, end message, and end
 
     def add(self, head: int, pieces: int, end: int, stop: int) -> None:
         self._bounds.extend((head, pieces, end, stop))
@@ -113,8 +113,8 @@ class SpooledDocuments(Sequence[Document]):
 
 
 def _messages(spool: Spool, start: int, stop: int) -> Iterator[dict[str, Any]]:
-    """The messages in a stretch of a spool."""
-    block, at = b"", start  # what was read and not yet taken, and where reading goes on
+    """Yield the messages in a range of a spool."""
+    block, at = b"", start  # unconsumed bytes, and the offset to read next
     while block or at < stop:
         needed = wire.HEADER_BYTES
         if len(block) >= needed:
@@ -122,7 +122,7 @@ def _messages(spool: Spool, start: int, stop: int) -> Iterator[dict[str, Any]]:
         if len(block) < needed:
             more = spool.read(at, min(stop - at, max(_READ_BYTES, needed)))
             if not more:
-                raise ValueError("the file's text is not there any more: it was read after it was closed")
+                raise ValueError("the text of the file is no longer available, because it was read after it was closed")
             block, at = block + more, at + len(more)
             continue
         yield wire.unpack(block[wire.HEADER_BYTES : needed])

@@ -1,4 +1,4 @@
-"""The files below folders, each with what was found out about it without reading it, or with why it is passed over."""
+"""Find files in folders, with their metadata, or the reason why they are skipped. File contents are not read."""
 
 import os
 import stat
@@ -12,14 +12,14 @@ from pplx_search.ingest.gitignore import Patterns
 from pplx_search.ingest.ignoring import Ignored
 from pplx_search.ingest.kinds import kind_of, suffix_of
 
-_DATALESS = 0x40000000  # macOS SF_DATALESS: the content is in the cloud, and reading it would fetch it
+_DATALESS = 0x40000000  # macOS SF_DATALESS: the content is in the cloud, and reading would download it
 _HIDDEN = 0x8000  # macOS UF_HIDDEN
 _BUNDLES = {"app", "framework", "bundle", "photoslibrary", "musiclibrary", "tvlibrary", "xcodeproj", "xcassets"}
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file that can be read. `kind` chooses its parser; size and times are those of the walk."""
+    """A file that can be read. `kind` selects its parser; size and times are from the walk."""
 
     path: Path
     size: int
@@ -31,7 +31,7 @@ class FoundFile:
 
 @dataclass(frozen=True, slots=True)
 class SkippedFile:
-    """A file, or a folder with all that is in it, that the rules pass over."""
+    """A file, or a folder with all of its contents, that the rules skip."""
 
     path: Path
     reason: str
@@ -39,10 +39,10 @@ class SkippedFile:
 
 @dataclass(frozen=True, slots=True)
 class MissingRoot:
-    """A path of which nothing can be known now: not there, not mounted, or not to be looked into.
+    """A path that cannot be checked now: it does not exist, is not mounted, or cannot be read.
 
-    It stands for a root, or for a file or folder below one that could not be looked at. Whatever was found there before
-    must be kept: that it was not found now says nothing.
+    This is a root, or a file or folder below one. Keep whatever was found there before, because its absence proves
+    nothing.
     """
 
     path: Path
@@ -54,11 +54,11 @@ Found = FoundFile | SkippedFile | MissingRoot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WalkRules:
-    """What is passed over below a root.
+    """Rules for which files below a root to skip.
 
     `include` and `exclude` are globs as in `.gitignore`, relative to the root: `*.md`, `drafts/`, `/top/*.txt`. With
-    `include`, only files that match are found. `hidden` files and folders are looked at when it is set. `ignore_files`
-    are read as git reads `.gitignore`. Folders named in `generated` are what tools put beside people's files.
+    `include`, only matching files are found. `hidden` includes hidden files and folders. `ignore_files` are interpreted
+    like `.gitignore`. Folders named in `generated` contain output of tools and are skipped.
     """
 
     include: tuple[str, ...] = ()
@@ -70,14 +70,14 @@ class WalkRules:
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
             if bad := ignoring.bad_lines(list(getattr(self, name))):
-                raise InputError(f"{name}: {bad[0]!r} is not a pattern; write it as in .gitignore, such as '*.md'")
+                raise InputError(f"{name}: {bad[0]!r} is not a valid pattern; use .gitignore syntax, such as '*.md'")
 
 
 def walk(roots: Iterable[Path | str], rules: WalkRules = WalkRules()) -> Iterator[Found]:
-    """Every file below the roots once, in the order of the roots and of names within them.
+    """Yield every file below the roots once, in the order of the roots, sorted by name within each.
 
-    A root may be a file; it is found even when it is hidden or ignored. Symbolic links are followed when they are roots
-    and passed over below them, where they could lead in circles or outside. Paths are absolute.
+    A root can be a file; it is found even if it is hidden or ignored. Symbolic links are followed if they are roots,
+    but skipped below them, where they could form cycles or lead outside. Paths are absolute.
     """
     paths = [os.path.abspath(root) for root in roots]
     walker = _Walker(rules, paths)
@@ -108,30 +108,30 @@ class _Walker:
         yield from _Tree(self, path).below(path, info, ignored)
 
     def file(self, path: str, name: str, info: os.stat_result) -> FoundFile | SkippedFile | None:
-        """What becomes of a file that no rule is against; None for a root that was found below another already."""
+        """Return the result for a file that no rule skips, or None for a root already found below another one."""
         if path in self.roots_found:
             return None
         if path in self.roots:
             self.roots_found.add(path)
         if not stat.S_ISREG(info.st_mode):
-            return SkippedFile(Path(path), "not a plain file")
+            return SkippedFile(Path(path), "not a regular file")
         if getattr(info, "st_flags", 0) & _DATALESS:
-            return SkippedFile(Path(path), "in the cloud only")
+            return SkippedFile(Path(path), "stored only in the cloud")
         if name.startswith("~$"):
-            return SkippedFile(Path(path), "temporary file of an office program")
+            return SkippedFile(Path(path), "temporary Office file")
         if (kind := kind_of(name)) is None:
             return SkippedFile(Path(path), f"no reader for .{suffix_of(name)} files")
         return FoundFile(Path(path), info.st_size, info.st_mtime_ns, info.st_dev, info.st_ino, kind)
 
 
 class _Tree:
-    """The walk of one root; folders that were met below another are not entered again."""
+    """The walk of one root. Folders already visited below another root are not entered again."""
 
     def __init__(self, walker: _Walker, root: str):
         self.walker, self.rules, self.root = walker, walker.rules, root
 
     def below(self, path: str, info: os.stat_result, ignored: Ignored) -> Iterator[Found]:
-        """All below the root, without recursion: paths may be as deep as the system lets them be."""
+        """Yield everything below the root, without recursion, since paths can be arbitrarily deep."""
         levels = [self._enter(path, info, ignored)]
         while levels:
             found = next(levels[-1], None)
@@ -160,7 +160,7 @@ class _Tree:
             lines = ignoring.read_lines(os.path.join(path, name))
             ignored = ignored.within(path, lines)
             if ignoring.bad_lines(lines):
-                yield SkippedFile(Path(path, name), "has lines that are no patterns, which are not applied")
+                yield SkippedFile(Path(path, name), "contains invalid patterns, which are ignored")
         for entry in entries:
             if (found := self._entry(entry, os.path.join(path, entry.name), ignored)) is not None:
                 yield found
@@ -194,9 +194,9 @@ class _Tree:
 
     def _folder(self, name: str, path: str, info: os.stat_result, ignored: Ignored) -> "SkippedFile | _Folder":
         if name in self.rules.generated:
-            return SkippedFile(Path(path), "made by tools")
+            return SkippedFile(Path(path), "generated by tools")
         if getattr(info, "st_flags", 0) & _DATALESS:
-            return SkippedFile(Path(path), "in the cloud only")
+            return SkippedFile(Path(path), "stored only in the cloud")
         if suffix_of(name) in _BUNDLES:
             return SkippedFile(Path(path), "application or library bundle")
         return _Folder(path, info, ignored)

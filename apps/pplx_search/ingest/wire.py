@@ -1,9 +1,8 @@
-"""What parent and child say to each other: a length of four bytes and as many bytes of JSON, both of them capped.
+"""The protocol between parent and child process: a four-byte length and a JSON message, both limited in size.
 
-The child says `ready` once. Then the parent asks with one message a file, and the child answers with any number of
-documents, each `document`, its `text`s in order and `end`, and at last with `done` or `failed`. Nothing of it is
-trusted: the child has read files that may have been made to take it over, so what it says is checked here to be no more
-than text and numbers.
+The child sends `ready` once. The parent then sends one request per file, and the child answers with any number of
+documents (`document`, its `text` messages in order, `end`), followed by `done` or `failed`. Answers are not trusted,
+because a malicious file may have taken over the child. They are validated here to contain only text and numbers.
 """
 
 import json
@@ -12,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_MESSAGE = 4 << 20  # bytes
-TEXT_CHARS = 1 << 16  # of one message
-MAX_FIELD_CHARS = 4096  # of a title or of one item of metadata
+TEXT_CHARS = 1 << 16  # per message
+MAX_FIELD_CHARS = 4096  # per title or metadata value
 MAX_REMARKS = 100
 
 _LENGTH = struct.Struct(">I")
@@ -21,7 +20,7 @@ HEADER_BYTES = _LENGTH.size
 
 
 class BrokenWire(Exception):
-    """What came is no message."""
+    """The received data is not a valid message."""
 
 
 def pack(message: dict[str, Any]) -> bytes:
@@ -30,7 +29,7 @@ def pack(message: dict[str, Any]) -> bytes:
 
 
 def length_of(header: bytes) -> int:
-    """How many bytes the message behind a header has."""
+    """Return the length in bytes of the message after a header."""
     (length,) = _LENGTH.unpack(header)
     if length > MAX_MESSAGE:
         raise BrokenWire(f"a message of {length:,} bytes, limit {MAX_MESSAGE:,}")
@@ -48,13 +47,13 @@ def unpack(payload: bytes) -> dict[str, Any]:
 
 
 def checked_answer(message: dict[str, Any]) -> dict[str, Any]:
-    """An answer of a child, once it is known to have the fields of its `type`, each of the right type and size."""
+    """Return a message of a child after validating the fields of its `type`, with their types and sizes."""
     fields = _ANSWERS.get(str(message.get("type")))
     if fields is None or message.keys() != fields.keys() | {"type"}:
-        raise BrokenWire("a message of no known type")
+        raise BrokenWire("a message of unknown type")
     for name, is_right in fields.items():
         if not is_right(message[name]):
-            raise BrokenWire(f"{message['type']}: {name} is not what it should be")
+            raise BrokenWire(f"{message['type']}: invalid {name}")
     return message
 
 
@@ -67,7 +66,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether there are no half characters in a text."""
+    """Return whether a text contains no lone surrogates."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:

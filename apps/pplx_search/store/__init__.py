@@ -1,4 +1,4 @@
-"""The index of a person's files on disk: texts, words and vectors, and searches over them. See `store.Store`."""
+"""The on-disk search index: texts, full-text index and vectors of a person's files. See `store.Store`."""
 
 from pplx_search.store.digests import content_digest
 from pplx_search.store.errors import StoreBusy, StoreDamaged

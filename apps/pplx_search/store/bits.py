@@ -1,12 +1,12 @@
-"""The bits file of a generation: the signs of its vectors, in the order in which they came, to be scanned from memory.
+"""The bits file of a generation: the signs of its vectors, in insertion order, memory-mapped for scanning.
 
     header (64 bytes)   magic, version, generation, epoch, dim, checksum of these
     row 0, row 1, …     dim / 8 bytes each
 
-Derived from the database and never trusted: the database says which rows belong to which chunks, with a checksum for
-each run of them, and a file that is missing, short or wrong is made again. Rows are written before the transaction that
-names them commits; what a crash leaves behind them is written over. Rows are never changed while anybody may know them:
-compaction writes a file of another epoch.
+The file is derived from the database and never trusted. The database assigns its rows to chunks, with a checksum per
+run, and a missing, truncated or invalid file is rebuilt. Rows are written before the transaction that refers to them
+commits, and rows left by a crash are overwritten. A row never changes while a reader may use it: compaction writes a
+new file for the next epoch.
 """
 
 import mmap
@@ -31,7 +31,7 @@ PATTERN = "bits-*"
 
 @dataclass(frozen=True, slots=True)
 class BitsFile:
-    """Where the bits of a generation are, at an epoch."""
+    """The bits file of a generation at an epoch."""
 
     directory: Path
     generation: int
@@ -40,16 +40,16 @@ class BitsFile:
 
     @property
     def path(self) -> Path:
-        """The file's path: no two epochs share one, so that a reader of the one before is not disturbed."""
+        """The path of the file. Each epoch has its own, so that readers of the previous one are not affected."""
         return self.directory / f"bits-{self.generation}-{self.epoch}.bin"
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """The size of a row in bytes."""
         return row_bytes(self.dim)
 
     def create(self, rows: Iterable[np.ndarray] = ()) -> None:
-        """Makes the file anew, from blocks of rows uint8 `[n, row_bytes]`; it is there whole or not at all."""
+        """Create the file atomically from blocks of rows, uint8 `[n, row_bytes]`."""
         partial = self.path.with_suffix(".partial")
         with translated(self.path):
             with partial.open("wb") as file:
@@ -61,7 +61,7 @@ class BitsFile:
             partial.replace(self.path)
 
     def write(self, slot: int, rows: np.ndarray) -> None:
-        """Writes rows uint8 `[n, row_bytes]` from a slot on. Raises StorageError when the disk does not take them."""
+        """Write rows, uint8 `[n, row_bytes]`, starting at a slot. Raises StorageError if writing fails."""
         with translated(self.path):
             file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -73,7 +73,7 @@ class BitsFile:
                 os.close(file)
 
     def map(self, n_rows: int) -> np.ndarray | None:
-        """The first rows, uint8 `[n_rows, row_bytes]`, mapped; None when the file is not there, not ours, or short."""
+        """Map the first rows, uint8 `[n_rows, row_bytes]`. Returns None if the file is missing or invalid."""
         try:
             with self.path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -86,7 +86,7 @@ class BitsFile:
         return np.frombuffer(mapped, np.uint8, offset=HEADER_BYTES).reshape(n_rows, self.row_bytes)
 
     def remove(self) -> None:
-        """Deletes the file; readers that have mapped it keep what they have."""
+        """Delete the file. Readers that have mapped it can still use it."""
         self.path.unlink(missing_ok=True)
 
     def _header(self) -> bytes:
@@ -95,12 +95,12 @@ class BitsFile:
 
 
 def row_bytes(dim: int) -> int:
-    """Bytes that the bits of a vector take: whole words of eight bytes, so that rows can be compared by words."""
+    """Return the bytes per row: padded to 8-byte words, so that rows can be compared word by word."""
     return -(-dim // 64) * 8
 
 
 def signs(codes: np.ndarray) -> np.ndarray:
-    """Rows for the file of int8 codes `[N, D]`: their signs, and zeros up to whole words, uint8 `[N, row_bytes]`."""
+    """Return the packed signs of int8 codes `[N, D]`, zero-padded to whole words, uint8 `[N, row_bytes]`."""
     rows = np.zeros((len(codes), row_bytes(codes.shape[1])), np.uint8)
     packed = packed_signs(codes)
     rows[:, : packed.shape[1]] = packed
@@ -108,12 +108,12 @@ def signs(codes: np.ndarray) -> np.ndarray:
 
 
 def checksum(rows: np.ndarray, before: int = 0) -> int:
-    """Of rows, going on from the checksum of those before them."""
+    """Return the CRC-32 of rows, continuing from the checksum of the rows before them."""
     return zlib.crc32(np.ascontiguousarray(rows).data, before)
 
 
 def remove_others(directory: Path, keep: Iterable[BitsFile]) -> list[Path]:
-    """Deletes bits files that belong to no generation any more, and halves of ones; returns them."""
+    """Delete bits files that belong to no generation, and partial files. Returns their paths."""
     kept = {file.path for file in keep}
     others = [path for path in directory.glob(PATTERN) if path not in kept]
     for path in others:
@@ -122,6 +122,6 @@ def remove_others(directory: Path, keep: Iterable[BitsFile]) -> list[Path]:
 
 
 def in_blocks(rows: np.ndarray, block: int = 1 << 16) -> Iterator[np.ndarray]:
-    """Rows, some at a time."""
+    """Yield rows in blocks."""
     for start in range(0, len(rows), block):
         yield rows[start : start + block]

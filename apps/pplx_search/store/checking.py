@@ -1,4 +1,4 @@
-"""Every invariant of an index, in words where one does not hold."""
+"""Check every invariant of an index, and describe each violation."""
 
 import zlib
 from collections.abc import Iterator
@@ -14,60 +14,61 @@ from pplx_search.store.texts import BLOCK_CHARS, unpacked
 
 _ROWS = 4096
 
-_SENTENCES = {  # what is wrong, and a query whose rows say where
-    "texts of no document's that are embedded without a row": "SELECT embeddings.id FROM embeddings LEFT JOIN contents"
+_SENTENCES = {  # problem, and a query that returns the affected rows
+    "embeddings of a missing text": "SELECT embeddings.id FROM embeddings LEFT JOIN contents"
     " ON contents.id = content WHERE contents.id IS NULL",
-    "chunks of no embedding": "SELECT chunks.id FROM chunks LEFT JOIN embeddings ON embeddings.id = embedding"
+    "chunks of a missing embedding": "SELECT chunks.id FROM chunks LEFT JOIN embeddings ON embeddings.id = embedding"
     " WHERE embeddings.id IS NULL",
-    "chunks that no run covers, or another embedding's": "SELECT chunks.id FROM chunks WHERE NOT EXISTS (SELECT 1 FROM"
-    " runs WHERE runs.embedding = chunks.embedding AND chunks.id BETWEEN first_chunk AND first_chunk + n_chunks - 1)",
-    "embeddings that do not have their chunks": "SELECT id FROM embeddings WHERE n_chunks <> (SELECT"
+    "chunks without a run, or in a run of another embedding": "SELECT chunks.id FROM chunks WHERE NOT EXISTS"
+    " (SELECT 1 FROM runs WHERE runs.embedding = chunks.embedding AND chunks.id BETWEEN first_chunk"
+    " AND first_chunk + n_chunks - 1)",
+    "embeddings with a wrong chunk count": "SELECT id FROM embeddings WHERE n_chunks <> (SELECT"
     " coalesce(sum(runs.n_chunks), 0) FROM runs WHERE embedding = embeddings.id)",
-    "runs without all their chunks": "SELECT first_chunk FROM runs WHERE n_chunks <> (SELECT count(*) FROM chunks"
+    "runs with missing chunks": "SELECT first_chunk FROM runs WHERE n_chunks <> (SELECT count(*) FROM chunks"
     " WHERE id BETWEEN first_chunk AND first_chunk + n_chunks - 1 AND chunks.embedding = runs.embedding)",
     "chunks out of order": "SELECT a.id FROM chunks AS a JOIN chunks AS b ON b.id = a.id + 1 AND"
     " b.embedding = a.embedding WHERE b.ordinal <> a.ordinal + 1",
-    "chunks beyond their text": "SELECT chunks.id FROM chunks JOIN embeddings ON embeddings.id = embedding JOIN"
+    "chunks outside their text": "SELECT chunks.id FROM chunks JOIN embeddings ON embeddings.id = embedding JOIN"
     " contents ON contents.id = content WHERE NOT (0 <= start AND start <= stop AND stop <= n_chars)",
-    "complete embeddings with a position, or begun ones without": "SELECT id FROM embeddings WHERE"
+    "complete embeddings with a resume position, or unfinished ones without": "SELECT id FROM embeddings WHERE"
     " (position IS NOT NULL) <> (n_chunks > 0 AND NOT complete)",
-    "indexed files with a text that lacks vectors": "SELECT files.id FROM files JOIN documents ON file = files.id"
+    "indexed files with missing vectors": "SELECT files.id FROM files JOIN documents ON file = files.id"
     " WHERE files.state = 'indexed' AND live AND NOT EXISTS (SELECT 1 FROM embeddings JOIN generations ON"
     " generations.id = generation WHERE embeddings.content = documents.content AND generations.state = 'serving'"
     " AND embeddings.complete)",
-    "indexed files with hidden documents, or not complete": "SELECT files.id FROM files WHERE state = 'indexed' AND"
-    " (NOT complete OR EXISTS (SELECT 1 FROM documents WHERE file = files.id AND NOT live))",
+    "indexed files that are incomplete or have hidden documents": "SELECT files.id FROM files WHERE state = 'indexed'"
+    " AND (NOT complete OR EXISTS (SELECT 1 FROM documents WHERE file = files.id AND NOT live))",
     "skipped files with documents": "SELECT files.id FROM files JOIN documents ON file = files.id"
     " WHERE state = 'skipped'",
-    "live documents that are not found by name": "SELECT id FROM documents WHERE live EXCEPT SELECT rowid FROM names",
-    "names of no live document": "SELECT rowid FROM names EXCEPT SELECT id FROM documents WHERE live",
-    "chunk numbers to come that are taken": "SELECT value FROM counters WHERE name = 'next_chunk' AND value <= (SELECT"
+    "live documents missing from the name index": "SELECT id FROM documents WHERE live EXCEPT SELECT rowid FROM names",
+    "names without a live document": "SELECT rowid FROM names EXCEPT SELECT id FROM documents WHERE live",
+    "next chunk id is already used": "SELECT value FROM counters WHERE name = 'next_chunk' AND value <= (SELECT"
     " coalesce(max(id), 0) FROM chunks)",
 }
 
 
 def check(database: Database, directory: Path) -> list[str]:
-    """All that is wrong with an index, one sentence each; empty when it is sound. Reads everything once."""
+    """Return all problems of an index as messages; empty if it is sound. Reads the whole index once."""
     with database.reading():
         return list(_complaints(database, directory))
 
 
 def _complaints(database: Database, directory: Path) -> Iterator[str]:
     for (table,) in database.rows("SELECT name FROM sqlite_schema WHERE sql LIKE 'CREATE VIRTUAL TABLE%'"):
-        # Opening a cursor makes FTS5 look whether others wrote; integrity_check alone would trust what it remembers.
+        # Opening a cursor makes FTS5 notice other writers; integrity_check alone would use its cached state.
         database.row(f"SELECT rowid FROM {table} LIMIT 1")
     for (said,) in database.rows("PRAGMA integrity_check(10)"):
         if said != "ok":
             yield f"the database is damaged: {said}"
     for table, row, parent, _ in database.rows("PRAGMA foreign_key_check"):
-        yield f"{table} {row} names a row of {parent} that is not there"
+        yield f"{table} {row} refers to a missing row of {parent}"
     for what, query in _SENTENCES.items():
         found = [row[0] for row in database.rows(f"{query} LIMIT 4")]
         if found:
             yield f"{what}: {', '.join(map(str, found[:3]))}{' …' if len(found) > 3 else ''}"
     yield from _texts(database)
     for number, dim, n_slots, epoch, state in database.rows("SELECT id, dim, next_slot, epoch, state FROM generations"):
-        if state != "retired":  # one that is retired is being taken apart
+        if state != "retired":  # retired generations are being deleted
             yield from _words(database, number)
             yield from _bits(database, BitsFile(directory, number, epoch, dim), n_slots)
 
@@ -83,18 +84,18 @@ def _texts(database: Database) -> Iterator[str]:
                 yield f"text {content}, block {number} cannot be read: {error}"
                 continue
             if number != expected or length != number * BLOCK_CHARS:
-                yield f"text {content} lacks a block before {number}"
+                yield f"text {content} is missing a block before block {number}"
             length += len(text)
         if length != n_chars:
-            yield f"text {content} has {length:,} characters of {n_chars:,}"
+            yield f"text {content} has {length:,} characters instead of {n_chars:,}"
 
 
 def _words(database: Database, generation: int) -> Iterator[str]:
     table = words_table(generation)
     chunks = "SELECT chunks.id FROM chunks JOIN embeddings ON embeddings.id = embedding WHERE generation = ?"
     for what, query in (
-        ("chunks whose words are not indexed", f"{chunks} EXCEPT SELECT rowid FROM {table}"),
-        ("words of no chunk", f"SELECT rowid FROM {table} EXCEPT {chunks}"),
+        ("chunks missing from the full-text index", f"{chunks} EXCEPT SELECT rowid FROM {table}"),
+        ("full-text rows without a chunk", f"SELECT rowid FROM {table} EXCEPT {chunks}"),
     ):
         found = database.rows(f"{query} LIMIT 3", (generation,))
         if found:
@@ -109,16 +110,16 @@ def _bits(database: Database, file: BitsFile, n_slots: int) -> Iterator[str]:
     )
     for (slot, count, first, _), (following, *_) in pairwise([*runs, (n_slots, 0, 0, 0)]):
         if slot + count > following:
-            yield f"chunk {first} and those after it have rows of the bits file that others have too"
+            yield f"chunk {first} and those after it share rows of the bits file with other chunks"
     if sorted(runs, key=lambda run: run[2]) != runs:
-        yield f"generation {file.generation}: the rows of the bits file are not in the order of its chunks"
+        yield f"generation {file.generation}: the rows of the bits file are not in chunk order"
     bits = file.map(n_slots)
     if bits is None:
-        yield f"{file.path.name} is missing, short or of something else; opening the index for writing mends it"
+        yield f"{file.path.name} is missing, truncated or invalid; opening the index for writing repairs it"
         return
     for slot, count, first, expected in runs:
         if checksum(bits[slot : slot + count]) != expected or not _is_sign(database, file, bits, slot, first, count):
-            yield f"{file.path.name}: rows from {slot} on are not the signs of the vectors from chunk {first} on"
+            yield f"{file.path.name}: rows from {slot} on do not match the signs of the vectors from chunk {first} on"
 
 
 def _is_sign(database: Database, file: BitsFile, bits: np.ndarray, slot: int, first: int, count: int) -> bool:

@@ -1,4 +1,4 @@
-"""The connection to an index's one file: how it is opened, its transactions, and its errors in words."""
+"""The SQLite connection of an index: opening, transactions and error translation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from pplx_search.store.errors import translated
 from pplx_search.store.schema import migrate, require_readable
 
 DATABASE_FILE = "index.sqlite"
-OLDEST_ENGINE = (3, 51, 3)  # before it, two processes that write and checkpoint at once may lose a commit
+OLDEST_ENGINE = (3, 51, 3)  # before it, concurrent write and checkpoint can lose a commit
 _PAGE_BYTES = 4096
 _BUSY_MS = 10_000
 _CACHE_KIB = 64 * 1024
@@ -23,7 +23,7 @@ Step = Callable[[str], None]
 
 
 class Database:
-    """An opened index file. `on_step` is told the name of each step whose interruption the design allows for."""
+    """An open index file. `on_step` is called with the name of each step at which a crash is tolerated."""
 
     def __init__(self, path: Path, *, write: bool, on_step: Step, vfs: str | None = None):
         require_engine(apsw.sqlite_lib_version())
@@ -44,33 +44,33 @@ class Database:
 
     def _prepare(self, write: bool) -> None:
         if not write:
-            if not require_readable(self._connection):  # made, and ended before its first step
-                raise InputError(f"{self.path.parent}: nothing is indexed yet; begin with: pplx-search add FOLDER")
+            if not require_readable(self._connection):  # created, but interrupted before the first migration
+                raise InputError(f"{self.path.parent}: nothing is indexed yet; start with: pplx-search add FOLDER")
             self._connection.pragma("query_only", 1)
             return
         self._connection.pragma("page_size", _PAGE_BYTES)
-        self._connection.pragma("auto_vacuum", 2)  # incremental; takes effect in an empty file only
+        self._connection.pragma("auto_vacuum", 2)  # incremental; only takes effect in an empty file
         self._connection.pragma("journal_mode", "wal")
-        self._connection.pragma("synchronous", 1)  # normal: a power cut may take back the last commits, never break
+        self._connection.pragma("synchronous", 1)  # normal: a power failure can undo recent commits, but not corrupt
         self._connection.pragma("journal_size_limit", _JOURNAL_LIMIT)
         migrate(self._connection)
 
     def close(self) -> None:
-        """Ends the connection; what is not committed is undone."""
+        """Close the connection and roll back uncommitted changes."""
         with translated(self.path):
             self._connection.close()
 
     @property
     def state(self) -> tuple[int, int, int]:
-        """Changes with every commit of anybody, and with all that this connection does or undoes."""
+        """A value that changes with every commit of any process, and every change or rollback of this connection."""
         version: int = self._connection.pragma("data_version")
         return version, self._connection.total_changes(), self.n_undone
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, one within another being part of it. Nothing is written before the lock for it is had."""
+        """Run the block as one transaction; nested calls join the outer one. Takes the write lock at the start."""
         if not self.writable:
-            raise InputError(f"{self.path}: opened for reading; open it with write=True")
+            raise InputError(f"{self.path}: opened for reading; use write=True to modify it")
         if self._depth:
             yield
             return
@@ -90,12 +90,12 @@ class Database:
 
     def _undo(self) -> None:
         self.n_undone += 1
-        if self._connection.in_transaction:  # a full disk may have ended it already
+        if self._connection.in_transaction:  # a full disk may have rolled it back already
             self._connection.execute("ROLLBACK")
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """One state of the index for all that is read within, whatever others write meanwhile."""
+        """Read one consistent state of the index within the block, regardless of concurrent writes."""
         with translated(self.path):
             if self._connection.in_transaction:
                 yield
@@ -108,49 +108,49 @@ class Database:
                     self._connection.execute("COMMIT")
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
+        """Return all rows of a query."""
         with translated(self.path):
             return self._connection.execute(sql, tuple(values)).fetchall()
 
     def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query, one at a time."""
+        """Yield the rows of a query one at a time."""
         with translated(self.path):
             yield from self._connection.execute(sql, tuple(values))
 
     def row(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
-        """The first row of a query, None when there is none."""
+        """Return the first row of a query, or None."""
         with translated(self.path):
             return self._connection.execute(sql, tuple(values)).fetchone()
 
     def value(self, sql: str, values: Sequence[Any] = ()) -> Any:
-        """The first column of the first row, None when there is no row."""
+        """Return the first column of the first row, or None if there is no row."""
         found = self.row(sql, values)
         return None if found is None else found[0]
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Runs a statement and returns how many rows it changed."""
+        """Run a statement and return the number of changed rows."""
         with translated(self.path):
             self._connection.execute(sql, tuple(values))
             return self._connection.changes()
 
     def insert(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Runs an INSERT and returns the new row's number."""
+        """Run an INSERT and return the id of the new row."""
         with translated(self.path):
             self._connection.execute(sql, tuple(values))
             return self._connection.last_insert_rowid()
 
     def run_many(self, sql: str, rows: Iterator[Sequence[Any]] | Sequence[Sequence[Any]]) -> None:
-        """Runs a statement once for each of the rows."""
+        """Run a statement once per row."""
         with translated(self.path):
             self._connection.executemany(sql, rows)
 
     def pragma(self, name: str, *values: Any) -> Any:
-        """Reads or sets a pragma."""
+        """Read or set a pragma."""
         with translated(self.path):
             return self._connection.pragma(name, *values)
 
     def read_blobs(self, table: str, column: str, ids: Sequence[int], into: memoryview, width: int) -> None:
-        """Fills `into` with a column's blobs of `width` bytes in the order of `ids`: faster than a query for each."""
+        """Read blobs of `width` bytes into `into`, in the order of `ids`. Faster than one query per row."""
         if not ids:
             return
         with translated(self.path), self._connection.blob_open("main", table, column, ids[0], False) as blob:
@@ -159,7 +159,7 @@ class Database:
                 blob.read_into(into, offset * width, width)
 
     def checkpoint(self) -> None:
-        """Moves the log into the file and cuts it, as far as readers allow without being waited for."""
+        """Move the write-ahead log into the file and truncate it, as far as possible without waiting for readers."""
         with translated(self.path):
             self._connection.set_busy_timeout(0)
             try:
@@ -169,23 +169,23 @@ class Database:
 
     @property
     def connection(self) -> apsw.Connection:
-        """The connection itself, for the schema."""
+        """The underlying connection, for the schema."""
         return self._connection
 
 
 def require_engine(version: str) -> None:
-    """Raises StorageError for an SQLite that is too old to be trusted with two processes."""
+    """Raise StorageError if SQLite is too old to be safe with several processes."""
     if tuple(int(part) for part in version.split(".")) < OLDEST_ENGINE:
         oldest = ".".join(map(str, OLDEST_ENGINE))
-        raise StorageError(f"SQLite {version} may lose commits, {oldest} or newer is needed: pip install -U apsw")
+        raise StorageError(f"SQLite {version} may lose commits; install {oldest} or newer: pip install -U apsw")
 
 
 def _open(path: Path, write: bool, vfs: str | None) -> apsw.Connection:
     if write:
         return apsw.Connection(str(path), flags=_READ_WRITE, vfs=vfs)
     if not path.is_file():
-        raise InputError(f"{path.parent}: no index there; make one first, or name its directory")
-    try:  # readers share the memory of the log with the writer, so they like to write to the directory, not the file
+        raise InputError(f"{path.parent}: no index found; create one first, or give its directory")
+    try:  # readers share the log index with the writer in a memory-mapped file, so prefer write access to the directory
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=vfs)
         connection.pragma("schema_version")
     except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError):
@@ -194,6 +194,6 @@ def _open(path: Path, write: bool, vfs: str | None) -> apsw.Connection:
 
 
 def _holds(*values: object) -> bool:
-    """Whether a text has the other one in it, whatever the case."""
+    """Return whether the first text contains the second, ignoring case."""
     text, wanted = values
     return str(wanted).casefold() in str(text or "").casefold()

@@ -1,4 +1,4 @@
-"""What a text is known by: everything that its vectors and their places depend on."""
+"""The digest that identifies a text, covering everything that its vectors and their positions depend on."""
 
 import hashlib
 
@@ -6,9 +6,9 @@ from pplx_search.documents import Document
 
 
 def content_digest(document: Document) -> bytes:
-    """SHA-256 over a document's text, the pages that it is on, and how headings are told in it.
+    """Return the SHA-256 of a document's text, page breaks and markup.
 
-    How the text is cut into pieces does not matter where the page stays the same; nor do name, title and metadata.
+    The split of a page into pieces does not matter, and neither do name, title and metadata.
     """
     text, pages = hashlib.sha256(), hashlib.sha256()
     position, page = 0, None

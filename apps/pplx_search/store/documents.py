@@ -1,4 +1,4 @@
-"""Rows of documents: how they come to be live, are copied and go. Names are indexed for live ones alone."""
+"""Rows of documents: add, publish, copy and delete them. Only live documents are in the name index."""
 
 import json
 import os
@@ -14,7 +14,7 @@ _FIELDS = "content, kind, title, author, recipient, date, metadata, remarks"
 
 
 def put(database: Database, file: int, content: int, document: Document, *, live: bool, number: int) -> int:
-    """Writes a document of the file's round `number` in place of one of the same part; returns its number."""
+    """Write a document of the file's round `number`, replacing one with the same part, and return its id."""
     metadata = {name: _clean(value) for name, value in document.metadata.items()}
     values = (
         *(content, document.kind, _clean(document.title)),
@@ -37,7 +37,7 @@ def put(database: Database, file: int, content: int, document: Document, *, live
 
 
 def publish(database: Database, file: int, number: int) -> None:
-    """Makes the documents of the file's round `number` its only ones; a part that was there keeps its number."""
+    """Make the documents of round `number` the only ones of a file. Parts that existed before keep their id."""
     replaced = f"""
         UPDATE documents SET (round, {_FIELDS}) =
             (SELECT round, {_FIELDS} FROM documents AS hidden
@@ -56,7 +56,7 @@ def publish(database: Database, file: int, number: int) -> None:
 
 
 def copy(database: Database, source: int, target: int) -> None:
-    """Gives a file the documents of another one that has the same content."""
+    """Copy the documents of a file to another file with the same content."""
     drop_of_file(database, target)
     for (document,) in database.rows("SELECT id FROM documents WHERE file = ? AND live ORDER BY id", (source,)):
         copied = database.insert(
@@ -68,23 +68,23 @@ def copy(database: Database, source: int, target: int) -> None:
 
 
 def drop_of_file(database: Database, file: int) -> None:
-    """Deletes all documents of a file; their texts stay until the next `compact`."""
+    """Delete all documents of a file. Their texts are kept until the next `compact`."""
     drop(database, [row[0] for row in database.rows("SELECT id FROM documents WHERE file = ?", (file,))])
 
 
 def drop(database: Database, documents: Sequence[int]) -> None:
-    """Deletes documents and their names."""
+    """Delete documents and their names."""
     ids = [(document,) for document in documents]
     database.run_many("DELETE FROM names WHERE rowid = ?", ids)
     database.run_many("DELETE FROM documents WHERE id = ?", ids)
 
 
 def index_name(database: Database, document: int) -> None:
-    """Makes a live document found by the name of its file and by its title."""
+    """Add the file name and title of a live document to the name index."""
     ((path, part, title),) = database.rows(
         "SELECT path, part, title FROM documents JOIN files ON files.id = file WHERE documents.id = ?", (document,)
     )
-    name = "" if part else shown_name(path)  # the messages of a mailbox do not go by its name
+    name = "" if part else shown_name(path)  # messages are not found by the name of their mailbox
     database.run("DELETE FROM names WHERE rowid = ?", (document,))
     database.run(
         "INSERT INTO names(rowid, name, title) VALUES (?, ?, ?)", (document, searchable(name), searchable(title))
@@ -92,12 +92,12 @@ def index_name(database: Database, document: int) -> None:
 
 
 def shown_name(path: bytes) -> str:
-    """The last part of a path, as people read it."""
+    """Return the last component of a path for display."""
     return os.path.basename(path).decode("utf-8", "replace")
 
 
 def seconds(metadata: Mapping[str, Any]) -> float | None:
-    """A document's own date, ISO 8601, in seconds since 1970; without a zone it counts as UTC. None for no date."""
+    """Return a document's ISO 8601 date in seconds since 1970 (UTC without a time zone), or None without a date."""
     try:
         date = datetime.fromisoformat(metadata.get("date", ""))
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
@@ -106,5 +106,5 @@ def seconds(metadata: Mapping[str, Any]) -> float | None:
 
 
 def _clean(text: str) -> str:
-    """The text without halves of characters, which SQLite does not take."""
+    """Return the text with lone surrogates replaced, which SQLite does not accept."""
     return text.encode("utf-8", "replace").decode()

@@ -1,8 +1,8 @@
-"""What speaks for the answer being among the hits of a search, in figures that mean the same in every index.
+"""Evidence that the answer to a query is among its hits, as figures that are comparable between indexes.
 
-A cosine or a BM25 score alone says little: it depends on the question, on its language and on what else there is. So
-each is held against what the same question gives elsewhere in the same index. A filter changes neither figure, as both
-are taken of the whole index.
+A cosine or BM25 score depends on the query, its language and the other documents in the index. The evidence therefore
+relates each score to the same query's scores in the rest of the index. A filter has no effect on the figures, because
+they use the whole index.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from pplx_search.store.snapshot import Snapshot
 from pplx_search.store.values import Evidence, Hit, Query
 from pplx_search.store.word_weights import most_bm25
 
-FIRST_HITS = 10  # in which it is looked for
-_SAMPLE = 1024  # rows of bits that stand for all of them
+FIRST_HITS = 10  # hits that count as evidence
+_SAMPLE = 1024  # sampled rows of the bits file that represent all rows
 
 
 def gather(database: Database, kernel: Kernel, snapshot: Snapshot, query: Query, hits: Sequence[Hit]) -> Evidence:
-    """The evidence in the first of the hits, which were found for a query with a vector in this snapshot."""
+    """Return the evidence in the first hits of a query, which must come from this snapshot."""
     first = hits[:FIRST_HITS]
     return Evidence(
         prominence=_prominence(kernel, snapshot, query, [hit.chunk for hit in first]),
@@ -30,7 +30,7 @@ def gather(database: Database, kernel: Kernel, snapshot: Snapshot, query: Query,
 
 
 def _prominence(kernel: Kernel, snapshot: Snapshot, query: Query, chunks: Sequence[int]) -> float | None:
-    """By how many standard deviations of the index the best chunk leans to the query, by its bits."""
+    """Return the z-score of the best chunk among asymmetric scores of the query with a sample of the index."""
     if query.codes is None or not chunks:
         return None
     sample = np.unique(np.linspace(0, snapshot.n_slots - 1, min(snapshot.n_slots, _SAMPLE)).astype(np.int64))
@@ -42,6 +42,6 @@ def _prominence(kernel: Kernel, snapshot: Snapshot, query: Query, chunks: Sequen
 
 
 def _share_of_words(database: Database, snapshot: Snapshot, words: str, hits: Sequence[Hit]) -> float:
-    """BM25 of the best hit over the most that it could be."""
+    """Return the BM25 score of the best hit, divided by its upper bound."""
     most = most_bm25(database, snapshot, words)
     return max((hit.bm25 or 0.0 for hit in hits), default=0.0) / most if most else 0.0

@@ -1,4 +1,4 @@
-"""Files: what a scan makes of them, how their documents are handed over, and what became of them."""
+"""Files: scan them, stage and publish their documents, and record their state."""
 
 import os
 import time
@@ -19,20 +19,20 @@ _FACTS = "size = ?, mtime_ns = ?, inode = ?, device = ?"
 class Files:
     """The files of an index.
 
-    A file that has to be read goes through `begin`, `stage` for each of its documents, and `finish`, in transactions of
-    the caller's choice, while vectors of its texts are appended. Documents of a file that was never complete are found
-    as soon as they have vectors; those of a new version stay hidden until `finish`, which swaps all at once.
+    To index a file, call `begin`, `stage` for each of its documents, and `finish`, in transactions of your choice, and
+    append the vectors of its texts in between. Documents of a new file become searchable as soon as they have vectors.
+    Those of a new version stay hidden until `finish` replaces the old version in one step.
     """
 
     def __init__(self, database: Database, texts: Texts):
         self._database, self._texts = database, texts
 
     def scan(self, root: int) -> "Scan":
-        """A pass over a root, that is told of each file there."""
+        """Start a scan of a root, to which the caller reports each file."""
         return Scan(self._database, root)
 
     def adopt(self, file: int, facts: FileFacts, sha256: bytes) -> bool:
-        """Whether the file's content is known, its own or a copy's of the same type; it is indexed then, at no cost."""
+        """Mark a file as indexed if its content is already in the index under the same file type. Returns success."""
         with self._database.transaction():
             candidates = self._database.rows(
                 "SELECT id, path FROM files WHERE sha256 = ? AND complete AND state IN ('indexed', 'pending')"
@@ -49,13 +49,13 @@ class Files:
         return False
 
     def begin(self, file: int) -> None:
-        """Begins to hand over the documents of a file; what an unfinished attempt left is replaced as they come."""
+        """Begin staging the documents of a file; they replace those of an unfinished attempt one by one."""
         with self._database.transaction():
             if not self._database.run("UPDATE files SET state = 'pending', round = round + 1 WHERE id = ?", (file,)):
-                raise InputError(f"file {file} is not in the index any more; scan again")
+                raise InputError(f"file {file} is no longer in the index; scan again")
 
     def stage(self, file: int, document: Document, digest: bytes) -> Staged:
-        """Hands over a document of a file that was begun. `digest` names its text (see `content_digest`)."""
+        """Stage a document of a file after `begin`. `digest` identifies its text (see `content_digest`)."""
         with self._database.transaction():
             number, complete = self._round(file)
             content = self._database.value("SELECT id FROM contents WHERE digest = ?", (digest,))
@@ -66,9 +66,9 @@ class Files:
             return Staged(found, content, known)
 
     def finish(self, file: int, facts: FileFacts, sha256: bytes) -> None:
-        """Makes what was handed over the file's documents, and drops those of the version before.
+        """Publish the staged documents of a file, and delete those of its previous version.
 
-        Raises InputError while a text of them lacks vectors.
+        Raises InputError if one of their texts has no complete vectors.
         """
         with self._database.transaction():
             number, _ = self._round(file)
@@ -80,23 +80,23 @@ class Files:
             )
             if lacking:
                 raise InputError(
-                    f"{os.fsdecode(facts.path)}: {lacking} of its documents lack vectors; embed them first"
+                    f"{os.fsdecode(facts.path)}: {lacking} of its documents have no vectors yet; embed them first"
                 )
             documents.publish(self._database, file, number)
             self._settle(file, facts, "indexed", sha256)
             self._database.step("file finished")
 
     def fail(self, file: int, facts: FileFacts, sha256: bytes | None, code: str, message: str) -> int:
-        """Notes why a file could not be indexed, and returns how often that happened with it as it is.
+        """Record why a file could not be indexed, and return the number of failed attempts at this version.
 
-        A version that was indexed before stays to be found; what was handed over of this one goes.
+        A previously indexed version stays searchable; staged documents of this version are deleted.
         """
         with self._database.transaction():
             row = self._database.row(
                 "SELECT attempts, complete, tried, size, mtime_ns, inode FROM files WHERE id = ?", (file,)
             )
             if row is None:
-                raise InputError(f"file {file} is not in the index any more; scan again")
+                raise InputError(f"file {file} is no longer in the index; scan again")
             attempts, complete, tried, *before = row
             same = tried == sha256 if sha256 else before == [facts.size, facts.mtime_ns, facts.inode]
             attempts = attempts + 1 if same else 1
@@ -112,14 +112,14 @@ class Files:
         return attempts
 
     def retry(self, states: Sequence[FileState] = (FileState.FAILED,)) -> int:
-        """Lets the next scan take files in these states for changed; returns how many there are."""
+        """Make the next scan treat files in these states as changed, and return their number."""
         names = [name for name, state in _SETTLED.items() if state in states]
         with self._database.transaction():
             marks = ", ".join("?" * len(names))
             return self._database.run(f"UPDATE files SET mtime_ns = -1 WHERE state IN ({marks})", names)
 
     def remove(self, path: bytes, root: int | None = None) -> int:
-        """Forgets the file at a path, or all below it, of one root or of all; returns how many there were."""
+        """Delete the file at a path, or all files below it, from one root or all. Returns the number of files."""
         with self._database.transaction():
             found = self._database.rows(
                 "SELECT id FROM files WHERE root IN (SELECT id FROM roots WHERE ? IN (id, 0))"
@@ -131,7 +131,7 @@ class Files:
         return len(found)
 
     def reports(self, states: Sequence[FileState] = (), limit: int = -1) -> Iterator[FileReport]:
-        """Files with their states and reasons, by path; those in some states, or all."""
+        """Yield files with their states and reasons, sorted by path: those in the given states, or all."""
         names = [
             state for state in ("indexed", "pending", "failed", "skipped") if not states or _shown(state) in states
         ]
@@ -155,7 +155,7 @@ class Files:
     def _round(self, file: int) -> tuple[int, bool]:
         row = self._database.row("SELECT round, complete FROM files WHERE id = ? AND state = 'pending'", (file,))
         if row is None:
-            raise InputError(f"file {file} was not begun, or is not in the index any more")
+            raise InputError(f"file {file} was not begun, or is no longer in the index")
         return row[0], bool(row[1])
 
     def _settle(self, file: int, facts: FileFacts, state: str, sha256: bytes) -> None:
@@ -171,19 +171,19 @@ class Files:
 
 
 class Scan:
-    """A pass over a root: each file there is seen or skipped, and at the end those that were not are forgotten.
+    """A scan of a root: report each file with `see` or `skip`, then delete the rest with `forget_unseen`.
 
-    Nothing is written for a file that is as it was.
+    Unchanged files cause no writes.
     """
 
     def __init__(self, database: Database, root: int):
         if database.value("SELECT id FROM roots WHERE id = ?", (root,)) is None:
-            raise InputError(f"root {root} is not in the index any more")
+            raise InputError(f"root {root} is no longer in the index")
         self._database, self.root = database, root
-        self._seen = bytearray()  # a bit for each file's number
+        self._seen = bytearray()  # one bit per file id
 
     def see(self, facts: FileFacts) -> Seen:
-        """What is known of a file that is there; one that has to be read counts as pending from now on."""
+        """Report an existing file and return its state. A file that must be read is marked as pending."""
         row = self._database.row(
             "SELECT id, size, mtime_ns, inode, state, attempts, code FROM files WHERE root = ? AND path = ?",
             (self.root, facts.path),
@@ -201,7 +201,7 @@ class Scan:
         return Seen(file, FileState.CHANGED)
 
     def skip(self, facts: FileFacts, code: str, message: str) -> None:
-        """Notes why a file, or a folder, is left out; documents that it had go."""
+        """Record why a file or folder is skipped, and delete its documents."""
         row = self._database.row(
             "SELECT id, state, code, message, size, mtime_ns, inode FROM files WHERE root = ? AND path = ?",
             (self.root, facts.path),
@@ -218,10 +218,10 @@ class Scan:
         self._mark(file)
 
     def forget_unseen(self, *, even_all: bool = False) -> list[bytes]:
-        """Forgets files of the root that this scan did not come across, and returns their paths.
+        """Delete the files of the root that this scan did not report, and return their paths.
 
-        To be called when the scan is complete. A scan that came across nothing forgets nothing, as the root may just
-        not be there today, unless `even_all` says that it is empty indeed.
+        Call this only after a complete scan. An empty scan deletes nothing unless `even_all` is set, since the root
+        might just not be mounted.
         """
         if not self._seen and not even_all:
             return []
@@ -234,7 +234,7 @@ class Scan:
         return [path for _, path in gone]
 
     def _moved(self, facts: FileFacts) -> Seen | None:
-        """The file under its new name, when it is one that was indexed under another and is of the same type."""
+        """Return the file under its new name if it was indexed under another one with the same file type."""
         if not facts.inode:
             return None
         candidates = self._database.rows(
@@ -246,7 +246,7 @@ class Scan:
             if _suffix(path) != _suffix(facts.path):
                 continue
             with self._database.transaction():
-                if os.path.lexists(path):  # a hard link, or a root within another
+                if os.path.lexists(path):  # a hard link, or a root inside another root
                     file = self._insert(facts, "pending")
                     documents.copy(self._database, source, file)
                     self._database.run(
@@ -282,13 +282,13 @@ class Scan:
 
 
 def forget(database: Database, file: int) -> None:
-    """Deletes a file and its documents."""
+    """Delete a file and its documents."""
     documents.drop_of_file(database, file)
     database.run("DELETE FROM files WHERE id = ?", (file,))
 
 
 def below(folder: bytes) -> tuple[bytes, bytes]:
-    """The range `[first, last)` that the paths of all below a folder lie in."""
+    """Return the range `[first, last)` that contains all paths below a folder."""
     stem = folder.rstrip(b"/")
     return stem + b"/", stem + b"0"  # the next byte after the slash
 
@@ -306,5 +306,5 @@ def _shown(state: str) -> FileState:
 
 
 def _printable(message: str) -> str:
-    """The message without halves of characters, which SQLite does not take."""
+    """Return the message with lone surrogates replaced, which SQLite does not accept."""
     return message.encode("utf-8", "replace").decode()

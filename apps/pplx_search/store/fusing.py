@@ -1,11 +1,9 @@
-"""One order of the chunks that several rankings name.
+"""Combine several rankings of chunks into one.
 
-    score = 0.3 · cosine + 0.7 · BM25 / most + 0.2 if word for word + 0.2 if by name
+    score = 0.3 · cosine + 0.7 · BM25 / most + 0.2 for an exact phrase + 0.2 for a name match
 
-`most` is what no chunk's BM25 can exceed for the question, so that both figures are shares of what could be. Ranks
-alone (reciprocal rank fusion) do not say how much better the first is than the second, and lost to the better of the
-two rankings by up to 13 points of nDCG@10; with chunks as the app makes them the sum is above it or about 1 below
-(benchmarks/README.md).
+`most` is the upper bound of BM25 for the query, so that both terms are at most 1. Reciprocal rank fusion ignores how
+much better the first hit is than the second; the measured comparison is in benchmarks/README.md.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ DENSE, WORDS, PHRASE, NAME = "dense", "words", "phrase", "name"
 
 @dataclass(slots=True)
 class Rankings:
-    """What each leg found, best first, and the figures behind it, by chunk; `most` is the most that BM25 can be."""
+    """The ranked chunks of each leg, best first, with scores by chunk id. `most` is the upper bound of BM25."""
 
     legs: dict[str, list[int]] = field(default_factory=dict)
     cosines: dict[int, float] = field(default_factory=dict)
@@ -25,9 +23,9 @@ class Rankings:
     most: float = 0.0
 
     def scores(self) -> dict[int, float]:
-        """The score of each chunk that a leg names, the best first; of equals, the one that was named first.
+        """Return the score of each ranked chunk, best first; ties keep the order of the legs.
 
-        A chunk whose cosine is not known was left out by the ranking by vectors: it counts as the least that is known.
+        A chunk without a cosine did not make it into the dense ranking, so it gets the lowest known cosine.
         """
         least = min(self.cosines.values(), default=0.0)
         phrases, names = set(self.legs.get(PHRASE, ())), set(self.legs.get(NAME, ()))

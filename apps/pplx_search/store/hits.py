@@ -1,4 +1,4 @@
-"""From numbers of chunks to what is shown."""
+"""Turn chunk ids into hits that can be shown."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def read_hits(
     wanted: Filter,
     found: Rankings,
 ) -> list[Hit]:
-    """The hits of chunks with their scores, each in the first document with its text that passes the filter."""
+    """Return hits for scored chunks, each with the first document that contains its text and passes the filter."""
     condition, values = filter_sql(wanted)
     ranks = {name: {chunk: rank for rank, chunk in enumerate(leg, start=1)} for name, leg in found.legs.items()}
     hits = []

@@ -1,4 +1,4 @@
-"""The arithmetic of a search: Hamming distances of bits and dot products of int8 codes, exact in every kernel."""
+"""Search kernels: Hamming distances of sign bits and dot products of int8 codes, exact in every kernel."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,32 +9,32 @@ import numpy as np
 
 from pplx_edge.errors import InputError
 
-_NUMPY_ROWS = 4096  # at once: what is in the processor's cache is not read from memory twice
+_NUMPY_ROWS = 4096  # per block, which fits into the CPU cache
 _NO_LIMIT = int(np.iinfo(np.uint16).max)
-_MORE, _SPARE = 1.5, 10  # so many times the wanted, and so many rows of a sample more, to be sure of enough
-_EXACT_DIMS = 1024  # products of 127 · 127 whose float32 sum is exact in any order (below 2²⁴)
+_MORE, _SPARE = 1.5, 10  # factor and extra sample rows, so that the limit is rarely too low
+_EXACT_DIMS = 1024  # number of products of 127 · 127 whose float32 sum is exact (below 2²⁴)
 
 
 class Kernel(Protocol):
-    """What computes. All kernels give the same integers."""
+    """The operations of a search kernel. All kernels return the same integers."""
 
     name: str
 
     def hamming(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Bits that differ between packed bits `[W]` and each of `[N, W]`, whole numbers `[N]` of any type."""
+        """Return the Hamming distance of packed bits `[W]` to each row of `[N, W]`: integers `[N]` of any type."""
         ...
 
     def dots(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Dot products of int8 codes `[D]` with each of `[N, D]`, float64 `[N]` that hold integers."""
+        """Return the dot product of int8 codes `[D]` with each row of `[N, D]`: integers as float64 `[N]`."""
         ...
 
     def squares(self, rows: np.ndarray) -> np.ndarray:
-        """Dot product of each int8 row `[N, D]` with itself, float64 `[N]` that hold integers."""
+        """Return the dot product of each int8 row `[N, D]` with itself: integers as float64 `[N]`."""
         ...
 
 
 class NumpyKernel:
-    """Needs nothing but NumPy."""
+    """A kernel that only needs NumPy."""
 
     name = "numpy"
 
@@ -63,7 +63,7 @@ class NumpyKernel:
 
 
 class NumkongKernel:
-    """Uses the vector instructions of the processor through NumKong, and lets go of the interpreter meanwhile."""
+    """A kernel that uses the SIMD instructions of the CPU through NumKong, and releases the GIL."""
 
     name = "numkong"
 
@@ -95,27 +95,28 @@ KERNELS = {"numkong": NumkongKernel, "numpy": NumpyKernel}
 
 
 def open_kernel(name: str | None = None) -> Kernel:
-    """The kernel of a name; None takes the fastest that is installed, and `Kernel.name` tells which it is."""
+    """Return a kernel by name. None selects the fastest installed kernel; see `Kernel.name` for which."""
     if name is None:
         try:
             return NumkongKernel()
         except ImportError:
             return NumpyKernel()
     if name not in KERNELS:
-        raise InputError(f"unknown kernel {name!r}: choose one of {', '.join(KERNELS)}")
+        raise InputError(f"unknown kernel {name!r}; choose one of {', '.join(KERNELS)}")
     return KERNELS[name]()
 
 
 def cosines(kernel: Kernel, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Cosine of int8 codes `[D]` with each of `[N, D]`, float64 `[N]`; 0 where either is all zeros."""
+    """Return the cosine of int8 codes `[D]` with each row of `[N, D]`, float64 `[N]`; 0 if either is all zeros."""
     lengths = np.sqrt(kernel.squares(rows) * kernel.squares(query[None])[0])
     return kernel.dots(query, rows) / np.where(lengths == 0, 1, lengths)
 
 
 def leanings(kernel: Kernel, query: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """How far int8 codes `[D]` lean to the side that each of packed bits `[N, W]` is on, float64 `[N]`.
+    """Return an asymmetric score per row: the int8 query `[D]` summed over the set bits of `[N, W]`, float64 `[N]`.
 
-    The query keeps its sizes where the Hamming distance has signs on both sides, so this orders the same rows better.
+    For one query, this orders rows like the dot product of the query with their signs (±1). Unlike the Hamming
+    distance, it keeps the magnitudes of the query, so it ranks the same rows more accurately.
     """
     ones = np.unpackbits(bits, axis=1).view(np.int8)
     wide = np.zeros(ones.shape[1], np.int8)
@@ -124,11 +125,11 @@ def leanings(kernel: Kernel, query: np.ndarray, bits: np.ndarray) -> np.ndarray:
 
 
 class Scanner:
-    """Finds the rows of a matrix of bits that are nearest to a query, in memory that does not grow with the rows."""
+    """Finds the rows of a bit matrix that are nearest to a query, with memory independent of the number of rows."""
 
-    block = 32_768  # rows; their distances stay in the processor's cache
-    sample = 8192  # rows that tell how near the nearest are likely to be
-    least_for_threads = 200_000  # rows below which a second thread costs more than it brings
+    block = 32_768  # rows per block; their distances fit into the CPU cache
+    sample = 8192  # rows sampled to estimate the distance limit
+    least_for_threads = 200_000  # rows below which more threads do not pay off
 
     def __init__(self, kernel: Kernel, threads: int):
         self.kernel, self.threads = kernel, max(1, threads)
@@ -136,9 +137,9 @@ class Scanner:
     def nearest(
         self, query: np.ndarray, bits: np.ndarray, count: int, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The `count` nearest rows that are `allowed` (bool `[N]`; None: all), int64, and their distances, uint16.
+        """Return the `count` nearest `allowed` rows (bool `[N]`; None: all), int64, and their distances, uint16.
 
-        Nearest first; rows at the same distance in their order.
+        The nearest row comes first; rows at the same distance keep their order.
         """
         limit = self._likely_limit(query, bits, count, allowed)
         parts = self._scan_all(query, bits, count, allowed, limit)
@@ -149,7 +150,7 @@ class Scanner:
     def nearest_of(
         self, query: np.ndarray, bits: np.ndarray, count: int, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `nearest`, of the given rows (int64, ascending) alone: cheaper where they are few."""
+        """Like `nearest`, but only for the given rows (int64, ascending); cheaper if there are few."""
         kept = _Kept(count)
         for start in range(0, len(rows), self.block):
             some = rows[start : start + self.block]
@@ -159,7 +160,7 @@ class Scanner:
         return _sorted([kept], count)
 
     def _likely_limit(self, query: np.ndarray, bits: np.ndarray, count: int, allowed: np.ndarray | None) -> int:
-        """A distance that somewhat more rows than wanted are likely to be below, from rows spread over all."""
+        """Estimate from a sample a distance limit that somewhat more than `count` rows are below."""
         sample = np.arange(0, len(bits), max(1, len(bits) // self.sample))
         if allowed is not None:
             sample = sample[allowed[sample]]
@@ -195,14 +196,14 @@ class Scanner:
 
 
 class _Kept:
-    """The nearest of the rows that were added so far, ascending; those at the `limit` cannot come in any more."""
+    """The nearest rows added so far, in ascending order. Rows at or above `limit` are no longer accepted."""
 
     def __init__(self, count: int, limit: int = _NO_LIMIT):
         self.count, self.limit = count, limit
         self.rows, self.distances = np.zeros(0, np.int64), np.zeros(0, np.uint16)
 
     def add(self, rows: np.ndarray, distances: np.ndarray) -> None:
-        """Takes rows that come after all before, and lets go of what is too far once twice the count is there."""
+        """Add rows that follow all previous ones, and prune to `count` rows once there are more than twice as many."""
         self.rows = np.concatenate([self.rows, rows])
         self.distances = np.concatenate([self.distances, distances.astype(np.uint16)])
         if len(self.rows) > 2 * self.count:
@@ -214,7 +215,7 @@ class _Kept:
 
 
 def _sorted(parts: Sequence[_Kept], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of several parts whose rows ascend from one to the next, nearest first."""
+    """Merge parts with ascending rows, and return the nearest rows, nearest first."""
     rows = np.concatenate([part.rows for part in parts])
     distances = np.concatenate([part.distances for part in parts])
     best = np.argsort(distances, kind="stable")[:count]

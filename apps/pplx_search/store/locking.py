@@ -1,4 +1,4 @@
-"""One writer at a time: a lock of the operating system, which ends with the process whatever becomes of it."""
+"""The writer lock: an operating system lock that is always released when its process ends."""
 
 import fcntl
 import json
@@ -13,9 +13,9 @@ LOCK_FILE = "writer.lock"
 
 
 class WriterLock:
-    """Holds a directory's lock from its making until `release`.
+    """Holds the writer lock of a directory from construction until `release`.
 
-    Raises StoreBusy naming the process that holds it.
+    Raises StoreBusy, naming the process that holds it, if it is taken.
     """
 
     def __init__(self, directory: Path):
@@ -26,7 +26,7 @@ class WriterLock:
         except BlockingIOError:
             holder = _holder(self._file)
             os.close(self._file)
-            raise StoreBusy(f"{directory}: {holder} writes to this index; wait for it, or stop it") from None
+            raise StoreBusy(f"{directory}: {holder} is writing to this index; wait for it or stop it") from None
         except OSError:
             os.close(self._file)
             raise
@@ -35,14 +35,14 @@ class WriterLock:
         os.pwrite(self._file, json.dumps(note).encode(), 0)
 
     def release(self) -> None:
-        """Lets the next writer in; the file stays, as removing it would let two writers hold two files."""
+        """Release the lock. The file is kept: after deleting it, two writers could each lock a different file."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
 
 def _holder(file: int) -> str:
-    """Who holds the lock, as far as its note can be read: it is written just after the lock is taken."""
+    """Return a description of the lock holder, from the note it writes right after taking the lock."""
     try:
         note = json.loads(os.pread(file, 4096, 0))
         since = time.strftime("%H:%M on %Y-%m-%d", time.localtime(note["since"]))

@@ -17,20 +17,20 @@ class Collections:
         self._database = database
 
     def all(self) -> list[Collection]:
-        """Every collection, in the order in which they were made."""
+        """Return all collections, in the order they were created."""
         with self._database.reading():
             found = self._database.rows("SELECT id, name, rules FROM collections ORDER BY id")
             return [Collection(number, name, json.loads(rules), self._roots(number)) for number, name, rules in found]
 
     def get(self, name: str) -> Collection:
-        """The collection of a name. Raises InputError naming those that there are."""
+        """Return a collection by name. Raises InputError, listing the existing ones, if there is none."""
         found = {collection.name: collection for collection in self.all()}
         if name not in found:
             raise InputError(f"no collection {name!r}; there are: {', '.join(found) or 'none yet'}")
         return found[name]
 
     def add(self, name: str, rules: Mapping[str, Any] | None = None) -> Collection:
-        """The collection of a name, made if it is not there; rules that are given replace those it has."""
+        """Return a collection by name, creating it if needed. Given rules replace its current rules."""
         with self._database.transaction():
             text = json.dumps(dict(rules or {}), sort_keys=True)
             self._database.run(
@@ -41,7 +41,7 @@ class Collections:
         return self.get(name)
 
     def add_root(self, name: str, path: bytes) -> Root:
-        """Lets a collection take files from an absolute path too."""
+        """Add an absolute path to the roots of a collection."""
         with self._database.transaction():
             collection = self.get(name).id
             self._database.run(
@@ -51,14 +51,14 @@ class Collections:
         return Root(found, path)
 
     def remove_root(self, root: int) -> None:
-        """Forgets a root and its files; texts that nothing else holds go with the next `compact`."""
+        """Delete a root and its files. Texts that become unreferenced are deleted by the next `compact`."""
         with self._database.transaction():
             for (file,) in self._database.rows("SELECT id FROM files WHERE root = ?", (root,)):
                 forget(self._database, file)
             self._database.run("DELETE FROM roots WHERE id = ?", (root,))
 
     def remove(self, name: str) -> None:
-        """Forgets a collection, its roots and files. Raises InputError when there is none of the name."""
+        """Delete a collection with its roots and files. Raises InputError if there is none with this name."""
         with self._database.transaction():
             collection = self.get(name)
             for root in collection.roots:

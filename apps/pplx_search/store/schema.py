@@ -1,15 +1,15 @@
-"""The tables of an index, and the numbered steps that bring an older one up to date.
+"""The tables of an index, and the numbered migrations from older versions.
 
-One file says everything: which files there are and what became of them, the texts, the chunks and their vectors.
+One SQLite file contains everything: the files and their state, the texts, the chunks and their vectors.
 
     collections ─< roots ─< files ─< documents >─ contents ─< blocks          texts, compressed
                                                      │
                                      generations ─< embeddings ─< runs, chunks          vectors
                                           └── words_<generation>                        chunks' words, FTS5
 
-A text is stored once however many documents hold it, and has its vectors once a generation. Chunks are numbered as they
-come and never again, so those of one text are a few runs of consecutive numbers; a run also says which rows of the
-generation's bits file are its own, and their checksum. Rows of the bits file that no run claims are dead.
+A text is stored once, no matter how many documents contain it, and has one set of vectors per generation. Chunk ids are
+assigned in order and never reused, so the chunks of one text form a few runs of consecutive ids. A run also records its
+rows in the bits file of the generation, and their checksum. Rows of the bits file without a run are dead.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ from pplx_search.store.errors import StoreDamaged
 
 APPLICATION_ID = 0x70706C78  # "pplx"
 
-# `unmerged` counts chunks that came or went since the full-text indexes were last put in order.
-# `sha256` is of the version that is indexed, where one was ever `complete`; `tried` of the one that failed last.
-# `live` documents are searched; the others wait for their file to be complete. `round` counts how often a file was
-# begun: what the last round did not hand over is not in the file any more.
+# `unmerged` counts chunks added or deleted since the full-text indexes were last optimized.
+# `sha256` is the hash of the indexed version, if the file was ever `complete`; `tried` is the hash of the version that
+# failed last. Only `live` documents are searched; the others wait for their file to be complete. `round` counts how
+# often a file was begun: documents of an earlier round are no longer in the file.
 _TABLES = f"""
 CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counters VALUES ('next_chunk', 1), ('unmerged', 0);
@@ -129,9 +129,9 @@ MIGRATIONS: Sequence[Callable[[apsw.Connection], None]] = (_first_tables, _yards
 
 
 def migrate(database: apsw.Connection, migrations: Sequence[Callable[[apsw.Connection], None]] = MIGRATIONS) -> None:
-    """Brings an index up to date, each step in a transaction of its own.
+    """Migrate an index to the current version, each step in its own transaction.
 
-    Raises StoreDamaged for a database of something else, or of a newer release.
+    Raises StoreDamaged if the database belongs to another program or a newer release.
     """
     version = require_readable(database, len(migrations))
     for number, step in enumerate(migrations[version:], start=version + 1):
@@ -148,22 +148,22 @@ def migrate(database: apsw.Connection, migrations: Sequence[Callable[[apsw.Conne
 
 
 def require_readable(database: apsw.Connection, newest: int = len(MIGRATIONS)) -> int:
-    """The version of an index, 0 for an empty file. Raises StoreDamaged for one that this release cannot read."""
+    """Return the version of an index, 0 for an empty file. Raises StoreDamaged if this release cannot read it."""
     version, owner = database.pragma("user_version"), database.pragma("application_id")
     has_tables = bool(database.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall())
     if owner != APPLICATION_ID and (has_tables or version):
-        raise StoreDamaged(f"{database.filename}: a database of another program; choose another directory")
+        raise StoreDamaged(f"{database.filename}: this database belongs to another program; choose another directory")
     if version > newest:
         raise StoreDamaged(
-            f"{database.filename}: version {version} of the index, this release reads up to {newest}; update pplx-edge"
+            f"{database.filename}: index version {version}, but this release reads up to {newest}; update pplx-edge"
         )
     return version
 
 
 def create_words(database: apsw.Connection, generation: int) -> None:
-    """The full-text index of a generation's chunks.
+    """Create the full-text index for the chunks of a generation.
 
-    The text is the first column because FTS5 takes two bytes more for each word of a chunk in any other.
+    The text is the first column, because FTS5 needs two more bytes per word in any other column.
     """
     database.execute(
         f"CREATE VIRTUAL TABLE {words_table(generation)} USING"
@@ -172,5 +172,5 @@ def create_words(database: apsw.Connection, generation: int) -> None:
 
 
 def words_table(generation: int) -> str:
-    """The name of the full-text index of a generation."""
+    """Return the table name of the full-text index of a generation."""
     return f"words_{generation:d}"

@@ -1,12 +1,12 @@
-"""Searches: rankings by vectors, by words, by the exact phrase and by name, and their sum (see `fusing`).
+"""Search: rank chunks by vectors, words, exact phrase and name, and combine the rankings (see `fusing`).
 
-- `dense`: the rows of bits nearest to the query's, in the order in which the query's own sizes put them, then their
-  exact cosines, a batch at a time until a whole batch has brought nothing into the best.
-- `words`: BM25 of chunks that hold any of the words (in a large index: of those words that are not everywhere).
-- `phrase`: the chunks of these that hold the whole question, or what it has in double quotes, word for word.
-- `name`: chunks of documents whose file name or title holds every word of the question, the best of each document.
+- `dense`: the rows of sign bits closest to the query by Hamming distance, reordered by their dot product with the int8
+  query, then scored by exact cosine in batches, until a whole batch adds nothing to the best `k`.
+- `words`: BM25 of the chunks that contain any word of the query; in a large index, very frequent words are ignored.
+- `phrase`: the chunks that contain the whole query, or its parts in double quotes, word for word.
+- `name`: the best chunk of each document whose file name or title contains every word of the query.
 
-A filter limits all of them before anything is ranked.
+A filter is applied to all of them before ranking.
 """
 
 import re
@@ -30,16 +30,16 @@ from pplx_search.store.values import Evidence, Generation, Hit, Passage, Query
 from pplx_search.store.vectors import Vectors, searchable
 from pplx_search.store.word_weights import COUNTED, count_chunks, most_bm25
 
-_BATCH = 128  # of chunks that are compared exactly, before it is asked whether it was worth it
-_FEW = 0.2  # share of rows below which picking them out is cheaper than passing over the others
-_COMPARED = 256  # chunks of each ranking by words whose vectors are compared too
-_LEG = 1000  # hits of a ranking by words
+_BATCH = 128  # chunks scored exactly between checks of whether to stop
+_FEW = 0.2  # share of rows below which gathering them is cheaper than scanning all
+_COMPARED = 256  # top chunks of each word ranking that also get an exact cosine
+_LEG = 1000  # most hits of a word ranking
 _NAMES = 100
 _QUOTED = re.compile(r'"([^"]+)"')
 
 
 class Searcher:
-    """Answers queries on the present state of an index."""
+    """Answers queries on the current state of an index."""
 
     def __init__(self, database: Database, directory: Path, vectors: Vectors, kernel: Kernel, threads: int):
         self._database, self._directory, self._vectors = database, directory, vectors
@@ -48,7 +48,7 @@ class Searcher:
         self._state: tuple[int, int, int] | None = None
 
     def search(self, query: Query) -> list[Hit]:
-        """The best `k` chunks, best first. Raises InputError for a vector of another width than the index has."""
+        """Return the best `k` chunks, best first. Raises InputError if the query vector has the wrong dimension."""
         with self._database.reading():
             snapshot = self.snapshot()
             if snapshot is None:
@@ -65,7 +65,7 @@ class Searcher:
             return read_hits(self._database, list(found.scores().items())[: query.k], query.filter, found)
 
     def evidence(self, query: Query, hits: Sequence[Hit]) -> Evidence:
-        """What the hits of a search say for themselves, in the present state of the index."""
+        """Return the evidence in the hits of a search, in the current state of the index."""
         with self._database.reading():
             snapshot = self.snapshot()
             if snapshot is None:
@@ -74,7 +74,7 @@ class Searcher:
             return gather(self._database, self.kernel, snapshot, query, there)
 
     def spread(self, count: int) -> list[Passage]:
-        """So many passages, or all, from everywhere in the index."""
+        """Return `count` passages, or all if there are fewer, spread evenly over the index."""
         with self._database.reading():
             snapshot = self.snapshot()
             chunks = [] if snapshot is None else snapshot.spread(count).tolist()
@@ -83,13 +83,13 @@ class Searcher:
             return [Passage(*row) for chunk in chunks for row in self._database.rows(sql, (chunk,))]
 
     def n_chunks(self) -> int:
-        """How many chunks are searched."""
+        """Return the number of searchable chunks."""
         with self._database.reading():
             snapshot = self.snapshot()
             return 0 if snapshot is None else snapshot.n_chunks
 
     def snapshot(self) -> Snapshot | None:
-        """The serving generation as it is now, None when there is none; loaded when something changed."""
+        """Return the current state of the serving generation, or None; reload it if the index has changed."""
         state = self._database.state
         if state != self._state:
             generation = self._vectors.serving
@@ -99,7 +99,7 @@ class Searcher:
         return self._snapshot
 
     def _contents(self, snapshot: Snapshot, hits: Sequence[Hit]) -> list[int]:
-        """The texts of hits, 0 for those whose text went since."""
+        """Return the text ids of hits, with 0 for texts deleted since the search."""
         return snapshot.contents_of(np.array([hit.chunk for hit in hits], np.int64)).tolist()
 
     def _dense(self, query: Query, snapshot: Snapshot, allowed: Allowed, found: Rankings) -> None:
@@ -111,7 +111,7 @@ class Searcher:
         found.cosines.update(zip(chunks.tolist(), scores.tolist(), strict=True))
 
     def _nearest(self, codes: np.ndarray, snapshot: Snapshot, allowed: Allowed, depth: int) -> np.ndarray:
-        """Rows of the bits, those first that are likely to be most alike."""
+        """Return the nearest rows of the bits file, most similar first by the asymmetric score."""
         bits = signs(codes[None])[0]
         if allowed.slots is not None and allowed.n_slots < _FEW * snapshot.n_slots:
             slots, _ = self._scanner.nearest_of(bits, snapshot.bits, depth, np.flatnonzero(allowed.slots))
@@ -122,7 +122,7 @@ class Searcher:
     def _rescored(
         self, codes: np.ndarray, slots: np.ndarray, k: int, snapshot: Snapshot
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Chunks and their exact cosines, the likeliest rows first, until a batch of them has none of the best `k`."""
+        """Return chunks with their exact cosines, stopping after a batch that adds none to the best `k`."""
         chunks, scores = np.zeros(0, np.int64), np.zeros(0)
         size = max(_BATCH, k)
         for start in range(0, len(slots), size):
@@ -135,7 +135,7 @@ class Searcher:
         return chunks, scores
 
     def _cosines(self, codes: np.ndarray, chunks: np.ndarray, generation: Generation) -> np.ndarray:
-        order = np.argsort(chunks)  # neighbours in the file are read together
+        order = np.argsort(chunks)  # read neighboring rows of the file together
         rows = np.empty((len(chunks), generation.dim), np.int8)
         into = rows.data.cast("B")
         self._database.read_blobs("chunks", "codes", chunks[order].tolist(), into, generation.dim)
@@ -159,10 +159,10 @@ class Searcher:
             found.legs[PHRASE] = [chunk for chunk, _ in exact]
 
     def _affordable(self, table: str, words: str, snapshot: Snapshot) -> str:
-        """An FTS5 expression for any of the words, without those that a great many chunks hold.
+        """Return an FTS5 expression that matches any of the words, ignoring very frequent ones.
 
-        They add next to nothing to BM25, and ranking all that hold them is what takes time. Where there are no others,
-        all are asked for at once.
+        Frequent words add almost nothing to BM25, but ranking every chunk that contains them is slow. If all words are
+        frequent, the expression requires all of them.
         """
         if snapshot.n_slots <= COUNTED:
             return match_expression(words)
@@ -171,7 +171,7 @@ class Searcher:
         return " OR ".join(rare) if rare else " AND ".join(f"({term})" for term in terms)
 
     def _matches(self, table: str, expression: str, snapshot: Snapshot, allowed: Allowed) -> list[tuple[int, float]]:
-        """Chunks that match and that the filter lets through, with BM25, higher for better, the best first."""
+        """Return the chunks that match the expression and the filter, with BM25 (higher is better), best first."""
         rows = self._database.each(
             f"SELECT rowid, -bm25({table}) AS score FROM {table} WHERE {table} MATCH ? ORDER BY score DESC, rowid",
             (expression,),
@@ -195,7 +195,7 @@ class Searcher:
         found.legs[NAME] = [chunk for chunk in chunks if chunk is not None]
 
     def _best_of_each(self, snapshot: Snapshot, found: Rankings) -> dict[int, int]:
-        """The best chunk so far of each text."""
+        """Return the best chunk so far of each text."""
         ranked = np.array(list(found.scores()), np.int64)
         best: dict[int, int] = {}
         for content, chunk in zip(snapshot.contents_of(ranked).tolist(), ranked.tolist(), strict=True):
@@ -207,7 +207,7 @@ class Searcher:
         return int(snapshot.first_chunks[runs[0]]) if len(runs) else None
 
     def _compare(self, query: Query, snapshot: Snapshot, found: Rankings) -> None:
-        """Cosines of the best chunks of each leg that the ranking by vectors does not name."""
+        """Compute the exact cosine of the best chunks of each ranking that the dense ranking does not include."""
         best = dict.fromkeys(chunk for leg in found.legs.values() for chunk in leg[:_COMPARED])
         missing = [chunk for chunk in best if chunk not in found.cosines]
         if missing:
@@ -220,13 +220,13 @@ class Searcher:
         if codes is None or codes.shape != (generation.dim,):
             width = None if codes is None else len(codes)
             raise InputError(
-                f"the query's vector has {width} dimensions, the index {generation.dim}: encode it with the same model"
+                f"the query vector has {width} dimensions, the index {generation.dim}; encode it with the same model"
             )
         return np.ascontiguousarray(codes)
 
 
 def _first_allowed(rows: Any, let_through: Callable[[np.ndarray], np.ndarray], limit: int) -> list[tuple[int, float]]:
-    """The first `limit` of rows (chunk, score) whose chunk is let through; looked at some hundreds at a time."""
+    """Return the first `limit` rows (chunk, score) whose chunk passes the filter, checking them in blocks."""
     found: list[tuple[int, float]] = []
     while len(found) < limit:
         block = [row for _, row in zip(range(limit), rows, strict=False)]
@@ -238,7 +238,7 @@ def _first_allowed(rows: Any, let_through: Callable[[np.ndarray], np.ndarray], l
 
 
 def _phrases(words: str) -> list[str]:
-    """FTS5 phrases of what stands in double quotes, or of the whole question when it has several words."""
+    """Return FTS5 phrases for the parts in double quotes, or for the whole query if it has several words."""
     texts = _QUOTED.findall(words) or ([words] if len(words.split()) > 1 else [])
     return [
         '"{}"'.format(searchable(text).replace('"', " ").replace("\0", " ")) for text in texts if match_expression(text)
@@ -246,6 +246,6 @@ def _phrases(words: str) -> list[str]:
 
 
 def _all_terms(words: str) -> str:
-    """An FTS5 expression for names that hold every word of a question."""
+    """Return an FTS5 expression for names that contain every word of a query."""
     terms = [expression for word in words.split() if (expression := match_expression(word))]
     return " AND ".join(f"({term})" for term in terms)

@@ -1,6 +1,6 @@
-"""What a search needs of one state of an index, in arrays: which rows of the bits file belong to which texts.
+"""An in-memory snapshot of one index state: arrays that map rows of the bits file to chunks and texts.
 
-Loaded once a state; a warm search reads nothing of it from the database.
+It is loaded once per state, so that repeated searches do not read it from the database again.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ _REBUILD_ROWS = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Allowed:
-    """What a filter lets through: a flag for each text's number, and for each row of the bits file; None: every row."""
+    """The result of a filter: a flag per text id, and per row of the bits file (None: every row passes)."""
 
     contents: np.ndarray
     slots: np.ndarray | None
@@ -30,7 +30,7 @@ class Allowed:
 
 @dataclass(slots=True, eq=False)
 class Snapshot:
-    """The runs of a generation, ascending in chunks and in slots, and the bits; arrays of int64 but for the bits."""
+    """The runs of a generation as int64 arrays, in ascending order of chunks and slots, and its rows of sign bits."""
 
     generation: Generation
     epoch: int
@@ -42,33 +42,33 @@ class Snapshot:
     bits: np.ndarray
     n_contents: int
     mended: bool
-    chunks_with: dict[str, int] = field(default_factory=dict)  # of chunks that hold a word, once asked
+    chunks_with: dict[str, int] = field(default_factory=dict)  # cached number of chunks per word
     _allowed: "OrderedDict[Filter, Allowed]" = field(default_factory=OrderedDict)
 
     def chunks_at(self, slots: np.ndarray) -> np.ndarray:
-        """Numbers of the chunks whose bits are in rows that belong to chunks, int64."""
+        """Return the chunk ids of used rows of the bits file, int64."""
         runs = np.searchsorted(self.first_slots, slots, side="right") - 1
         return self.first_chunks[runs] + slots - self.first_slots[runs]
 
     @property
     def n_chunks(self) -> int:
-        """How many chunks there are."""
+        """The number of chunks."""
         return int(self.counts.sum())
 
     def spread(self, count: int) -> np.ndarray:
-        """Numbers of so many chunks, or all, as evenly over the index as can be, int64."""
+        """Return the ids of `count` chunks, or all if there are fewer, spread evenly over the index, int64."""
         ends = np.cumsum(self.counts)
         places = np.unique(np.linspace(0, self.n_chunks - 1, min(count, self.n_chunks)).astype(np.int64))
         runs = np.searchsorted(ends, places, side="right")
         return self.first_chunks[runs] + places - (ends[runs] - self.counts[runs])
 
     def slots_of(self, chunks: np.ndarray) -> np.ndarray:
-        """Rows that hold the bits of chunks that are in this generation, int64."""
+        """Return the rows of the bits file of chunks in this generation, int64."""
         runs = np.searchsorted(self.first_chunks, chunks, side="right") - 1
         return self.first_slots[runs] + chunks - self.first_chunks[runs]
 
     def contents_of(self, chunks: np.ndarray) -> np.ndarray:
-        """Numbers of the texts of chunks, int64; 0, which no text has, for those that are not in this generation."""
+        """Return the text ids of chunks, int64; 0 (never a valid id) for chunks that are not in this generation."""
         if not len(self.first_chunks):
             return np.zeros(len(chunks), np.int64)
         runs = np.maximum(np.searchsorted(self.first_chunks, chunks, side="right") - 1, 0)
@@ -76,7 +76,7 @@ class Snapshot:
         return np.where(inside, self.contents[runs], 0)
 
     def allowed(self, database: Database, wanted: Filter) -> Allowed:
-        """What a filter lets through, remembered for the next search."""
+        """Return the texts and rows that pass a filter, cached for the next search."""
         if wanted not in self._allowed:
             self._allowed[wanted] = self._look_up(database, wanted)
             while len(self._allowed) > _CACHED_FILTERS:
@@ -97,7 +97,7 @@ class Snapshot:
         n_slots = int(self.counts[runs].sum())
         if n_slots == self.n_slots:
             return Allowed(contents, None, n_slots)
-        edges = np.zeros(self.n_slots + 1, np.int8)  # +1 where a run begins, -1 behind it; runs do not overlap
+        edges = np.zeros(self.n_slots + 1, np.int8)  # +1 at the start of a run, -1 after its end; runs do not overlap
         np.add.at(edges, self.first_slots[runs], 1)
         np.add.at(edges, self.first_slots[runs] + self.counts[runs], -1)
         return Allowed(contents, np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_), n_slots)
@@ -106,9 +106,10 @@ class Snapshot:
 def load_snapshot(
     database: Database, generation: Generation, directory: Path, before: Snapshot | None = None
 ) -> Snapshot:
-    """The present state of a generation; its bits are made from the vectors in memory when the file is not sound.
+    """Load the current state of a generation. If the bits file is invalid, the bits are rebuilt in memory.
 
-    Rows that a snapshot `before` this one had looked at are not looked at again, as rows of an epoch never change.
+    Rows that the previous snapshot `before` has verified are not verified again, because the rows of an epoch never
+    change.
     """
     n_slots, epoch = database.rows("SELECT next_slot, epoch FROM generations WHERE id = ?", (generation.id,))[0]
     runs = database.rows(
@@ -144,7 +145,7 @@ def load_snapshot(
 def sound_bits(
     file: BitsFile, n_slots: int, slots: np.ndarray, counts: np.ndarray, checksums: np.ndarray
 ) -> np.ndarray | None:
-    """The rows of a bits file, mapped; None unless all that runs claim is as it was written."""
+    """Return the memory-mapped rows of a bits file, or None if the checksum of any run does not match."""
     bits = file.map(n_slots)
     if bits is None:
         return None
@@ -155,7 +156,7 @@ def sound_bits(
 
 
 def made_bits(database: Database, generation: Generation, n_slots: int) -> np.ndarray:
-    """The bits of a generation from its vectors, in memory; rows that no run claims are zeros."""
+    """Build the bits of a generation from its vectors, in memory. Rows without a run are zero."""
     bits = np.zeros((n_slots, signs(np.zeros((1, generation.dim), np.int8)).shape[1]), np.uint8)
     rows = database.each(
         "SELECT slot + chunks.id - first_chunk, codes FROM runs JOIN embeddings ON embeddings.id = runs.embedding"
@@ -169,7 +170,7 @@ def made_bits(database: Database, generation: Generation, n_slots: int) -> np.nd
 
 
 def filter_sql(wanted: Filter) -> tuple[str, list[Any]]:
-    """The condition on live rows of `documents JOIN files JOIN roots` that a filter is, and its values."""
+    """Return a filter as an SQL condition on `documents JOIN files JOIN roots`, live rows only, and its values."""
     parts, values = ["documents.live"], []
     if wanted == EVERYTHING:
         return parts[0], values

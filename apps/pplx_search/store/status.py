@@ -1,4 +1,4 @@
-"""What an index holds, and what became of each file."""
+"""Read the status of an index, and its documents, chunks and lines of text."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def read_status(database: Database, directory: Path, vectors: Vectors, kernel: s
     n_contents, n_chars = database.rows(f"SELECT count(*), coalesce(sum(n_chars), 0) FROM contents WHERE {held}")[0]
 
     def embedded(number: int) -> tuple[int, int]:
-        """Texts with all their vectors in a generation, and chunks of all."""
+        """Return the number of fully embedded texts and the number of chunks in a generation."""
         row = database.rows(
             "SELECT coalesce(sum(complete), 0), coalesce(sum(n_chunks), 0) FROM embeddings JOIN contents"
             f" ON contents.id = content WHERE generation = ? AND {held}",
@@ -40,7 +40,7 @@ def read_status(database: Database, directory: Path, vectors: Vectors, kernel: s
         return row[0], row[1]
 
     n_embedded, n_chunks = embedded(serving.id) if serving else (0, 0)
-    remark = "the bits file is not sound and was made again in memory; opening the index for writing mends it"
+    remark = "the bits file is damaged and was rebuilt in memory; opening the index for writing repairs it"
     return Status(
         indexed=states.get("indexed", 0),
         pending=states.get("pending", 0),
@@ -63,12 +63,12 @@ def read_status(database: Database, directory: Path, vectors: Vectors, kernel: s
 
 
 def read_pending(database: Database) -> int:
-    """See `Store.n_pending`; the second condition is what lets SQLite use its index of files that are not indexed."""
+    """See `Store.n_pending`. The second condition lets SQLite use the partial index `files_not_indexed`."""
     return database.value("SELECT count(*) FROM files WHERE state = 'pending' AND state <> 'indexed'")
 
 
 def read_document(database: Database, vectors: Vectors, document: int) -> StoredDocument:
-    """A live document. Raises InputError when it is not in the index (any more)."""
+    """Return a live document. Raises InputError if it is not in the index, or no longer."""
     row = database.row(f"{_DOCUMENT} WHERE documents.id = ? AND live", (document,))
     if row is None:
         raise InputError(f"document {document} is not in the index; search again")
@@ -76,14 +76,14 @@ def read_document(database: Database, vectors: Vectors, document: int) -> Stored
 
 
 def read_documents(database: Database, vectors: Vectors, wanted: Filter) -> Iterator[StoredDocument]:
-    """The live documents that a filter lets through, in the order in which they came."""
+    """Yield the live documents that match a filter, in the order they were added."""
     condition, values = filter_sql(wanted)
     for row in database.each(f"{_DOCUMENT} WHERE {condition} ORDER BY documents.id", values):
         yield _document(row, vectors)
 
 
 def read_chunks(database: Database, content: int) -> Iterator[StoredChunk]:
-    """The chunks of a text in the serving generation, in their order."""
+    """Yield the chunks of a text in the serving generation, in order."""
     for row in database.each(
         "SELECT chunks.id, ordinal, start, stop, line, page, heading, codes FROM runs JOIN chunks ON chunks.id BETWEEN"
         " first_chunk AND first_chunk + runs.n_chunks - 1 WHERE runs.embedding = (SELECT embeddings.id FROM embeddings"
@@ -117,7 +117,7 @@ def _document(row: tuple[Any, ...], vectors: Vectors) -> StoredDocument:
 
 
 def read_lines(database: Database, texts: Texts, content: int, first: int, count: int) -> str:
-    """Lines of a text, counted from 1, with their ends; fewer where the text ends. Reads on from the nearest chunk."""
+    """Return up to `count` lines of a text from line `first` (1-based) on, starting at the nearest chunk before it."""
     row = database.row(
         "SELECT start, line FROM runs JOIN chunks ON chunks.id BETWEEN first_chunk AND first_chunk + runs.n_chunks - 1"
         " WHERE runs.embedding = (SELECT embeddings.id FROM embeddings JOIN generations ON generations.id = generation"
@@ -136,7 +136,7 @@ def read_lines(database: Database, texts: Texts, content: int, first: int, count
 
 
 def _put(found: list[str], part: str, line: int, first: int) -> int:
-    """Adds some of a line to those that are wanted; returns the number of the line that comes after it."""
+    """Append part of a line to `found` if its line is wanted, and return the number of the next line."""
     if line >= first:
         if found and not found[-1].endswith("\n"):
             found[-1] += part

@@ -1,4 +1,4 @@
-"""The index of a person's files: one SQLite file that says everything, and files of bits derived from it."""
+"""The index: one SQLite file that contains everything, and bits files derived from it."""
 
 import os
 import threading
@@ -36,12 +36,12 @@ _MAX_THREADS = 4
 
 
 class Store:
-    """An opened index.
+    """An open index.
 
-    `collections`, `files` and `vectors` write, and need `write=True`; there is one writer at a time on a machine. What
-    they do is a transaction of its own, or part of one that is open: `with store.transaction(): …`. Reading is always
-    possible, in other processes too, and each call sees one state. One thread at a time may use a store; `search` and
-    `text` wait for each other.
+    `collections`, `files` and `vectors` modify the index and require `write=True`; only one process can write at a
+    time. Each of their calls is a transaction, unless it is inside an open one: `with store.transaction(): …`. Reading
+    is always possible, also from other processes, and each call sees a consistent state. A store must be used by one
+    thread at a time; calls such as `search` and `text` take a lock.
     """
 
     def __init__(self, directory: Path, database: Database, lock: WriterLock | None, kernel: Kernel, threads: int):
@@ -66,13 +66,13 @@ class Store:
         on_step: Step = lambda step: None,
         vfs: str | None = None,
     ) -> "Store":
-        """The index in a directory, which is made when it is opened for writing.
+        """Open the index in a directory, creating it if `write` is True.
 
-        `kernel` computes searches (see `kernel.KERNELS`), `threads` of them at once for large indexes. `on_step` is
-        told each step of writing, `vfs` names a virtual file system of SQLite.
+        `kernel` selects the search kernel (see `kernel.KERNELS`), and `threads` how many threads scan a large index.
+        `on_step` is called with the name of each write step, and `vfs` names an SQLite virtual file system.
 
-        Raises StoreBusy when another process writes, StoreDamaged for what is not an index or of a newer release,
-        InputError when there is none to read.
+        Raises StoreBusy if another process is writing, StoreDamaged if the file is not an index or comes from a newer
+        release, and InputError if there is no index to read.
         """
         directory = Path(directory)
         path = directory / DATABASE_FILE
@@ -107,7 +107,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection and lets the next writer in."""
+        """Close the connection and release the writer lock."""
         with self._guard:
             try:
                 self._database.close()
@@ -116,82 +116,82 @@ class Store:
                     self._lock.release()
 
     def search(self, query: Query) -> list[Hit]:
-        """The best chunks for a query, best first."""
+        """Return the best chunks for a query, best first."""
         with self._guard:
             return self._searcher.search(query)
 
     def evidence(self, query: Query, hits: Sequence[Hit]) -> Evidence:
-        """What speaks for the answer to a query being among its hits."""
+        """Return the evidence that the answer to a query is among its hits."""
         with self._guard:
             return self._searcher.evidence(query, hits)
 
     def spread(self, count: int) -> list[Passage]:
-        """So many passages, or all that there are, from everywhere in the index."""
+        """Return `count` passages, or all if there are fewer, spread evenly over the index."""
         with self._guard:
             return self._searcher.spread(count)
 
     def n_chunks(self) -> int:
-        """How many chunks a search without a filter looks at."""
+        """Return the number of chunks that an unfiltered search covers."""
         with self._guard:
             return self._searcher.n_chunks()
 
     def n_pending(self) -> int:
-        """How many files were begun, or are known to have changed, and are not finished; cheap, unlike `status`."""
+        """Return the number of files that are known to be new or changed but not indexed yet. Cheaper than `status`."""
         with self._guard:
             return read_pending(self._database)
 
     def text(self, hit: Hit, around: int = 0) -> str:
-        """The text of a hit, with that many characters before and after it."""
+        """Return the text of a hit, with `around` characters of context on each side."""
         return self.read(hit.content, hit.start - around, hit.stop + around)
 
     def read(self, content: int, start: int = 0, stop: int | None = None) -> str:
-        """The slice `[start, stop)` of a text. Raises InputError when it is not in the index any more."""
+        """Return the slice `[start, stop)` of a text. Raises InputError if it is no longer in the index."""
         with self._guard, self._database.reading():
             return self._texts.read(content, start, stop)
 
     def lines(self, content: int, first: int, count: int) -> str:
-        """Lines of a text, counted from 1, with their ends; fewer where it ends."""
+        """Return up to `count` lines of a text from line `first` (1-based) on, including line endings."""
         with self._guard, self._database.reading():
             return read_lines(self._database, self._texts, content, first, count)
 
     def pieces(self, content: int) -> Iterator[Piece]:
-        """A whole text, with its pages: what embedding it anew needs. Stay in one thread while this runs."""
+        """Yield a whole text with its pages, as needed to embed it again. Iterate in a single thread."""
         return self._texts.pieces(content)
 
     def text_format(self, content: int) -> str:
-        """How headings are told in a text: `markdown`, `text` or `code`."""
+        """Return the markup of a text, which determines its headings: `markdown`, `text` or `code`."""
         with self._guard:
             return self._database.value("SELECT text_format FROM contents WHERE id = ?", (content,))
 
     def document(self, document: int) -> StoredDocument:
-        """A document by its number. Raises InputError when it is not in the index any more."""
+        """Return a document by id. Raises InputError if it is no longer in the index."""
         with self._guard, self._database.reading():
             return read_document(self._database, self.vectors, document)
 
     def documents(self, wanted: Filter = EVERYTHING) -> Iterator[StoredDocument]:
-        """The documents that a filter lets through, in the order in which they came."""
+        """Yield the documents that match a filter, in the order they were added."""
         return read_documents(self._database, self.vectors, wanted)
 
     def chunks(self, content: int) -> Iterator[StoredChunk]:
-        """The chunks of a text with their vectors in the serving generation, in their order."""
+        """Yield the chunks of a text with their vectors in the serving generation, in order."""
         return read_chunks(self._database, content)
 
     def status(self) -> Status:
-        """Coverage and size."""
+        """Return how much is indexed, and the size of the index."""
         with self._guard, self._database.reading():
             snapshot = self._searcher.snapshot()
             mended = snapshot is not None and snapshot.mended
             return read_status(self._database, self.directory, self.vectors, self._searcher.kernel.name, mended)
 
     def check(self) -> list[str]:
-        """What is wrong with the index, a sentence each; empty when every invariant holds. Reads everything once."""
+        """Check every invariant of the index and return the violations as messages. Reads the whole index once."""
         with self._guard:
             return check(self._database, self.directory)
 
     def compact(self) -> Swept:
-        """Drops what nothing holds any more, retired generations too, and gives the space back.
+        """Delete unreferenced texts and retired generations, and return the space to the file system.
 
-        Each step is a transaction of its own: searches go on, and after an interruption the next call goes on.
+        Each step is its own transaction: searches continue meanwhile, and an interrupted call is continued by the next.
         """
         with self._guard:
             return sweeping.sweep(self._database, self.directory)

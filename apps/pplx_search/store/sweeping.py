@@ -1,4 +1,4 @@
-"""Giving space back: texts that no document holds, retired generations, dead rows of bits files, free pages."""
+"""Reclaim space: unreferenced texts, retired generations, dead rows of bits files and free pages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from pplx_search.store.snapshot import load_snapshot
 from pplx_search.store.values import Generation
 from pplx_search.store.vectors import RETIRED, drop_chunks
 
-_DEAD_SHARE = 0.25  # of a bits file, above which it is written anew
+_DEAD_SHARE = 0.25  # of a bits file, above which it is rewritten
 _LEAST_DEAD = 256
-_UNMERGED_SHARE = 0.25  # of chunks that came or went, above which it is worth writing all words anew
+_UNMERGED_SHARE = 0.25  # of added or deleted chunks, above which the full-text index is rewritten
 _CHUNKS_AT_ONCE = 20_000
 _PAGES_AT_ONCE = 4096
 _UNHELD = "NOT EXISTS (SELECT 1 FROM documents WHERE documents.content = contents.id)"
@@ -23,7 +23,7 @@ _UNHELD = "NOT EXISTS (SELECT 1 FROM documents WHERE documents.content = content
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep dropped, and the bytes of the database before and after."""
+    """The number of items deleted by a sweep, and the database size in bytes before and after."""
 
     contents: int
     generations: int
@@ -33,7 +33,7 @@ class Swept:
 
 
 def sweep(database: Database, directory: Path) -> Swept:
-    """Drops what nothing needs any more and returns the space. Searches go on meanwhile; it can be interrupted."""
+    """Delete what is no longer needed and return the space. Searches continue meanwhile, and it can be interrupted."""
     before = _bytes(database)
     contents = _drop_contents(database)
     generations = _drop_generations(database)
@@ -45,13 +45,13 @@ def sweep(database: Database, directory: Path) -> Swept:
 
 
 def tidy(database: Database, directory: Path) -> None:
-    """Deletes bits files that are of no generation, or of an epoch that is over."""
+    """Delete bits files without a generation, or from a past epoch."""
     files = [BitsFile(directory, number, epoch, dim) for number, dim, _, epoch in _generations(database)]
     remove_others(directory, files)
 
 
 def mend(database: Database, directory: Path) -> list[int]:
-    """Makes bits files anew that are missing, short or wrong; returns the generations that needed it."""
+    """Rebuild bits files that are missing, truncated or invalid, and return the affected generation ids."""
     mended = []
     for number, dim, _, epoch in _generations(database):
         snapshot = load_snapshot(database, Generation(number, "", {}, dim, False), directory)
@@ -62,7 +62,7 @@ def mend(database: Database, directory: Path) -> list[int]:
 
 
 def _drop_contents(database: Database) -> int:
-    """Drops texts without documents, one transaction each, so that none holds up others for long."""
+    """Delete texts without documents, in small transactions that do not block others for long."""
     dropped = last = 0
     while found := database.rows(f"SELECT id FROM contents WHERE id > ? AND {_UNHELD} ORDER BY id LIMIT 64", (last,)):
         with database.transaction():
@@ -92,7 +92,7 @@ def _drop_generations(database: Database) -> int:
 
 
 def _drop_embeddings(database: Database, generation: int) -> None:
-    """Some of a retired generation's vectors; their words go with the whole table at the end."""
+    """Delete a batch of vectors of a retired generation. Its full-text table is dropped as a whole at the end."""
     n_chunks = 0
     for embedding, count in database.rows(
         "SELECT id, n_chunks FROM embeddings WHERE generation = ? ORDER BY id LIMIT 1000", (generation,)
@@ -107,7 +107,7 @@ def _drop_embeddings(database: Database, generation: int) -> None:
 
 
 def _compact_bits(database: Database, directory: Path, generation: int, dim: int, n_slots: int, epoch: int) -> int:
-    """Writes a bits file without its dead rows under the next epoch, when there are many; returns how many went."""
+    """Rewrite a bits file without its dead rows, as the next epoch, if it has many. Returns the number removed."""
     with database.transaction():
         runs = database.rows(
             "SELECT first_chunk, runs.n_chunks, slot FROM runs JOIN embeddings ON embeddings.id = embedding"
@@ -136,7 +136,7 @@ def _moved(bits: np.ndarray, runs: list[tuple[int, int, int]]) -> Iterator[np.nd
 
 
 def _merge_words(database: Database) -> None:
-    """Puts the full-text indexes in order where much came or went; deleted rows take no space there after it."""
+    """Optimize the full-text indexes if many chunks were added or deleted, which also frees deleted rows."""
     unmerged = database.value("SELECT value FROM counters WHERE name = 'unmerged'")
     n_chunks = database.value("SELECT coalesce(sum(n_chunks), 0) FROM embeddings")
     if not unmerged or unmerged < _UNMERGED_SHARE * n_chunks:
@@ -150,7 +150,7 @@ def _merge_words(database: Database) -> None:
 
 
 def _return_pages(database: Database) -> None:
-    """Cuts free pages off the file, and the log after them."""
+    """Truncate free pages from the file, then truncate the log."""
     while (free := database.pragma("freelist_count")) > 0:
         with database.transaction():
             database.rows(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")

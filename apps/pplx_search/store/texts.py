@@ -1,4 +1,4 @@
-"""Texts, compressed in blocks of equal length, so that a passage is read without the rest."""
+"""Texts, compressed in blocks of equal length, so that a passage can be read without the rest."""
 
 import bz2
 import json
@@ -13,13 +13,13 @@ from pplx_search.store.database import Database
 BLOCK_CHARS = 65_536
 _CACHED_BLOCKS = 32
 _LEVEL = 6
-_LONG_BYTES = 4096  # from which bz2 may make less of prose than zlib does
+_LONG_BYTES = 4096  # from this length on, bz2 can compress prose better than zlib
 _BZ2 = b"BZh"
-_UTF8 = ("utf-8", "surrogatepass")  # a text may hold halves of characters, and comes back as it was
+_UTF8 = ("utf-8", "surrogatepass")  # preserves lone surrogates
 
 
 class Texts:
-    """The texts of an index; recently read blocks are kept."""
+    """The texts of an index, with a cache of recently read blocks."""
 
     def __init__(self, database: Database):
         self._database = database
@@ -27,7 +27,7 @@ class Texts:
         self._cached_at = database.n_undone
 
     def add(self, digest: bytes, text_format: str, pieces: Iterable[Piece]) -> int:
-        """Stores a text and returns its number. It is written as it comes, and is there once the transaction is."""
+        """Store a text and return its id. It is written block by block, and visible once the transaction commits."""
         content = self._database.insert(
             "INSERT INTO contents(digest, text_format, n_chars) VALUES (?, ?, 0)", (digest, text_format)
         )
@@ -42,10 +42,10 @@ class Texts:
         return content
 
     def read(self, content: int, start: int = 0, stop: int | None = None) -> str:
-        """The slice `[start, stop)` of a text, cut to what there is."""
+        """Return the slice `[start, stop)` of a text, clipped to its length."""
         n_chars = self._database.value("SELECT n_chars FROM contents WHERE id = ?", (content,))
         if n_chars is None:
-            raise InputError(f"text {content} is not in the index any more; search again")
+            raise InputError(f"text {content} is no longer in the index; search again")
         begin, end = max(0, start), n_chars if stop is None else min(stop, n_chars)
         if end <= begin:
             return ""
@@ -54,10 +54,10 @@ class Texts:
         return text[begin - first * BLOCK_CHARS : end - first * BLOCK_CHARS]
 
     def pieces(self, content: int) -> Iterator[Piece]:
-        """A whole text in the pieces that it came in, those of one page joined; made for embedding it again."""
+        """Yield a whole text in pieces, each on a single page, for embedding it again."""
         row = self._database.row("SELECT n_chars, pages FROM contents WHERE id = ?", (content,))
         if row is None:
-            raise InputError(f"text {content} is not in the index any more; search again")
+            raise InputError(f"text {content} is no longer in the index; search again")
         n_chars, told = row
         pages = json.loads(unpacked(told)) if told else [(0, None)]
         edges = [*(start for start, _ in pages), n_chars]
@@ -66,7 +66,7 @@ class Texts:
                 yield Piece(self.read(content, position, min(stop, position + BLOCK_CHARS)), page)
 
     def _block(self, content: int, number: int) -> str:
-        if self._cached_at != self._database.n_undone:  # numbers of texts that were undone are given out again
+        if self._cached_at != self._database.n_undone:  # ids from a rolled-back transaction are reused
             self._cache.clear()
             self._cached_at = self._database.n_undone
         key = (content, number)
@@ -80,19 +80,19 @@ class Texts:
 
 
 def packed(text: str) -> bytes:
-    """A text compressed in the way that makes it shorter, which the first bytes tell."""
+    """Return a text compressed with zlib or bz2, whichever is shorter; the first bytes identify the format."""
     data = text.encode(*_UTF8)
     found = zlib.compress(data, _LEVEL)
     return min(found, bz2.compress(data), key=len) if len(data) >= _LONG_BYTES else found
 
 
 def unpacked(data: bytes) -> str:
-    """The text that was packed. Raises zlib.error, OSError or ValueError for what is no packed text."""
+    """Return the uncompressed text. Raises zlib.error, OSError or ValueError if the data is invalid."""
     return (bz2 if data.startswith(_BZ2) else zlib).decompress(data).decode(*_UTF8)
 
 
 def _counted(pieces: Iterable[Piece], pages: list[tuple[int, int | None]]) -> Iterator[str]:
-    """The texts of pieces; `pages` comes to hold where each page begins."""
+    """Yield the texts of pieces, and record in `pages` where each page starts."""
     position = 0
     for piece in pieces:
         if piece.text and (not pages or pages[-1][1] != piece.page):
@@ -102,7 +102,7 @@ def _counted(pieces: Iterable[Piece], pages: list[tuple[int, int | None]]) -> It
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """The same text in blocks of `BLOCK_CHARS`, the last one shorter."""
+    """Yield the joined texts in blocks of `BLOCK_CHARS` characters; the last one may be shorter."""
     waiting: list[str] = []
     n_chars = 0
     for text in texts:

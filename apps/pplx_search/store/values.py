@@ -1,4 +1,4 @@
-"""The values that go into a store and come out of it."""
+"""Value types passed to and returned by a store."""
 
 import os
 from collections.abc import Mapping
@@ -12,10 +12,11 @@ from pplx_edge.errors import InputError
 
 
 class FileState(StrEnum):
-    """What a scan finds out about a file, by what the system says of it.
+    """The state of a file in a scan, judged by its metadata.
 
-    `NEW` and `CHANGED` have to be read, and `PENDING` was begun and not finished; `MOVED` is known under another name,
-    `UNCHANGED` is indexed as it is. `FAILED` could not be read when it was as it is now, `SKIPPED` was left out.
+    `NEW` and `CHANGED` files must be read, and `PENDING` ones were started but not finished. `MOVED` files are indexed
+    under another name, and `UNCHANGED` ones are up to date. `FAILED` files could not be read in their current version,
+    and `SKIPPED` ones were excluded.
     """
 
     NEW = "new"
@@ -29,7 +30,7 @@ class FileState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFacts:
-    """A file as the system describes it, by its absolute path in bytes, which need not be valid Unicode."""
+    """File metadata from the system. The absolute path is bytes, since it may not be valid Unicode."""
 
     path: bytes
     size: int = 0
@@ -39,7 +40,7 @@ class FileFacts:
 
     @classmethod
     def of(cls, path: bytes, stat: os.stat_result) -> "FileFacts":
-        """The facts that `os.stat` tells."""
+        """Return the facts from an `os.stat` result."""
         return cls(
             path=path,
             size=stat.st_size,
@@ -51,7 +52,7 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A file of a scan: its number in the store, its state, and how often and why it failed, or why it was skipped."""
+    """A file in a scan: its id, its state, the number of failed attempts, and the reason code if failed or skipped."""
 
     file: int
     state: FileState
@@ -61,7 +62,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A folder, or a single file, that a collection takes its files from."""
+    """A folder or single file that belongs to a collection."""
 
     id: int
     path: bytes
@@ -69,7 +70,7 @@ class Root:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A named set of roots with rules of its own, which the store keeps and does not look at."""
+    """A named set of roots with its own rules, which the store keeps without interpreting them."""
 
     id: int
     name: str
@@ -79,7 +80,7 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The vectors of one model with one way of cutting and reading text. Searches use the one that is serving."""
+    """The vectors of one model with one set of chunking options. Searches use the serving generation."""
 
     id: int
     fingerprint: str
@@ -90,7 +91,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the vectors of a text have come: chunks committed, and the position to go on from (None: the start)."""
+    """Embedding progress of a text: chunks committed, and the position to resume from (None: the start)."""
 
     embedding: int
     content: int
@@ -101,7 +102,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A document that was handed over: its number, that of its text, and whether its text was there before."""
+    """A staged document: its id, the id of its text, and whether the text was already stored."""
 
     document: int
     content: int
@@ -110,11 +111,11 @@ class Staged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which documents a search looks at; what is empty or None does not limit.
+    """Limits a search to some documents; empty or None fields do not filter.
 
-    `folders` are absolute paths: a document is in one if it is the path or lies below it. `since` (inclusive) and
-    `until` (exclusive) are seconds since 1970 and are compared with the document's own date, or with the file's when
-    it has none. `author` and `recipient` are found anywhere in the field, whatever the case.
+    `folders` are absolute paths, which match the path itself and everything below it. `since` (inclusive) and `until`
+    (exclusive) are seconds since 1970, compared with the date of the document, or of the file if the document has
+    none. `author` and `recipient` match any part of the field, ignoring case.
     """
 
     collections: tuple[str, ...] = ()
@@ -132,9 +133,9 @@ MAX_DEPTH = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Query:
-    """A question: its vector int8 `[D]`, its words, or both; `k` hits are wanted of what the filter lets through.
+    """A query: its int8 vector `[D]`, its words, or both, for the `k` best hits that pass the filter.
 
-    `depth` is the most chunks that are compared exactly after the scan of the bits.
+    `depth` is the maximum number of chunks that are scored exactly after the scan of the sign bits.
     """
 
     codes: np.ndarray | None = None
@@ -147,16 +148,16 @@ class Query:
         if self.k < 1 or self.depth < 1:
             raise InputError(f"k {self.k} and depth {self.depth} must be at least 1")
         if self.codes is not None and (self.codes.dtype != np.int8 or self.codes.ndim != 1):
-            raise InputError(f"a query's vector must be int8 [D], got {self.codes.dtype} {list(self.codes.shape)}")
+            raise InputError(f"a query vector must be int8 [D], got {self.codes.dtype} {list(self.codes.shape)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """A chunk that was found, `[start, stop)` of its document's text, and why.
+    """A search result: a chunk, which is `[start, stop)` of its document's text, with its scores.
 
-    `score` is what hits are ordered by (see `fusing`). `cosine` is exact (None without a query vector), `bm25` is
-    higher for better (None where no word matched). `ranks` has the rank from 1 in each ranking that names the chunk:
-    `dense`, `words`, `phrase`, `name`. `copies` counts further documents with the very same text.
+    Hits are sorted by `score` (see `fusing`). `cosine` is exact (None without a query vector); higher `bm25` is better
+    (None if no word matched). `ranks` maps each ranking that includes the chunk (`dense`, `words`, `phrase`, `name`) to
+    its 1-based rank. `copies` counts other documents with the same text.
     """
 
     chunk: int
@@ -180,7 +181,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """The slice `[start, stop)` of a text that a chunk is."""
+    """A chunk as the slice `[start, stop)` of its text."""
 
     content: int
     start: int
@@ -189,11 +190,11 @@ class Passage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What speaks for the answer being among the first hits: see `evidence`.
+    """Evidence that the answer is among the first hits (see `evidence`).
 
-    `prominence`: by how many standard deviations of the index the best hit's vector leans to the query's (None without
-    a query vector). `share_of_words`: how much of what the question's words weigh together the best hit has, from 0.
-    `exact`: a hit holds the question word for word, or has it as its name.
+    `prominence` is the z-score of the best hit's similarity to the query within the index (None without a query
+    vector). `share_of_words` is the best hit's BM25 as a share of its upper bound. `exact` is True if a hit contains
+    the query word for word, or matches it by name.
     """
 
     prominence: float | None
@@ -203,10 +204,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Yardstick:
-    """The evidence for questions that nothing in an index answers: means and standard deviations.
+    """The null baseline: means and standard deviations of the evidence for unanswerable questions.
 
-    They are of sentences of the index itself, asked of all documents but their own. `n_chunks` is how many chunks the
-    index had then, `n_sentences` how many sentences were asked.
+    The questions are sentences of the index itself, searched in every document except the one each came from.
+    `n_chunks` is the size of the index when it was measured, and `n_sentences` the number of sentences.
     """
 
     n_chunks: int
@@ -219,7 +220,7 @@ class Yardstick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDocument:
-    """A document as it is shown: where it is, what it is, how long."""
+    """A document for display: its location, kind and length."""
 
     id: int
     path: bytes
@@ -252,7 +253,7 @@ class StoredChunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileReport:
-    """A file and why it is (not) indexed."""
+    """A file with its state, and the reason if it is not indexed."""
 
     path: bytes
     collection: str
@@ -265,10 +266,10 @@ class FileReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Coverage: files by state, reasons by code for those that were skipped or failed, and what the index holds.
+    """What an index contains: files by state, skipped and failed files by reason code, and sizes.
 
-    `n_embedded` of `n_contents` texts have all their vectors in the serving generation, `n_rebuilt` of them in the one
-    that is being built, if one is.
+    Of `n_contents` texts, `n_embedded` have all their vectors in the serving generation, and `n_rebuilt` in the
+    generation that is being built, if any.
     """
 
     indexed: int
@@ -291,5 +292,5 @@ class Status:
 
 
 def signed(number: int) -> int:
-    """SQLite's integers have a sign; some file systems' inode numbers use all 64 bits."""
+    """Return an unsigned 64-bit number as SQLite's signed integer. Some file systems have 64-bit inode numbers."""
     return number - (1 << 64) if number >= 1 << 63 else number

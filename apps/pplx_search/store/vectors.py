@@ -1,4 +1,4 @@
-"""Generations of vectors, and the vectors of texts as they come."""
+"""Generations of vectors, and appending the vectors of texts to them."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,25 +30,25 @@ class Vectors:
 
     @property
     def serving(self) -> Generation | None:
-        """The generation that searches use, None in an index without vectors."""
+        """The generation that searches use, or None in an index without vectors."""
         return self._one("state = ?", SERVING)
 
     @property
     def building(self) -> Generation | None:
-        """The generation that is to serve once it is complete, None when there is none."""
+        """The generation being built to replace the serving one, or None."""
         return self._one("state = ?", BUILDING)
 
     def use(self, fingerprint: str, settings: Mapping[str, Any], dim: int) -> Generation:
-        """The generation of a fingerprint, which names the model's weights and all settings that vectors depend on.
+        """Return the generation for a fingerprint, which covers the weights and all settings that affect vectors.
 
-        The first of an index serves at once. Another is built beside it, and serves after `switch`; one that was being
-        built and is neither of the two is given up.
+        The first generation of an index serves immediately. A second one is built alongside it and serves after
+        `switch`. Any other unfinished generation is retired.
         """
         with self._database.transaction():
             found = self._one("fingerprint = ?", fingerprint)
             if found is not None:
                 if found.dim != dim:
-                    raise InputError(f"the index holds vectors of {found.dim} dimensions by this name, not {dim}")
+                    raise InputError(f"this model has {found.dim} dimensions in the index, but now {dim}")
                 return found
             self._database.run(
                 "UPDATE generations SET state = ?, fingerprint = NULL WHERE state = ?", (RETIRED, BUILDING)
@@ -63,7 +63,7 @@ class Vectors:
         return Generation(number, fingerprint, settings, dim, state == SERVING)
 
     def begin(self, content: int, generation: Generation) -> Progress:
-        """How far the vectors of a text are; a text that has none yet is begun."""
+        """Return the embedding progress of a text, starting a new embedding if it has none."""
         with self._database.transaction():
             found = self.progress(content, generation)
             if found is not None:
@@ -74,7 +74,7 @@ class Vectors:
         return Progress(embedding, content, 0, None, False)
 
     def progress(self, content: int, generation: Generation) -> Progress | None:
-        """As `begin`, None for a text that was not begun."""
+        """Return the embedding progress of a text, or None if it was not begun."""
         row = self._database.row(
             "SELECT id, content, n_chunks, position, complete FROM embeddings WHERE content = ? AND generation = ?",
             (content, generation.id),
@@ -82,9 +82,9 @@ class Vectors:
         return None if row is None else Progress(row[0], row[1], row[2], row[3], bool(row[4]))
 
     def append(self, embedding: int, vectors: Sequence[ChunkVector]) -> None:
-        """Adds the next chunks of a text, and remembers the position behind them.
+        """Append the next chunks of a text, and store the position after them.
 
-        Raises InputError for chunks that do not follow those that are there, or of another width.
+        Raises InputError if the chunks do not follow the stored ones, or have the wrong dimension.
         """
         if not vectors:
             return
@@ -107,13 +107,13 @@ class Vectors:
             )
 
     def complete(self, embedding: int) -> None:
-        """Says that a text has all its chunks."""
+        """Mark a text as having all its chunks."""
         with self._database.transaction():
             if not self._database.run("UPDATE embeddings SET complete = 1, position = NULL WHERE id = ?", (embedding,)):
                 raise InputError(f"embedding {embedding} is not in the index")
 
     def restart(self, embedding: int) -> None:
-        """Drops the chunks of a text that was not finished, where its position is of no use any more."""
+        """Delete the chunks of an unfinished text whose resume position is no longer usable."""
         with self._database.transaction():
             drop_chunks(self._database, embedding)
             self._database.run(
@@ -121,9 +121,9 @@ class Vectors:
             )
 
     def pending(self, generation: Generation) -> Iterator[int]:
-        """The texts of documents that do not have all their vectors in a generation, in the order in which they came.
+        """Yield the ids of texts without complete vectors in a generation, in the order they were added.
 
-        Texts may be completed while this runs.
+        Texts may be completed during the iteration.
         """
         last = 0
         while True:
@@ -138,13 +138,13 @@ class Vectors:
             yield last
 
     def switch(self, generation: Generation) -> None:
-        """Lets a generation serve instead of the one that does, which is retired and goes with the next `compact`.
+        """Make searches use a generation. The previous one is retired and deleted by the next `compact`.
 
-        Raises InputError while a text lacks vectors in it.
+        Raises InputError if a text has no complete vectors in the new generation.
         """
         with self._database.transaction():
             if next(self.pending(generation), None) is not None:
-                raise InputError("not every text has its vectors in the new generation yet; finish embedding first")
+                raise InputError("some texts have no vectors in the new generation yet; finish embedding first")
             self._database.step("switch")
             self._database.run(
                 "UPDATE generations SET state = ?, fingerprint = NULL WHERE state = ? AND id <> ?",
@@ -154,17 +154,17 @@ class Vectors:
                 "UPDATE generations SET state = ? WHERE id = ? AND state <> ?", (SERVING, generation.id, RETIRED)
             )
             if not changed:
-                raise InputError(f"generation {generation.id} is not in the index any more")
+                raise InputError(f"generation {generation.id} is no longer in the index")
 
     def yardstick(self, generation: Generation) -> Yardstick | None:
-        """The evidence for nothing in a generation, None where it was not measured yet."""
+        """Return the null baseline of a generation, or None if it was not measured yet."""
         if self._database.row("SELECT 1 FROM sqlite_schema WHERE name = 'yardsticks'") is None:
-            return None  # an index of the first version that was not opened for writing since
+            return None  # a version 1 index that was not opened for writing since
         figures = self._database.value("SELECT figures FROM yardsticks WHERE generation = ?", (generation.id,))
         return None if figures is None else Yardstick(**json.loads(figures))
 
     def set_yardstick(self, generation: Generation, yardstick: Yardstick) -> None:
-        """Keeps what was measured."""
+        """Store the null baseline of a generation."""
         with self._database.transaction():
             self._database.run(
                 "INSERT INTO yardsticks(generation, figures) VALUES (?, ?)"
@@ -186,18 +186,16 @@ class Vectors:
             (embedding, RETIRED),
         )
         if row is None:
-            raise InputError(
-                f"embedding {embedding} does not take chunks: it is complete, or not in the index any more"
-            )
+            raise InputError(f"cannot append to embedding {embedding}: it is complete, or no longer in the index")
         return row[0], row[1], row[2], row[3], row[4], row[5]
 
     def _checked(self, vectors: Sequence[ChunkVector], n_chunks: int, dim: int) -> np.ndarray:
         codes = np.stack([vector.codes for vector in vectors])
         if codes.dtype != np.int8 or codes.shape[1:] != (dim,):
-            raise InputError(f"codes {codes.dtype} {list(codes.shape)}: this generation takes int8 [{dim}]")
+            raise InputError(f"expected codes int8 [N, {dim}], got {codes.dtype} {list(codes.shape)}")
         for index, vector in enumerate(vectors, start=n_chunks):
             if vector.index != index:
-                raise InputError(f"chunk {vector.index} was handed over where chunk {index} is the next")
+                raise InputError(f"expected chunk {index} next, got chunk {vector.index}")
         return codes
 
     def _insert_chunks(self, embedding: int, first: int, vectors: Sequence[ChunkVector], codes: np.ndarray) -> None:
@@ -228,7 +226,7 @@ class Vectors:
         )
 
     def _claim(self, embedding: int, first: int, slot: int, rows: np.ndarray) -> None:
-        """Makes rows of the bits file those of chunks, in one run with the chunks before where they follow them."""
+        """Assign rows of the bits file to chunks, extending the previous run if they directly follow it."""
         last = self._database.row(
             "SELECT first_chunk, n_chunks, checksum FROM runs WHERE first_chunk + n_chunks = ? AND slot + n_chunks = ?"
             " AND embedding = ?",
@@ -247,7 +245,7 @@ class Vectors:
 
 
 def drop_chunks(database: Database, embedding: int) -> None:
-    """Deletes the chunks of a text in a generation: their words, vectors and claims on rows of the bits file."""
+    """Delete the chunks of a text in a generation, with their full-text rows, vectors and runs."""
     generation = database.value("SELECT generation FROM embeddings WHERE id = ?", (embedding,))
     runs = database.rows("SELECT first_chunk, n_chunks FROM runs WHERE embedding = ?", (embedding,))
     for first, count in runs:
@@ -259,10 +257,10 @@ def drop_chunks(database: Database, embedding: int) -> None:
 
 
 def count_unmerged(database: Database, n_chunks: int) -> None:
-    """Notes that so many chunks came or went."""
+    """Count chunks that were added or deleted since the full-text indexes were last optimized."""
     database.run("UPDATE counters SET value = value + ? WHERE name = 'unmerged'", (n_chunks,))
 
 
 def searchable(text: str) -> str:
-    """A text as the full-text index takes it: letters of unspaced scripts apart, no halves of characters."""
+    """Return a text for the full-text index: unspaced scripts split into letters, lone surrogates replaced."""
     return indexable(text).encode("utf-8", "replace").decode()

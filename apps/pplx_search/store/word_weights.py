@@ -1,4 +1,4 @@
-"""How much a question's words weigh in an index, by SQLite's BM25."""
+"""Document frequencies of query words, and the upper bound of SQLite's BM25 for a query."""
 
 import math
 
@@ -7,13 +7,13 @@ from pplx_search.store.database import Database
 from pplx_search.store.schema import words_table
 from pplx_search.store.snapshot import Snapshot
 
-COUNTED = 20_000  # chunks with a word, beyond which they are not counted on
+COUNTED = 20_000  # counting stops beyond this many chunks with a word
 _K1 = 1.2
-_LEAST_IDF = 1e-6  # as in SQLite, of words that more than half of all chunks hold
+_LEAST_IDF = 1e-6  # as in SQLite, for words in more than half of all chunks
 
 
 def count_chunks(database: Database, snapshot: Snapshot, term: str) -> int:
-    """How many chunks hold a term, no more than one beyond COUNTED; remembered for the next search."""
+    """Return the number of chunks that contain a term, at most COUNTED + 1. Cached in the snapshot."""
     if term not in snapshot.chunks_with:
         table = words_table(snapshot.generation.id)
         sql = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {table} MATCH ? LIMIT ?)"
@@ -22,9 +22,9 @@ def count_chunks(database: Database, snapshot: Snapshot, term: str) -> int:
 
 
 def most_bm25(database: Database, snapshot: Snapshot, words: str) -> float:
-    """What no chunk's BM25 can exceed: each word as often as can be in a text of no length.
+    """Return an upper bound of BM25 for a query: the limit for infinitely frequent words in an empty text.
 
-    Words that no chunk holds count in full: SQLite leaves them out, as they rank nothing.
+    Words that no chunk contains count in full, although SQLite ignores them in ranking.
     """
     n_chunks = snapshot.n_slots
     counts = [min(count_chunks(database, snapshot, term), n_chunks) for term in match_terms(words)]

@@ -1,1 +1,1 @@
-"""Checkpoints to Core ML packages."""
+"""Convert checkpoints to Core ML packages."""

@@ -1,10 +1,10 @@
-"""Checkpoint to Core ML packages and the embedding table beside them, and saved packages run layer by layer.
+"""Convert a checkpoint to Core ML packages and an embedding table, and evaluate saved packages layer by layer.
 
-`model.mlpackage` holds one function for each fixed length, over shared weights; what the Neural Engine runs has a fixed
-shape. `flexible.mlpackage` holds one function of any length, for the graphics processor. It is a package of its own
-because Core ML has been reported to refuse, on some systems by ending the process, models that mix inputs of fixed and
-of free shape: a fault there must not take the other functions with it. Both weight files are one file under two names
-(a hard link), where the disk can do that.
+`model.mlpackage` contains one function for each fixed length, with shared weights, because the Neural Engine requires
+fixed shapes. `flexible.mlpackage` contains one function for any length, for the GPU. It is a separate package because
+Core ML reportedly rejects models that mix inputs of fixed and variable shape, on some systems by terminating the
+process, and such a failure must not affect the other functions. The weight file of the second package is a hard link to
+that of the first if the file system supports hard links, otherwise a copy.
 """
 
 import os
@@ -31,12 +31,15 @@ from pplx_edge.weights.artifact import COREML_LAYOUT
 from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_edge.weights.rounding import quantize_rows
 
-_USUAL_LENGTH = 128  # the function that is run when none is asked for, where there is one
+_USUAL_LENGTH = 128  # the length of the default function, if there is one of this length
 _TABLE_BLOCK_ROWS = 8192
 
 
 def write(job: Job) -> Written:
-    """Writes packages and table. The states are those of the saved files, rounded to float16 where that is declared."""
+    """Write the packages and the table, and return the result.
+
+    The states are computed from the saved files, with rounding to float16 wherever the program declares it.
+    """
     job.options.require_only(job.format)
     lengths = io.model_lengths(job.checkpoint.spec.max_tokens)
     write_files(job.checkpoint, job.format, job.directory, lengths, job.step)
@@ -53,7 +56,7 @@ def write_files(
     lengths: Sequence[int],
     step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes packages with functions of the given lengths, and the table; `step` after each layer."""
+    """Write the packages, with functions of the given lengths, and the table. Calls `step` after each layer."""
     package, flexible = directory / COREML_LAYOUT.package, directory / COREML_LAYOUT.flexible
     precision, spec = PRECISIONS[format], checkpoint.spec
     weights = PackageWeights(data_folder(package) / WEIGHT_FOLDER)
@@ -77,17 +80,18 @@ def write_files(
 
 
 def evaluate(directory: Path, rows: Sequence[TokenRow], *, half: bool = True) -> Iterator[list[np.ndarray]]:
-    """The states `[T, D]` of all rows after the embedding, after each layer and after the final norm, from saved files.
+    """Yield the states `[T, D]` of all rows after the embedding, after each layer and after the final norm.
 
-    Each row goes through the function that the session would choose; rows of one function go side by side. With `half`
-    all that a program declares to be float16 is rounded to it. Raises InputError for a row longer than any function.
+    The states are computed from the saved files. Each row uses the function that the session would choose; rows that
+    use the same function are evaluated together. `half` rounds every value that the program declares as float16.
+    Raises InputError for a row longer than the longest function.
     """
     spec = ModelSpec.from_directory(directory)
     table = open_table(directory, spec)
     program = MilProgram.open(directory / COREML_LAYOUT.package)
     lengths = io.FixedLengths(tuple(io.function_length(name) for name in program.functions))
     if too_long := [len(row) for row in rows if len(row) > lengths.limit]:
-        raise InputError(f"a row of {max(too_long):,} tokens, the longest function takes {lengths.limit:,}: cut it")
+        raise InputError(f"a row has {max(too_long):,} tokens, limit {lengths.limit:,} (the longest function)")
     embedded = [table.rows(row.ids) for row in rows]
     yield embedded
     groups: dict[int, list[int]] = defaultdict(list)
@@ -109,15 +113,15 @@ def evaluate(directory: Path, rows: Sequence[TokenRow], *, half: bool = True) ->
 
 
 def open_table(directory: Path, spec: ModelSpec) -> EmbeddingTable:
-    """The embedding table of a converted model."""
+    """Open the embedding table of a converted model."""
     return EmbeddingTable.open(directory / COREML_LAYOUT.table, (spec.vocab_size, spec.hidden_size))
 
 
 def write_table(checkpoint: Checkpoint, path: Path, *, as_int8: bool) -> None:
-    """Writes the embedding as safetensors, block by block: float16, or int8 codes and a float32 scale a row.
+    """Write the embedding table as safetensors, block by block: float16, or int8 codes with a float32 scale per row.
 
-    float16 beside float16 projections, because then nothing is lost but what float16 loses. int8 beside all smaller
-    ones: a row's scale makes its error a third of a percent, below that of any of these projections, at half the size.
+    With float16 projections, a float16 table avoids any further loss. With smaller projections, int8 halves the size of
+    the table; the scale per row limits the error to a third of a percent, less than that of any of these projections.
     """
     n_rows, dim = checkpoint.spec.vocab_size, checkpoint.spec.hidden_size
     tensors = {CODES: ("I8", (n_rows, dim)), SCALES: ("F32", (n_rows,))} if as_int8 else {TABLE: ("F16", (n_rows, dim))}
@@ -134,7 +138,7 @@ def write_table(checkpoint: Checkpoint, path: Path, *, as_int8: bool) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the disk has no such thing."""
+    """Create a hard link to a file, or a copy if the file system does not support hard links."""
     target.parent.mkdir(parents=True)
     try:
         os.link(source, target)

@@ -1,4 +1,4 @@
-"""A saved Core ML program on the probe texts, on any machine: what its weights and its float16 cost."""
+"""Evaluate a saved Core ML program on the probe texts, on any machine, to measure the loss of weights and float16."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from pplx_edge.weights.checkpoint import Checkpoint
 
 
 def evaluate_program(directory: Path, source: Path | None) -> dict[str, Any]:
-    """`rounding`: with float16 rounding against without; `reference`: with it against the checkpoint in `source`.
+    """Return two parity reports as dicts, `rounding` and `reference`.
 
-    Both are the figures of a parity report; the second is None without a source, or when its weights are not those
-    that the program was made from.
+    `rounding` compares the program with float16 rounding to the program without it. `reference` compares the program
+    with rounding to the checkpoint in `source`; it is None if there is no source, or if the program was made from
+    different weights.
     """
     spec = ModelSpec.from_directory(directory)
     rows = probe_rows(Tokenizer.open(directory, spec), spec)

@@ -1,12 +1,13 @@
-"""The encoder as a Core ML function of one row, authored with the MIL builder; nothing is traced.
+"""The encoder as a Core ML function of one row, built with the MIL builder, without tracing.
 
-Everything is float16 but the ends: the states that come out are float32, and so is the pooling. Two things make float16
-safe. The norm divides by the largest magnitude first, because activations of this architecture reach tens of thousands
-and their squares do not fit. Rotations are constants, because angles of late positions need float32.
+All computation is float16, except that the output states and the pooling are float32. Two measures make float16 safe.
+The norm first divides by the largest magnitude, because the activations of this architecture reach tens of thousands
+and their squares would overflow. Rotary cosines and sines are constants or inputs, because the angles of late positions
+need float32.
 
-Queries that share a key head become further queries of that head: `q_proj` and `o_proj` are stored with their heads in
-(group, key head) order, so that `[1, T, H, d]` is `[1, T * group, K, d]` without a copy, and keys and values are never
-repeated for the fused attention, which wants equally many heads.
+Queries that share a key head become additional queries of that head. `q_proj` and `o_proj` are stored with their heads
+in (group, key head) order, so `[1, T, H, d]` can be reshaped to `[1, T * group, K, d]`. Keys and values are therefore
+never repeated, although fused attention requires the same number of heads for all three.
 """
 
 from typing import Any
@@ -22,22 +23,22 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint
 
 FINAL_NORM = "norm.weight"
-_LEAST = np.float16(2.0**-14)  # the least normal float16: what a row of zeros is divided by
+_LEAST = np.float16(2.0**-14)  # the smallest normal float16, the divisor for a row of zeros
 
 
 def layer_output(index: int) -> str:
-    """The name of the residual stream `[1, T, D]` after a layer."""
+    """Return the name of the residual stream `[1, T, D]` after a layer."""
     return f"layer_{index}_states"
 
 
 class EncoderGraph:
-    """Authors functions of one model over weights that are stored under their checkpoint names."""
+    """Builds the functions of one model. The weights must already be stored under their checkpoint names."""
 
     def __init__(self, spec: ModelSpec, precision: Precision, weights: PackageWeights):
         self.spec, self.precision, self.weights = spec, precision, weights
 
     def fixed(self, length: int) -> Function:
-        """A function of rows of up to `length` tokens, whose rotations `rotary.{length}.*` are stored."""
+        """Return a function for rows of up to `length` tokens; `rotary.{length}.*` must already be stored."""
 
         @mb.function(input_specs=self._inputs(length), opset_version=TARGET)
         def function(inputs_embeds: Var, key_bias: Var, span_weights: Var) -> tuple[Var, Var]:
@@ -47,7 +48,7 @@ class EncoderGraph:
         return function
 
     def flexible(self) -> Function:
-        """A function of rows of any length, which also takes the rotations of their positions."""
+        """Return a function for rows of any length, which also takes the rotary cosines and sines as inputs."""
         length = new_symbol()
         rotation = [mb.TensorSpec((1, length, 1, self.spec.head_dim // 2), types.fp16) for _ in ("cos", "sin")]
 
@@ -74,7 +75,7 @@ class EncoderGraph:
         return states, mb.matmul(x=span_weights, y=states, name=io.SPAN_MEANS)
 
     def layer(self, index: int, x: Var, bias: Var, rotation: tuple[Var, Var]) -> Var:
-        """One layer: attention and MLP, each normalised before and added after."""
+        """Add one layer: pre-norm attention and MLP, each added to the residual stream."""
         prefix = f"layers.{index}."
         normed = self.norm(x, prefix + "input_layernorm.weight")
         x = mb.add(x=x, y=self.attention(normed, prefix + "self_attn.", bias, rotation), name=f"layer_{index}_middle")
@@ -82,10 +83,10 @@ class EncoderGraph:
         return mb.add(x=x, y=self.mlp(normed, prefix + "mlp."), name=layer_output(index))
 
     def norm(self, x: Var, weight: str) -> Var:
-        """RMSNorm over the last axis, in the range of float16 whatever x is.
+        """Add an RMSNorm over the last axis that does not overflow float16 for any x.
 
-        With m = max|x|, `x / sqrt(mean(x²) + eps)` is `(x/m) / sqrt(mean((x/m)²) + (sqrt(eps)/m)²)`, in which no term
-        exceeds 1 but the last, which is small where m is large.
+        With m = max|x|, `x / sqrt(mean(x²) + eps)` equals `(x/m) / sqrt(mean((x/m)²) + (sqrt(eps)/m)²)`. No term of
+        this expression exceeds 1 except the last, which is small if m is large.
         """
         name = weight.removesuffix(".weight").replace(".", "_")
         largest = mb.reduce_max(x=mb.abs(x=x, name=f"{name}_abs"), axes=[-1], keep_dims=True, name=f"{name}_largest")
@@ -99,7 +100,7 @@ class EncoderGraph:
         return mb.mul(x=unit, y=self.weights.const(weight), name=name)
 
     def attention(self, x: Var, prefix: str, bias: Var, rotation: tuple[Var, Var]) -> Var:
-        """Grouped-query attention of every token to every real one, `[1, T, D]` to `[1, T, D]`."""
+        """Add grouped-query attention from every token to every real token, `[1, T, D]` to `[1, T, D]`."""
         spec, name = self.spec, prefix.replace(".", "_")
         q = self.rotated(self.heads(x, prefix, "q", spec.n_heads), f"{name}q_rotated", rotation)  # [1, T, H, d]
         k = self.rotated(self.heads(x, prefix, "k", spec.n_kv_heads), f"{name}k_rotated", rotation)  # [1, T, K, d]
@@ -114,14 +115,14 @@ class EncoderGraph:
         return self.linear(mixed, prefix + "o_proj.weight")
 
     def heads(self, x: Var, prefix: str, which: str, n_heads: int) -> Var:
-        """Projected queries or keys, normalised per head: `[1, T, heads, d]`."""
+        """Return projected queries or keys, normalized per head: `[1, T, heads, d]`."""
         name = f"{prefix}{which}".replace(".", "_")
         shape = [1, -1, n_heads, self.spec.head_dim]
         split = mb.reshape(x=self.linear(x, f"{prefix}{which}_proj.weight"), shape=shape, name=f"{name}_split")
         return self.norm(split, f"{prefix}{which}_norm.weight")
 
     def rotated(self, x: Var, name: str, rotation: tuple[Var, Var]) -> Var:
-        """x `[1, T, heads, d]` with its halves rotated by the angles `[1, T, 1, d/2]` of its positions."""
+        """Return x `[1, T, heads, d]` with its halves rotated; the cosines and sines are `[1, T, 1, d/2]`."""
         cos, sin = rotation
         left, right = mb.split(x=x, num_splits=2, axis=-1, name=f"{name}_halves")
         turned_left = mb.sub(
@@ -137,21 +138,21 @@ class EncoderGraph:
         return mb.concat(values=(turned_left, turned_right), axis=-1, name=name)
 
     def mlp(self, x: Var, prefix: str) -> Var:
-        """SwiGLU, `[1, T, D]` to `[1, T, D]`."""
+        """Add SwiGLU, `[1, T, D]` to `[1, T, D]`."""
         name = prefix.replace(".", "_")
         gate = mb.silu(x=self.linear(x, prefix + "gate_proj.weight"), name=f"{name}silu")
         inner = mb.mul(x=gate, y=self.linear(x, prefix + "up_proj.weight"), name=f"{name}inner")
         return self.linear(inner, prefix + "down_proj.weight")
 
     def linear(self, x: Var, weight: str) -> Var:
-        """x times a stored matrix. The zero bias is there because the builder adds one of its own otherwise."""
+        """Return x times a stored matrix. A zero bias is passed because the builder would otherwise create one."""
         name = weight.removesuffix("_proj.weight").replace(".", "_") + "_projected"
         matrix = self.precision.matrix(self.weights, weight)
         return mb.linear(x=x, weight=matrix, bias=self.weights.zeros(matrix.shape[0], f"{name}_bias"), name=name)
 
 
 def store_layer(checkpoint: Checkpoint, index: int, precision: Precision, weights: PackageWeights) -> None:
-    """Writes the tensors of one layer."""
+    """Store the tensors of one layer."""
     spec = checkpoint.spec
     for name in spec.layer_shapes():
         full_name = f"layers.{index}.{name}"
@@ -163,11 +164,11 @@ def store_layer(checkpoint: Checkpoint, index: int, precision: Precision, weight
 
 
 def store_rotation(spec: ModelSpec, length: int, weights: PackageWeights) -> None:
-    """Writes cos and sin of the angles of `length` positions, `[1, T, 1, d/2]`."""
+    """Store the rotary cosines and sines of `length` positions, `[1, T, 1, d/2]` each."""
     for name, values in zip(rotary_names(length), io.rotation(spec, length), strict=True):
         weights.add(name, values)
 
 
 def rotary_names(length: int) -> tuple[str, str]:
-    """The names of the stored rotations of a length."""
+    """Return the names of the stored rotary cosines and sines for a length."""
     return f"rotary.{length}.cos", f"rotary.{length}.sin"

@@ -1,5 +1,7 @@
-"""The parts of coremltools that programs are authored and read with. Some are private and none is typed: this is the
-one place that names them, and where a new release of coremltools is to be looked at first.
+"""The parts of coremltools used to build and read programs.
+
+Some of them are private and none has type annotations. Only this module imports them, so it is the first place to check
+with a new release of coremltools.
 """
 
 from typing import Any
@@ -29,9 +31,9 @@ file_value: Any = helper.create_file_value_tensor
 proto_type: Any = helper.types_to_proto_primitive
 BlobWriter: Any = _BlobStorageWriter
 
-TARGET: Any = ct.target.iOS18  # macOS 15: the first with fused attention, several functions and grouped palettes
+TARGET: Any = ct.target.iOS18  # macOS 15, the first with fused attention, multiple functions and grouped palettes
 
 
 def restart_names() -> None:
-    """Lets the builder number its own constants from 0 again, so that a second program is named like the first."""
+    """Reset the builder's numbering of constants, so that every program gets the same names."""
     mb.name_count.clear()

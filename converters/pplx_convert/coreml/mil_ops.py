@@ -1,7 +1,7 @@
-"""What the operators of Core ML programs compute, in NumPy and float32, by their documentation.
+"""The operators of Core ML programs, implemented in NumPy and float32 according to their documentation.
 
-A handler takes the operator's arguments by name, arrays of float32 where they are floating, and gives its output, or a
-tuple of several. Nothing here is shared with the code that authors programs.
+A handler takes the operator's arguments by name, with floating-point arrays as float32, and returns its output or a
+tuple of outputs. No code is shared with the modules that build programs.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ import numpy as np
 from pplx_edge.errors import UnsupportedModel
 
 Arguments = Mapping[str, Any]
-VARIADIC = {"concat": "values"}  # operators with an argument that is a list
+VARIADIC = {"concat": "values"}  # operators with a list argument, and the name of that argument
 
 
 def _axes(args: Arguments) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ def _silu(args: Arguments) -> np.ndarray:
 
 
 def _attention(args: Arguments) -> np.ndarray:
-    """softmax(q kᵀ / sqrt(d) + mask) v, one head at a time, so that only one head's scores are in memory."""
+    """Return softmax(q kᵀ / sqrt(d) + mask) v, one head at a time to keep only one head's scores in memory."""
     q, k, v = args["query"], args["key"], args["value"]
     batch = q.shape[:-2]
     mask = np.broadcast_to(args["attn_mask"], (*batch, q.shape[-2], k.shape[-2]))
@@ -67,8 +67,8 @@ def _attention(args: Arguments) -> np.ndarray:
 
 def _cast(args: Arguments) -> np.ndarray:
     if args["dtype"] not in ("fp16", "fp32"):
-        raise UnsupportedModel(f"a cast to {args['dtype']} is not evaluated here; fp16 and fp32 are")
-    return args["x"]  # values are float32 here; what is declared to be float16 is rounded afterwards
+        raise UnsupportedModel(f"the evaluation supports casts to fp16 and fp32, not to {args['dtype']}")
+    return args["x"]  # values are float32 here; those declared as float16 are rounded afterwards
 
 
 def _shift_scale(args: Arguments) -> np.ndarray:
@@ -79,17 +79,17 @@ def _shift_scale(args: Arguments) -> np.ndarray:
 
 
 def _lut_to_dense(args: Arguments) -> np.ndarray:
-    """Each index looked up in the palette of its block; palettes are `[*blocks, 2**bits, 1]`."""
+    """Look up each index in the palette of its block; palettes are `[*blocks, 2**bits, 1]`."""
     indices, lut = args["indices"], args["lut"]
     *blocks, n_values, width = lut.shape
     if width != 1:
-        raise UnsupportedModel(f"palettes of vectors of {width} are not evaluated here; those of single values are")
+        raise UnsupportedModel(f"the evaluation supports palettes of single values, not of vectors of {width}")
     palette_of = _repeated(np.arange(int(np.prod(blocks))).reshape(blocks), indices.shape)
     return lut.reshape(-1, n_values)[palette_of, indices]
 
 
 def _repeated(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Values that stand for blocks, repeated to the shape of what the blocks cover; the last axis only broadcast."""
+    """Return values per block, repeated to the full shape. Axes that already match are not repeated."""
     for axis, size in enumerate(shape):
         if values.shape[axis] not in (1, size):
             values = np.repeat(values, size // values.shape[axis], axis)

@@ -1,9 +1,9 @@
-"""Saved Core ML packages evaluated in NumPy, on any machine: what the files say, with the weights as they are on disk.
+"""Evaluate saved Core ML packages in NumPy, on any machine, with the weights from the files.
 
-Core ML runs on a Mac alone. This reads the package that would be shipped, its protobuf and its weight file, decodes
-compressed weights itself, and runs any of its functions operator by operator. With `half`, whatever the program
-declares to be float16 is rounded to it after every operator; sums within an operator are float32, as the accumulators
-of the devices are said to be. What it cannot tell is where Core ML places an operator and how fast it is.
+Core ML itself runs only on Macs. This module reads the protobuf and the weight file of a package, decodes compressed
+weights, and runs any function operator by operator. With `half`, every value that the program declares as float16 is
+rounded after its operator; sums within an operator are float32, like the accumulators of the devices according to their
+documentation. The evaluation does not show where Core ML places an operator or how fast it runs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class _Operation:
-    """One operator: `arguments` are lists of names or of protobuf values; `outputs` are names with their types."""
+    """An operator: `arguments` are lists of names or protobuf values; `outputs` are pairs of name and type."""
 
     type: str
     arguments: Mapping[str, list[Any]]
@@ -32,51 +32,51 @@ class _Operation:
 
     @property
     def names(self) -> list[str]:
-        """The values that it reads."""
+        """The names of the values that the operator reads."""
         return [item for items in self.arguments.values() for item in items if isinstance(item, str)]
 
 
 class MilProgram:
-    """The functions of a saved package, ready to be evaluated."""
+    """The functions of a saved package, for evaluation in NumPy."""
 
     def __init__(self, program: Any, weight_file: Path):
         self._program, self._weight_file = program, weight_file
 
     @classmethod
     def open(cls, package: Path) -> "MilProgram":
-        """The program in a package. Raises ArtifactError when it is not there or is not one."""
+        """Open the program in a package. Raises ArtifactError if it is missing or not readable."""
         path = data_folder(package) / MODEL_FILE
         model = proto.Model_pb2.Model()
         try:
             model.ParseFromString(path.read_bytes())
-        except Exception as error:  # protobuf's DecodeError has no public home
+        except Exception as error:  # protobuf's DecodeError is not public
             raise ArtifactError(f"{path}: not a readable Core ML model ({error})") from error
         return cls(model.mlProgram, data_folder(package) / WEIGHT_FOLDER / WEIGHT_FILE)
 
     @property
     def functions(self) -> list[str]:
-        """The names of its functions."""
+        """The names of the functions, sorted."""
         return sorted(self._program.functions)
 
     def run(self, function: str, inputs: Arrays, *, half: bool = False, also: Sequence[str] = ()) -> dict[str, Any]:
-        """The outputs of a function by name, and the intermediate values named in `also`: float32 arrays."""
+        """Return the outputs of a function and the intermediate values named in `also`, as float32 arrays by name."""
         wanted = [*self._block(function).outputs, *also]
         return {name: values[0] for name, values in self.values(function, [inputs], wanted, half=half)}
 
     def values(
         self, function: str, rows: Sequence[Arrays], names: Sequence[str], *, half: bool = False
     ) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """Each named value of a function for each of several inputs, as soon as it is known.
+        """Yield each named value of a function for several inputs, as soon as it is computed.
 
-        Inputs go through the function side by side, so that each weight is decoded once, and values are let go after
-        their last use: what is in memory are the weights of one operator and the activations of all rows.
+        All inputs are evaluated together, so each weight is decoded only once. Values are freed after their last use,
+        so memory contains only the weights of one operator and the activations of all rows.
 
-        Raises InputError for an unknown function or value, UnsupportedModel for an operator without a handler.
+        Raises InputError for an unknown function or value, and UnsupportedModel for an operator without a handler.
         """
         operations = self._operations(function)
         known = {name for operation in operations for name, _ in operation.outputs}
         if unknown := set(names) - known:
-            raise InputError(f"{function}: no value is called {sorted(unknown)[0]!r}")
+            raise InputError(f"{function}: no value named {sorted(unknown)[0]!r}")
         last_use = {name: i for i, operation in enumerate(operations) for name in operation.names}
         shared: dict[str, Any] = {}
         of_rows = [{name: _as_float32(value) for name, value in inputs.items()} for inputs in rows]
@@ -94,7 +94,7 @@ class MilProgram:
 
     def _block(self, function: str) -> Any:
         if function not in self._program.functions:
-            raise InputError(f"no function is called {function!r}; there are {', '.join(self.functions)}")
+            raise InputError(f"no function named {function!r}; choose one of {', '.join(self.functions)}")
         described = self._program.functions[function]
         return described.block_specializations[described.opset]
 
@@ -121,7 +121,9 @@ class MilProgram:
             raise UnsupportedModel(f"{operation.outputs[0][0]}: no handler for the operator {operation.type!r}")
         variadic = VARIADIC.get(operation.type)
         unpacked = {name: items if name == variadic else items[0] for name, items in arguments.items()}
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # float16 overflows to infinity, as there
+        with np.errstate(
+            over="ignore", invalid="ignore", divide="ignore"
+        ):  # float16 overflows to infinity, as in Core ML
             result = HANDLERS[operation.type](unpacked)
             results = result if isinstance(result, tuple) else (result,)
             return {

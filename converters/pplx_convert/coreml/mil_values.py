@@ -1,7 +1,8 @@
-"""Constants of a saved Core ML program, decoded from its protobuf and its weight file by their own rules.
+"""Decode the constants of a saved Core ML program from its protobuf and its weight file, without coremltools.
 
-The weight file is a header of 64 bytes, then for each tensor a record of 64 bytes (a mark, a type, the number of bytes,
-and where they are) and its bytes. Values of fewer than 8 bits are packed, the lowest bits first.
+The weight file consists of a 64-byte header, followed by a 64-byte record and the bytes of each tensor. A record
+contains a marker, a type, the number of bytes and their offset. Values of fewer than 8 bits are packed, lowest bits
+first.
 """
 
 import struct
@@ -13,7 +14,7 @@ import numpy as np
 from pplx_convert.coreml.mil import proto
 from pplx_edge.errors import ArtifactError
 
-_RECORD = struct.Struct("<IIQQ")  # mark, type, bytes, offset
+_RECORD = struct.Struct("<IIQQ")  # marker, type, number of bytes, offset
 _MARK = 0xDEADBEEF
 _PLAIN = {
     "BOOL": np.dtype(bool),
@@ -27,12 +28,12 @@ _PACKED_BITS = {"UINT4": 4, "UINT6": 6}
 
 
 def type_name(type: Any) -> str:
-    """The name of the element type of a value, `FLOAT16` for example."""
+    """Return the name of the element type of a value, for example `FLOAT16`."""
     return proto.MIL_pb2.DataType.Name(type.tensorType.dataType)
 
 
 def decoded(value: Any, weight_file: Path) -> Any:
-    """A constant: a string, or an array of its declared shape. Float16 tensors of the file stay mapped from it."""
+    """Return a constant as a string or an array of its declared shape. Tensors in the weight file stay mapped to it."""
     name, shape = type_name(value.type), tuple(size.constant.size for size in value.type.tensorType.dimensions)
     if value.WhichOneof("value") == "blobFileValue":
         return _of_bytes(_mapped(weight_file, value.blobFileValue.offset), name, shape)
@@ -57,14 +58,14 @@ def _of_bytes(raw: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def unpacked(raw: np.ndarray, bits: int, n: int) -> np.ndarray:
-    """`n` unsigned values uint8 of `bits` bits each, from bytes that hold them lowest bits first."""
+    """Unpack `n` unsigned values of `bits` bits each, packed lowest bits first, and return them as uint8."""
     stream = np.unpackbits(raw, count=n * bits, bitorder="little").reshape(n, bits)
     return np.packbits(stream, axis=1, bitorder="little").reshape(n)
 
 
 def _plain(name: str) -> np.dtype:
     if name not in _PLAIN:
-        raise ArtifactError(f"a constant is of type {name}, which this check does not read")
+        raise ArtifactError(f"a constant has type {name}, which the evaluation does not support")
     return _PLAIN[name]
 
 

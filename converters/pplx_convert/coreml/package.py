@@ -1,11 +1,12 @@
-"""A Core ML package on disk: functions authored with the MIL builder, over one weight file written tensor by tensor.
+"""Write Core ML packages: functions built with the MIL builder, and one weight file written tensor by tensor.
 
-The usual way, `ct.convert` for each function and `save_multifunction` for all, holds every function's weights in memory
-at once, seven times the model. Here a tensor goes to the weight file when it is converted and is let go; functions hold
-stand-ins without memory that say where it is. So functions share weights by construction, converting needs the memory
-of one tensor, and the same checkpoint gives the same bytes: `ct.convert` puts random ids into the package.
+The usual method, `ct.convert` for each function followed by `save_multifunction`, keeps the weights of all functions in
+memory, seven times the size of the model. Here, each tensor is written to the weight file as soon as it is converted
+and then freed, and functions contain placeholders that refer to the file. Functions therefore share weights, conversion
+needs the memory of one tensor, and the same checkpoint always gives the same bytes, whereas `ct.convert` writes random
+ids to the package.
 
-No pass is run over a program: it is authored in the types and operators that it shall have.
+No compiler passes are run: programs are built with their final types and operators.
 """
 
 import json
@@ -33,17 +34,17 @@ from pplx_convert.coreml.mil import (
 )
 from pplx_edge.backends.coreml_io import FLEXIBLE_FUNCTION
 
-AUTHOR = "com.apple.CoreML"  # the folder in which Core ML looks for a package's files
+AUTHOR = "com.apple.CoreML"  # the folder in which Core ML expects the files of a package
 MODEL_FILE, WEIGHT_FOLDER, WEIGHT_FILE = "model.mlmodel", "weights", "weight.bin"
-ONLY_FUNCTION = FLEXIBLE_FUNCTION  # what Core ML calls the function of a model that has no others
+ONLY_FUNCTION = FLEXIBLE_FUNCTION  # Core ML's name for the function of a model with a single function
 _WEIGHT_ADDRESS = f"@model_path/{WEIGHT_FOLDER}/{WEIGHT_FILE}"
-_USUAL_LENGTH = 128  # what a flexible input is prepared for before another length is seen
+_USUAL_LENGTH = 128  # the default length of a flexible input
 _ID_SPACE = uuid.UUID("6f1a7d7e-6d3c-5a43-9a37-0f5b7f8f4c11")  # any constant: ids need only differ from each other
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How values of one MIL type are written: the blob writer's method, and the NumPy type that the builder wants."""
+    """How values of one MIL type are written: the method of the blob writer, and the NumPy dtype of placeholders."""
 
     write: str
     placeholder: np.dtype
@@ -65,7 +66,7 @@ class _Stored:
 
 
 class PackageWeights:
-    """The weight file of a package: `add` appends a tensor, `const` refers to it from the function being authored."""
+    """The weight file of a package. `add` appends a tensor, and `const` refers to it in the function being built."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True)
@@ -73,11 +74,11 @@ class PackageWeights:
         self._stored: dict[str, _Stored] = {}
 
     def add(self, name: str, values: np.ndarray, type: Any = types.fp16) -> None:
-        """Appends a tensor. `values` are of the type's own dtype; codes of fewer than 8 bits are uint8."""
+        """Append a tensor. `values` have the dtype of `type`; codes of fewer than 8 bits are uint8."""
         kind = _KINDS[type]
         flat = np.ascontiguousarray(values).reshape(-1)
         if type is types.fp16:
-            flat = flat.view(np.uint16)  # the writer takes the bits
+            flat = flat.view(np.uint16)  # the writer expects raw bits
         offset = getattr(self._writer, kind.write)(flat)
         self._stored[name] = _Stored(
             file_value(_WEIGHT_ADDRESS, offset, values.shape, proto_type(type)),
@@ -85,29 +86,29 @@ class PackageWeights:
         )
 
     def const(self, name: str, as_name: str = "") -> Var:
-        """A stored tensor as a constant of the function that is being authored."""
+        """Return a stored tensor as a constant of the function being built."""
         var = mb.const(val=self._stored[name].placeholder, name=as_name or name.replace(".", "_"))
         var.op.weight_id = name
         return var
 
     def zeros(self, size: int, as_name: str) -> Var:
-        """A float16 vector of zeros as a constant, stored once for each size."""
+        """Return a float16 vector of zeros as a constant, stored once per size."""
         if (name := f"zeros.{size}") not in self._stored:
             self.add(name, np.zeros(size, np.float16))
         return self.const(name, as_name)
 
     def value(self, name: str | None) -> Any | None:
-        """Where a stored tensor is, None for a name that is not stored."""
+        """Return the protobuf value that refers to a stored tensor, or None if the name is not stored."""
         stored = self._stored.get(name or "")
         return stored.value if stored else None
 
     def close(self) -> None:
-        """Completes the file; the writer has no other way of being closed."""
+        """Complete the file by deleting the writer, which has no close method."""
         del self._writer
 
 
 class _Exporter(ProgramExporter):
-    """Turns programs into their protobuf, with the stored tensors in the place of the stand-ins."""
+    """Converts programs to protobuf, replacing placeholders by references to stored tensors."""
 
     def __init__(self, program: Program, weights: PackageWeights):
         super().__init__(program, "", TARGET)
@@ -117,7 +118,7 @@ class _Exporter(ProgramExporter):
         return self._weights.value(var.op.weight_id) or super().get_milproto_value(var)
 
     def create_file_value(self, var: Var) -> Any:
-        raise AssertionError(f"{var.name}: a constant of this size goes through PackageWeights")
+        raise AssertionError(f"{var.name}: a constant of this size must be stored in PackageWeights")
 
 
 def write_package(
@@ -128,10 +129,10 @@ def write_package(
     default: str,
     longest: int | None = None,
 ) -> None:
-    """Writes model and manifest of a package whose weight file is complete.
+    """Write the model and the manifest of a package whose weight file is complete.
 
-    `default` is the function that is run when none is asked for. Dimensions of inputs that have no fixed size go from 1
-    to `longest`. A function called ONLY_FUNCTION is alone in its package and is described as the model itself.
+    `default` is the name of the default function. Input dimensions without a fixed size range from 1 to `longest`. A
+    function named ONLY_FUNCTION must be the only one in its package, and is described as the model itself.
     """
     program = Program()
     for name, function in functions.items():
@@ -151,7 +152,7 @@ def write_package(
 
 
 def data_folder(package: Path) -> Path:
-    """The folder of a package that holds its model and its weights."""
+    """Return the folder of a package that contains its model and its weights."""
     return package / "Data" / AUTHOR
 
 
@@ -175,7 +176,7 @@ def _input(name: str, var: Var, longest: int | None) -> Any:
 
 
 def _feature(name: str, var: Var, sizes: list[int | None]) -> Any:
-    """The description of an input or output; one whose sizes are not all fixed is described without a shape."""
+    """Return the description of an input or output, without a shape if not all of its sizes are fixed."""
     array = proto.FeatureTypes_pb2.ArrayFeatureType
     kinds = {types.fp16: array.ArrayDataType.FLOAT16, types.fp32: array.ArrayDataType.FLOAT32}
     feature = proto.Model_pb2.FeatureDescription(name=name)
@@ -186,12 +187,12 @@ def _feature(name: str, var: Var, sizes: list[int | None]) -> Any:
 
 
 def _fixed_sizes(var: Var) -> list[int | None]:
-    """The sizes of a value's dimensions, None for those that are free."""
+    """Return the sizes of the dimensions of a value, None for variable dimensions."""
     return [None if is_symbolic(size) else int(size) for size in var.shape]
 
 
 def _write_manifest(package: Path) -> None:
-    """Manifest.json, with ids that follow from the names."""
+    """Write Manifest.json, with ids derived from the names."""
     items = {"CoreML Model Specification": MODEL_FILE, "CoreML Model Weights": WEIGHT_FOLDER}
     ids = {name: str(uuid.uuid5(_ID_SPACE, name)).upper() for name in items.values()}
     manifest = {

@@ -1,7 +1,7 @@
-"""Matrices as indices into small palettes of float16 values: k-means on the line, made quick by counting.
+"""Compress matrices to indices into small palettes of float16 values, with one-dimensional k-means on histograms.
 
-A float16 has 65,536 values, so a group of weights is a histogram, and a round of k-means costs as much as there are
-different values in it, whatever the group's size.
+There are only 65,536 float16 values, so a group of weights is represented by a histogram. The cost of a k-means
+iteration then depends on the number of distinct values, not on the size of the group.
 """
 
 import math
@@ -14,7 +14,7 @@ _MAX_ROUNDS = 50
 
 
 def palettized(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 indices `[R, C]` and float16 palettes `[R / group, 2**bits]` of a float32 matrix."""
+    """Return uint8 indices `[R, C]` and float16 palettes `[R / group, 2**bits]` for a float32 matrix `[R, C]`."""
     n_rows = len(weight)
     group = math.gcd(n_rows, PALETTE_ROWS)
     half = weight.astype(np.float16)
@@ -28,11 +28,11 @@ def palettized(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def palette(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `size` float16 values, sorted, that stand in for all of a float16 array, and where each float16 goes.
+    """Return the palette for a float16 array, `[size]` and sorted, and the palette index for each float16 value.
 
-    The second is uint8 `[65536]`, by the bits of a value. This is k-means on the line (Lloyd's rounds): values are
-    counted first, so that a round costs as much as there are different ones. It starts where the cube root of the
-    density puts the optimum of a smooth distribution, which is also where ends get a value of their own.
+    The indices are uint8 `[65536]`, indexed by the bits of a value. The palette is found with Lloyd's algorithm on the
+    distinct values and their counts. The initial centers are distributed by the cube root of the density, which is
+    optimal for a smooth distribution and also gives values at the ends centers of their own.
     """
     counts = np.bincount(values.reshape(-1).view(np.uint16), minlength=_N_FLOAT16)
     bits = np.flatnonzero(counts).astype(np.uint16)
@@ -46,7 +46,7 @@ def palette(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lloyd(points: np.ndarray, mass: np.ndarray, size: int) -> np.ndarray:
-    """Sorted centres `[size]` of sorted, weighted points."""
+    """Return the sorted k-means centers `[size]` of sorted, weighted points."""
     if len(points) <= size:
         return np.concatenate([points, np.full(size - len(points), points[-1])])
     total, moment = np.cumsum(mass), np.cumsum(mass * points)
@@ -64,7 +64,7 @@ def _lloyd(points: np.ndarray, mass: np.ndarray, size: int) -> np.ndarray:
 
 
 def _first_centres(points: np.ndarray, mass: np.ndarray, size: int) -> np.ndarray:
-    """Quantiles of the cube root of a histogram of the points."""
+    """Return the initial centers: quantiles of the cube root of a histogram of the points."""
     n_bins = 4 * size
     heights, edges = np.histogram(points, bins=n_bins, weights=mass)
     share = np.concatenate([[0], np.cumsum(np.cbrt(heights))])

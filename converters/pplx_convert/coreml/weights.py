@@ -1,9 +1,9 @@
-"""How a Core ML program keeps its matrices: float16, int8 rows, or palettes of 16, 64 or 256 values.
+"""Weight formats of matrices in a Core ML program: float16, int8 rows, or palettes of 16, 64 or 256 values.
 
-All are written here, from the checkpoint's own values, and not by `coremltools.optimize`. That compresses a finished
-program, so it wants the whole model in memory, and its clustering takes 5 to 150 seconds a layer of the 0.6b shape;
-`palettes`, which counts float16 values first, takes less than one. What is written are the operators that it would
-write (`constexpr_blockwise_shift_scale`, `constexpr_lut_to_dense`), and the checks decode them from the file.
+All formats are computed here from the values of the checkpoint, not by `coremltools.optimize`, which compresses a
+finished program. It needs the whole model in memory, and its clustering takes 5 to 150 seconds per layer of the 0.6b
+model; `palettes` takes less than one second because it counts float16 values first. The operators are the same
+(`constexpr_blockwise_shift_scale`, `constexpr_lut_to_dense`), and the parity checks decode them from the file.
 """
 
 from typing import Protocol
@@ -19,7 +19,7 @@ _PALETTE_TYPES = {4: types.uint4, 6: types.uint6, 8: types.uint8}
 
 
 class Precision(Protocol):
-    """Stores a float32 matrix `[out, in]` in a weight file, and gives it to the function that is being authored."""
+    """Stores a float32 matrix `[out, in]` in a weight file, and returns it as a value of the function being built."""
 
     def store(self, weights: PackageWeights, name: str, weight: np.ndarray) -> None: ...
 
@@ -27,7 +27,7 @@ class Precision(Protocol):
 
 
 class Half:
-    """float16, as is."""
+    """float16 values."""
 
     def store(self, weights: PackageWeights, name: str, weight: np.ndarray) -> None:
         weights.add(name, weight.astype(np.float16))
@@ -37,7 +37,7 @@ class Half:
 
 
 class Int8Rows:
-    """int8 with one float16 scale an output channel."""
+    """int8 codes with one float16 scale per output channel."""
 
     def store(self, weights: PackageWeights, name: str, weight: np.ndarray) -> None:
         codes, scales = quantize_rows(weight)
@@ -53,7 +53,7 @@ class Int8Rows:
 
 
 class Palettes:
-    """Indices of 4, 6 or 8 bits into a palette of float16 values for each 32 output channels."""
+    """Indices of 4, 6 or 8 bits into palettes of float16 values, one for every 32 output channels."""
 
     def __init__(self, bits: int):
         self.bits = bits

@@ -1,7 +1,7 @@
-"""Checkpoint to the layout that MLX tools read: safetensors with packed weights, and a config.json that names them.
+"""Convert a checkpoint to the layout of MLX tools: safetensors with packed weights, described in config.json.
 
-Weights are read, quantised from float32 and written in blocks of rows, so that the embedding table of a large model is
-never in memory as a whole. mlx-lm, mlx-embeddings and this project's own session open the result.
+Weights are read, quantized from float32 and written in blocks of rows, so a large embedding table is never entirely in
+memory. The result can be opened by mlx-lm, mlx-embeddings and the MLX session of this project.
 """
 
 import fnmatch
@@ -36,14 +36,14 @@ from pplx_edge.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 
 MIXED = "mlx-mixed"
 SHARD_BYTES = 5_000_000_000
-_MOST_PRODUCTS = 5e10  # parameters times tokens
+_MOST_PRODUCTS = 5e10  # parameters times tokens, up to which MLX runs the probe rows on a CPU
 _METADATA = {"format": "mlx"}
 _POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
 Tensor = tuple[str, tuple[int, ...]]
 
 
 def write(job: Job) -> Written:
-    """Writes weights, index and config."""
+    """Write weights, index and config."""
     spec = job.checkpoint.spec
     plan = _plan(job)
     write_weights(job.checkpoint, plan, job.directory, job.step)
@@ -56,7 +56,10 @@ def write(job: Job) -> Written:
 
 
 def write_weights(checkpoint: Checkpoint, plan: QuantizationPlan, directory: Path, step: Callable[[], None]) -> None:
-    """The weights in one file, or in shards of at most SHARD_BYTES with an index. `step` is called once a layer."""
+    """Write the weights to one file, or to shards of at most SHARD_BYTES with an index.
+
+    Calls `step` after each layer.
+    """
     shards = _shards(checkpoint.spec, plan, SHARD_BYTES)
     single = len(shards) == 1
     names = [SINGLE_FILE] if single else [MLX_LAYOUT.shard.format(i + 1, len(shards)) for i in range(len(shards))]
@@ -67,7 +70,7 @@ def write_weights(checkpoint: Checkpoint, plan: QuantizationPlan, directory: Pat
             for name in shard:
                 for part, values in _parts(checkpoint, plan, name):
                     file.append(PREFIX + part, values)
-                if name.endswith("mlp.down_proj.weight"):  # the last of a layer
+                if name.endswith("mlp.down_proj.weight"):  # the last tensor of a layer
                     step()
             file.close()
         finally:
@@ -77,7 +80,7 @@ def write_weights(checkpoint: Checkpoint, plan: QuantizationPlan, directory: Pat
 
 
 def _plan(job: Job) -> QuantizationPlan:
-    """How each matrix is kept: as the format says, but for what the options name."""
+    """Return the plan for all matrices, from the format and the overrides in the options."""
     spec, options = job.checkpoint.spec, job.options
     if job.format == MIXED:
         options.require_only(job.format, "overrides", "max_mb")
@@ -90,25 +93,28 @@ def _plan(job: Job) -> QuantizationPlan:
 
 
 def _named(spec: ModelSpec, overrides: Mapping[str, str]) -> dict[str, Scheme | None]:
-    """The schemes that overrides name, by path. Raises InputError for a pattern or a scheme that fits nothing."""
+    """Return the schemes set by overrides, by path.
+
+    Raises InputError for a pattern that matches no matrix, or a scheme that does not fit one.
+    """
     found: dict[str, Scheme | None] = {}
     for pattern, name in overrides.items():
         scheme = None if name == "bf16" else scheme_named(name)
         paths = fnmatch.filter(matrices(spec), pattern)
         if not paths:
-            raise InputError(f"override {pattern!r}: no matrix goes by that name; one is {list(matrices(spec))[1]}")
+            raise InputError(f"override {pattern!r}: matches no matrix; an example is {list(matrices(spec))[1]}")
         for path in paths:
             if scheme and not fits(scheme, matrices(spec)[path][1]):
                 raise InputError(
-                    f"override {pattern!r}: rows of {path} have {matrices(spec)[path][1]} weights, which do not divide "
-                    f"into groups of {scheme.group_size}"
+                    f"override {pattern!r}: rows of {path} have {matrices(spec)[path][1]} weights, which cannot be "
+                    f"divided into groups of {scheme.group_size}"
                 )
             found[path] = scheme
     return found
 
 
 def _shards(spec: ModelSpec, plan: QuantizationPlan, limit: int) -> list[dict[str, dict[str, Tensor]]]:
-    """Tensors of the checkpoint, in order, to the tensors that each becomes, cut into files."""
+    """Return, for each file, the checkpoint tensors in order with the tensors that each is stored as."""
     shards: list[dict[str, dict[str, Tensor]]] = [{}]
     size = 0
     for name, shape in spec.tensor_shapes().items():
@@ -123,7 +129,7 @@ def _shards(spec: ModelSpec, plan: QuantizationPlan, limit: int) -> list[dict[st
 
 
 def _stored(name: str, shape: tuple[int, ...], plan: QuantizationPlan) -> dict[str, Tensor]:
-    """What a tensor is kept as: names, types and shapes."""
+    """Return the names, types and shapes of the tensors that a checkpoint tensor is stored as."""
     path = name.removesuffix(".weight")
     scheme = plan.scheme(path) if len(shape) == 2 else None
     if scheme is None:
@@ -137,7 +143,7 @@ def _stored(name: str, shape: tuple[int, ...], plan: QuantizationPlan) -> dict[s
 
 
 def _parts(checkpoint: Checkpoint, plan: QuantizationPlan, name: str) -> Iterator[tuple[str, np.ndarray]]:
-    """`(name, bytes)` of what a tensor becomes, a block of rows at a time."""
+    """Yield `(name, values)` for the tensors that a checkpoint tensor is stored as, one block of rows at a time."""
     shape = checkpoint.spec.tensor_shapes()[name]
     path = name.removesuffix(".weight")
     if len(shape) == 1:
@@ -152,7 +158,7 @@ def _parts(checkpoint: Checkpoint, plan: QuantizationPlan, name: str) -> Iterato
 
 
 def _raw(array: mx.array) -> np.ndarray:
-    """The bytes of an array; NumPy has no bfloat16."""
+    """Return an array as NumPy, with bfloat16 as uint16 because NumPy has no bfloat16."""
     return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
 
 
@@ -166,7 +172,7 @@ def _write_index(directory: Path, names: list[str], shards: list[dict[str, dict[
 
 
 def _write_config(directory: Path, plan: QuantizationPlan) -> None:
-    """The source's config.json with the plan, under both of the names that tools look for."""
+    """Add the plan to config.json, under both names that MLX tools read."""
     path = directory / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in CONFIG_KEYS:
@@ -179,7 +185,7 @@ def _write_config(directory: Path, plan: QuantizationPlan) -> None:
 
 
 def _write_pooling(directory: Path, spec: ModelSpec) -> None:
-    """Mean pooling as sentence-transformers and mlx-embeddings read it."""
+    """Write the mean pooling settings in the form that sentence-transformers and mlx-embeddings read."""
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": MLX_LAYOUT.pooling, "type": "sentence_transformers.models.Pooling"},
@@ -196,7 +202,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _described(plan: QuantizationPlan, spec: ModelSpec) -> Mapping[str, Any]:
-    """How many matrices are kept in which way, for the manifest."""
+    """Return the number of matrices in each weight format, for the manifest."""
     kept: dict[str, int] = {}
     for path in matrices(spec):
         name = _name_of(plan.scheme(path))
@@ -211,13 +217,13 @@ def _name_of(scheme: Scheme | None) -> str:
 
 
 def _runs_in_mlx(job: Job) -> bool:
-    """Whether MLX runs the probe rows; on a processor its kernels take an hour for a model of the family."""
+    """Return whether MLX runs the probe rows. On a CPU, its kernels would take an hour for a released model."""
     products = job.checkpoint.spec.n_parameters * sum(len(row) for row in job.rows)
     return mx.metal.is_available() or products < _MOST_PRODUCTS
 
 
 def _row_states(job: Job) -> Iterator[list[np.ndarray]]:
-    """States of the probe rows, run by MLX from what was written, each row alone."""
+    """Yield the states of the probe rows, computed by MLX from the written files, one row at a time."""
     encoder = open_model(job.directory).model
     passes = [encoder.states(mx.array(row.ids[None])) for row in job.rows]
     for _ in range(job.checkpoint.spec.n_layers + 2):
@@ -225,7 +231,7 @@ def _row_states(job: Job) -> Iterator[list[np.ndarray]]:
 
 
 def _decoded_states(job: Job) -> Iterator[list[np.ndarray]]:
-    """States of the probe rows, run by NumPy in float32 with the weights that are left of what was written."""
+    """Yield the states of the probe rows, computed by NumPy in float32 from the decoded weights."""
     spec, written = job.checkpoint.spec, StoredWeights(job.directory, job.checkpoint.spec)
     states = [written.rows("embed_tokens", row.ids) for row in job.rows]
     yield states

@@ -1,8 +1,8 @@
-"""Which weights may be kept in few bits: measured matrix by matrix, then spent where a byte buys most.
+"""Choose a weight format for each matrix: measure how sensitive each one is, then spend bytes where they help most.
 
-A matrix is as sensitive as the states behind its own layer stray when it alone is quantised and all before it is as it
-was: `|block(x; W') - block(x; W)|² / |block(x; W)|²`, summed over the tokens of the probe texts. That needs one layer
-in memory and as many runs of it as there are choices, not as many runs of the model.
+The sensitivity of a matrix is the relative error of the states after its layer when only this matrix is quantized:
+`|block(x; W') - block(x; W)|² / |block(x; W)|²`, summed over the tokens of the probe texts. Measuring it needs one
+layer in memory, and one run of that layer per choice instead of one run of the whole model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,16 @@ from pplx_edge.models.qwen3_numpy import block, embed
 from pplx_edge.types import TokenRow
 from pplx_edge.weights.checkpoint import Checkpoint
 
-CHOICES = (SCHEMES["q4"], SCHEMES["q8"], None)  # from the smallest; None is bfloat16
+CHOICES = (SCHEMES["q4"], SCHEMES["q8"], None)  # smallest first; None is bfloat16
 _MEGABYTE = 1_000_000
 Drift = Mapping[str, Mapping[Scheme | None, float]]
 
 
 def mixed_plan(checkpoint: Checkpoint, rows: Sequence[TokenRow], max_mb: int | None) -> QuantizationPlan:
-    """4 bits for every matrix, raised to 8 or 16 where that lessens drift most for its bytes, within `max_mb`.
+    """Return a plan with 4 bits per weight, and 8 or 16 where they reduce the error most per byte, within `max_mb`.
 
-    None allows half of what lies between all in 4 and all in 8 bits. Raises InputError when even 4 bits take more.
+    If `max_mb` is None, the limit is halfway between the sizes with 4 and with 8 bits everywhere. Raises InputError if
+    the model exceeds the limit even with 4 bits everywhere.
     """
     spec = checkpoint.spec
     sizes = {
@@ -38,13 +39,13 @@ def mixed_plan(checkpoint: Checkpoint, rows: Sequence[TokenRow], max_mb: int | N
     room = (least + eight) // 2 if max_mb is None else max_mb * _MEGABYTE - floats
     if room < least:
         needed = -(-(least + floats) // _MEGABYTE)
-        raise InputError(f"max_mb {max_mb}: with 4 bits everywhere this model still takes {needed} MB")
+        raise InputError(f"max_mb {max_mb}: this model needs at least {needed} MB, with 4 bits everywhere")
     chosen = spend(sensitivity(checkpoint, rows), sizes, room)
     return plan_of(chosen)
 
 
 def plan_of(chosen: Mapping[str, Scheme | None]) -> QuantizationPlan:
-    """The plan with the most frequent scheme as its default."""
+    """Return the plan for chosen schemes, with the most frequent one as its default."""
     quantised = [scheme for scheme in chosen.values() if scheme]
     if not quantised:
         return QuantizationPlan()
@@ -53,8 +54,11 @@ def plan_of(chosen: Mapping[str, Scheme | None]) -> QuantizationPlan:
 
 
 def spend(drift: Drift, sizes: Mapping[str, Mapping[Scheme | None, int]], room: int) -> dict[str, Scheme | None]:
-    """A scheme for each matrix, all the smallest at first, then the raise with the most drift saved a byte, again and
-    again while there is room for one."""
+    """Return a scheme for each matrix within a total size of `room` bytes.
+
+    Starts with the smallest schemes and repeatedly applies the upgrade that reduces the error most per byte, while an
+    upgrade fits.
+    """
     chosen = {path: min(size, key=lambda scheme: size[scheme]) for path, size in sizes.items()}
     room -= sum(sizes[path][scheme] for path, scheme in chosen.items())
     while True:
@@ -72,7 +76,7 @@ def spend(drift: Drift, sizes: Mapping[str, Mapping[Scheme | None, int]], room: 
 
 
 def sensitivity(checkpoint: Checkpoint, rows: Sequence[TokenRow]) -> Drift:
-    """How far the states stray behind a matrix's own layer, relative and squared, for each way to keep it."""
+    """Return the relative squared error of the states after a matrix's layer, for each matrix and scheme."""
     spec = checkpoint.spec
     states = embed(checkpoint, [row.ids for row in rows])
     drift: dict[str, dict[Scheme | None, float]] = {"embed_tokens": {}}
@@ -93,7 +97,7 @@ def sensitivity(checkpoint: Checkpoint, rows: Sequence[TokenRow]) -> Drift:
 
 
 def rounded(weight: np.ndarray, scheme: Scheme | None) -> np.ndarray:
-    """The float32 matrix that is left of one when it is kept in a scheme."""
+    """Return a matrix after quantization and dequantization with a scheme, float32."""
     exact = mx.array(weight)
     if scheme is None:
         return np.array(exact.astype(mx.bfloat16).astype(mx.float32))
@@ -105,7 +109,7 @@ def rounded(weight: np.ndarray, scheme: Scheme | None) -> np.ndarray:
 
 
 def stored_bytes(shape: tuple[int, ...], scheme: Scheme | None) -> int:
-    """What a matrix takes on disk and in memory."""
+    """Return the size of a matrix on disk and in memory, in bytes."""
     if scheme is None:
         return n_bytes("BF16", shape)
     groups = (shape[0], shape[1] // scheme.group_size)
@@ -114,7 +118,7 @@ def stored_bytes(shape: tuple[int, ...], scheme: Scheme | None) -> int:
 
 
 def _size(sizes: Mapping[Scheme | None, int], scheme: Scheme | None) -> int:
-    """The size in a scheme, or in floats where rows do not divide into its groups."""
+    """Return the size with a scheme, or as floats if the rows do not fit its groups."""
     return sizes.get(scheme, sizes[None])
 
 
@@ -123,6 +127,6 @@ def _choices(shape: tuple[int, ...]) -> list[Scheme | None]:
 
 
 def _strayed(exact: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """`Σ|found - exact|² / Σ|exact|²` over all tokens."""
+    """Return the relative squared error `Σ|found - exact|² / Σ|exact|²` over all tokens."""
     moved = sum(float(np.square(b.astype(np.float64) - a).sum()) for a, b in zip(exact, found, strict=True))
     return moved / max(sum(float(np.square(a.astype(np.float64)).sum()) for a in exact), 1e-30)

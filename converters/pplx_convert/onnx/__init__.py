@@ -1,1 +1,1 @@
-"""Checkpoints to ONNX graphs."""
+"""Convert checkpoints to ONNX graphs."""

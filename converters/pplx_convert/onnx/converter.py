@@ -1,4 +1,4 @@
-"""Checkpoint to an ONNX graph and its data file, tensor by tensor, and the graph's sections run one by one."""
+"""Convert a checkpoint to an ONNX graph and its data file, and run the sections of the graph one by one."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -21,7 +21,7 @@ from pplx_edge.weights.checkpoint import Checkpoint
 
 
 def write(job: Job) -> Written:
-    """Writes graph and data file."""
+    """Write the graph and its data file, and return the result."""
     job.options.require_only(job.format)
     numerics = NUMERICS[job.format]()
     stored = write_graph(job.checkpoint, numerics, job.directory, job.step)
@@ -34,7 +34,7 @@ def write(job: Job) -> Written:
 def write_graph(
     checkpoint: Checkpoint, numerics: Numerics, directory: Path, step: Callable[[], None] = lambda: None
 ) -> GraphBuilder:
-    """Writes graph and data file; returns the builder, which knows where each weight is."""
+    """Write the graph and its data file, and return a builder that refers to the stored weights."""
     builder = GraphBuilder()
     file = WeightFile(directory / ONNX_LAYOUT.weights)
     try:
@@ -57,7 +57,10 @@ def _row_states(
 def section_states(
     spec: ModelSpec, numerics: Numerics, stored: GraphBuilder, directory: Path, batch: TokenBatch
 ) -> Iterator[np.ndarray]:
-    """Packed states `[S, D]` after the embedding, after each layer and after the final norm, one section at a time."""
+    """Yield packed states `[S, D]` after the embedding, after each layer and after the final norm.
+
+    Only one section of the graph is loaded at a time.
+    """
     tokens = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     (residual,) = _run(onnx_graph.embedding_section(spec, numerics, stored), directory, tokens)
     yield residual

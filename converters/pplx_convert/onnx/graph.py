@@ -1,12 +1,12 @@
-"""The encoder as an ONNX graph, authored from the spec and the weights; nothing is traced.
+"""The encoder as an ONNX graph, built directly from the spec and the weights, without tracing.
 
-Inputs and outputs are those of the official graphs. Inside, padding is dropped at the entrance and put back at the
-exit: every linear layer and norm sees the real tokens of all rows as one matrix `[S, ...]`, and attention sees one row
-at a time (or all at once when they are equally long), so that it never needs a mask. A row's result therefore does not
-depend on its batch-mates or its padding, and no work is spent on padding.
+The inputs and outputs are those of the official graphs. Internally, the graph drops padding at the start and restores
+it at the end. Every linear layer and norm sees the real tokens of all rows as one matrix `[S, ...]`. Attention sees one
+row at a time, or all rows at once if they have the same length, so it never needs a mask. The result of a row therefore
+does not depend on other rows or on padding, and padding costs no computation.
 
-The graph is made of sections (embedding, one a layer, final norm). The whole model strings them together; parity
-checks run them one by one, so that only one layer need be in memory.
+The graph consists of sections: the embedding, the layers, and the final norm. The complete model combines them; parity
+checks run them one by one, so only one layer has to be in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,10 +32,10 @@ COS, SIN = "rotary.cos", "rotary.sin"
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Names of what describes the real tokens: S of them in B rows.
+    """The names of the values that describe the S real tokens in B rows.
 
-    `places` int64 `[S]` in the flattened `[B * T]` input, `positions` int64 `[S, 1]` within the row, `starts` and
-    `lengths` int64 `[B]`, `is_full` bool: no padding, so all rows have T tokens.
+    `places` int64 `[S]` are indices in the flattened input `[B * T]`, `positions` int64 `[S, 1]` are positions in the
+    row, and `starts` and `lengths` int64 `[B]` locate the rows. `is_full` bool is true if there is no padding.
     """
 
     places: str
@@ -47,20 +47,20 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """The residual stream `[S, D]` with the last addition still to be made, so that the next norm can fuse it."""
+    """The residual stream `[S, D]`, and a pending term that the next norm adds in a fused operator."""
 
     states: str
     pending: str = ""
 
 
 class EncoderGraph:
-    """Authors the graph of one model. Weights must have been stored under their checkpoint names before."""
+    """Builds the graph of one model. The weights must already be stored under their checkpoint names."""
 
     def __init__(self, spec: ModelSpec, numerics: Numerics, builder: GraphBuilder):
         self.spec, self.numerics, self.g = spec, numerics, builder
 
     def packing(self, mask: str) -> Packing:
-        """Where the real tokens are, from the attention mask `[B, T]`."""
+        """Return the locations of the real tokens, computed from the attention mask `[B, T]`."""
         g = self.g
         flat = g.node("Reshape", mask, g.constant([-1]))
         places = g.node("Squeeze", g.node("NonZero", flat), g.constant([0]))  # [S]
@@ -72,12 +72,12 @@ class EncoderGraph:
         return Packing(places, g.node("Unsqueeze", positions, g.constant([1])), starts, lengths, is_full)
 
     def embed(self, input_ids: str, packing: Packing) -> Residual:
-        """The embedding of the real tokens."""
+        """Return the embeddings of the real tokens."""
         flat = self.g.node("Reshape", input_ids, self.g.constant([-1]))
         return Residual(self.numerics.embed(self.g, TABLE, self.g.node("Gather", flat, packing.places)))
 
     def layer(self, index: int, x: Residual, packing: Packing) -> Residual:
-        """One layer: attention and MLP, each normalised before and added after."""
+        """Add one layer: pre-norm attention and MLP, each added to the residual stream."""
         prefix = f"layers.{index}."
         normed, states = self.norm(x, prefix + "input_layernorm.weight")
         attended = self.attention(normed, prefix + "self_attn.", packing)
@@ -85,7 +85,7 @@ class EncoderGraph:
         return Residual(states, self.mlp(normed, prefix + "mlp."))
 
     def norm(self, x: Residual, weight: str) -> tuple[str, str]:
-        """The normalised residual stream and the stream itself, with the pending addition made."""
+        """Return the normalized residual stream, and the stream itself including the pending term."""
         g, eps = self.g, self.spec.rms_norm_eps
         if not x.pending:
             return g.node(
@@ -97,17 +97,17 @@ class EncoderGraph:
         return normed, total
 
     def attention(self, x: str, prefix: str, packing: Packing) -> str:
-        """Bidirectional grouped-query attention within each row, `[S, D]` to `[S, D]`.
+        """Add bidirectional grouped-query attention within each row, `[S, D]` to `[S, D]`.
 
-        q and k are taken without the activation scale: the norm that follows divides it out again.
+        The activation scale is not applied to q and k, because the norm that follows cancels it.
         """
         g, spec = self.g, self.spec
         prepared = self.numerics.prepare(g, x)
         q = self.heads(prepared, prefix, "q", spec.q_size, packing)  # [S, 1, H * d]
         k = self.heads(prepared, prefix, "k", spec.kv_size, packing)  # [S, 1, K * d]
         v = self.scaled(self.numerics.linear(g, prepared, prefix + "v_proj.weight"), prepared.scale)
-        # Query heads that share a key head become further queries of that head: [S, G, K * d] is [S * G, K * d],
-        # because q_proj was stored group by group. So keys and values are never repeated.
+        # Query heads that share a key head become additional queries of that head: [S, G, K * d] is reshaped to
+        # [S * G, K * d], because q_proj is stored group by group. Keys and values are therefore never repeated.
         q, k, v = (g.node("Reshape", value, g.constant([1, -1, spec.kv_size])) for value in (q, k, v))
         mixed = self.per_row_attention(q, k, v, packing)
         mixed = g.node("Reshape", mixed, g.constant([-1, spec.q_size]))  # [S, H * d]
@@ -115,9 +115,9 @@ class EncoderGraph:
         return self.scaled(self.numerics.linear(g, prepared, prefix + "o_proj.weight"), prepared.scale)
 
     def heads(self, x: Activations, prefix: str, which: str, size: int, packing: Packing) -> str:
-        """Projected, normalised per head and rotated queries or keys, `[S, 1, size]`.
+        """Return queries or keys after projection, per-head normalization and rotation, `[S, 1, size]`.
 
-        Each token goes to the rotation as a row of its own, as the operator refuses rows longer than its table.
+        Each token is passed to the rotation as a separate row, because the operator rejects rows longer than its table.
         """
         g, spec = self.g, self.spec
         projected = self.numerics.linear(g, x, f"{prefix}{which}_proj.weight")
@@ -130,7 +130,7 @@ class EncoderGraph:
         return g.fused("RotaryEmbedding", tokens, packing.positions, COS, SIN, interleaved=0)
 
     def per_row_attention(self, q: str, k: str, v: str, packing: Packing) -> str:
-        """Attention of each row to itself: in one call when rows are equally long, else row by row."""
+        """Add attention within each row: one call if all rows have the same length, otherwise one call per row."""
         spec = self.spec
         n_queries = spec.heads_per_kv
 
@@ -169,7 +169,7 @@ class EncoderGraph:
         return g.node("If", packing.is_full, then_branch=g.branch(equal_rows), else_branch=g.branch(row_by_row))
 
     def mlp(self, x: str, prefix: str) -> str:
-        """SwiGLU, `[S, D]` to `[S, D]`. The scale of `up` waits until the end, where it is one factor a token."""
+        """Add SwiGLU, `[S, D]` to `[S, D]`. The scale of `up` is applied at the end, as one factor per token."""
         g = self.g
         prepared = self.numerics.prepare(g, x)
         gate = self.scaled(self.numerics.linear(g, prepared, prefix + "gate_proj.weight"), prepared.scale)
@@ -182,11 +182,11 @@ class EncoderGraph:
         return self.scaled(down, g.node("Mul", prepared.scale, again.scale))
 
     def scaled(self, x: str, scale: str) -> str:
-        """x times a factor per token, or x when there is none."""
+        """Return x multiplied by a factor per token, or x if there is no factor."""
         return self.g.node("Mul", x, scale) if scale else x
 
     def padded(self, states: str, input_ids: str, packing: Packing) -> str:
-        """Packed states `[S, D]` back in their places: `[B, T, D]`, zeros at padding."""
+        """Return packed states `[S, D]` as padded states `[B, T, D]`, zeros at padding."""
         g, dim = self.g, self.spec.hidden_size
         shape = g.node("Concat", g.node("Shape", input_ids), g.constant([dim]), axis=0)
         flat = g.node(
@@ -197,7 +197,7 @@ class EncoderGraph:
         return g.node("Reshape", g.node("ScatterND", zeros, places, states), shape, outputs=("last_hidden_state",))
 
     def pooled(self, states: str, packing: Packing) -> str:
-        """Mean of each row, float32 `[B, D]`; a row without tokens gives zeros."""
+        """Return the mean of each row, float32 `[B, D]`; zeros for a row without tokens."""
 
         def one_row(g: GraphBuilder) -> list[str]:
             row = g.node("Reshape", "pooled_row", g.constant([1]))
@@ -218,8 +218,8 @@ class EncoderGraph:
     def quantized(self, means: str) -> None:
         """Add the official quantized outputs: `round(127 * tanh(mean))`, and ±1 where zero counts as positive.
 
-        The runtime's tanh is an approximation, so its code may be off by one next to a bound: it is compared with the
-        bounds on both sides of it, which makes it the code of `pplx_edge.vectors.codes.int8_codes`.
+        The runtime's tanh is an approximation, so a code near a bound may be off by one. Comparing the mean with the
+        bounds on both sides gives the same code as `pplx_edge.vectors.codes.int8_codes`.
         """
         g = self.g
         scaled = g.node("Mul", g.node("Tanh", means), g.constant(INT8_SCALE, np.float32))
@@ -241,7 +241,7 @@ class EncoderGraph:
 
 
 def whole_model(spec: ModelSpec, numerics: Numerics, builder: GraphBuilder) -> onnx.ModelProto:
-    """The complete model over stored weights, with the official inputs and outputs and the packed token states."""
+    """Return the complete model, with the official inputs and outputs, and the packed token states as an output."""
     graph = EncoderGraph(spec, numerics, builder)
     packing = graph.packing("attention_mask")
     x = graph.embed("input_ids", packing)
@@ -263,7 +263,7 @@ def whole_model(spec: ModelSpec, numerics: Numerics, builder: GraphBuilder) -> o
 
 
 def embedding_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder) -> onnx.ModelProto:
-    """The first section alone: `input_ids`, `attention_mask` to `residual` `[S, D]`."""
+    """Return the embedding section as a model: `input_ids`, `attention_mask` to `residual` `[S, D]`."""
     builder = stored.with_weights((TABLE,))
     graph = EncoderGraph(spec, numerics, builder)
     x = graph.embed("input_ids", graph.packing("attention_mask"))
@@ -272,7 +272,7 @@ def embedding_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder)
 
 
 def layer_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder, index: int) -> onnx.ModelProto:
-    """One layer alone: `attention_mask`, `residual_in` (and `pending_in`) to `residual`, `pending`."""
+    """Return one layer as a model: `attention_mask`, `residual_in` (and `pending_in`) to `residual`, `pending`."""
     builder = stored.with_weights((f"layers.{index}.", COS, SIN))
     graph = EncoderGraph(spec, numerics, builder)
     pending = "pending_in" if index else ""
@@ -284,7 +284,7 @@ def layer_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder, ind
 
 
 def final_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder) -> onnx.ModelProto:
-    """The final norm alone: `residual_in`, `pending_in` to the packed token states."""
+    """Return the final norm as a model: `residual_in`, `pending_in` to the packed token states."""
     builder = stored.with_weights((FINAL_NORM,))
     states, _ = EncoderGraph(spec, numerics, builder).norm(Residual("residual_in", "pending_in"), FINAL_NORM)
     builder.node("Identity", states, outputs=(PACKED_STATES,))
@@ -295,7 +295,7 @@ def final_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder) -> 
 def store_weights(
     checkpoint: Checkpoint, numerics: Numerics, builder: GraphBuilder, file: WeightFile, step: Callable[[], None]
 ) -> None:
-    """Quantises (or copies) every tensor of a checkpoint into the data file, one at a time; `step` after each layer."""
+    """Write every tensor of a checkpoint to the data file, quantized or unchanged. Calls `step` after each layer."""
     spec = checkpoint.spec
     numerics.store_table(builder, file, TABLE, checkpoint)
     for index in range(spec.n_layers):
@@ -314,7 +314,7 @@ def store_weights(
 
 
 def tensor(name: str, dtype: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
-    """The description of an input or output; a string names a free size."""
+    """Return the description of an input or output. A string in the shape names a variable dimension."""
     return helper.make_tensor_value_info(name, dtype, list(shape))
 
 

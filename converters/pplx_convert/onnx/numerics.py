@@ -1,9 +1,9 @@
-"""How linear layers and the embedding table are stored and computed: float32, or int8 throughout.
+"""Storage and computation of linear layers and the embedding table, in float32 or int8.
 
-int8: weights are rounded per output channel and table rows per row (`pplx_edge.weights.rounding`), activations per
-token at run time, so that a token's result depends on that token alone and never on its batch. Weights are signed and
-activations unsigned with zero point 128, which is the combination that ONNX Runtime computes on the dot-product
-instructions of x86 and Arm. Weights are scaled so that no product overflows on a processor without those instructions.
+int8: weights have one scale per output channel, the table has one scale per row (`pplx_edge.weights.rounding`), and
+activations have one scale per token, computed at run time, so the result of a token never depends on its batch. Weights
+are signed and activations unsigned with zero point 128, the combination for which ONNX Runtime uses the dot-product
+instructions of x86 and Arm. Weights are scaled so that no product overflows on processors without these instructions.
 """
 
 from dataclasses import dataclass
@@ -21,40 +21,40 @@ _TABLE_BLOCK_ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """States as a linear layer wants them: `values` `[S, K]`, and the factor `scale` `[S, 1]` they lack or ""."""
+    """The input of a linear layer: `values` `[S, K]`, and a factor `scale` `[S, 1]` still to be applied, or ""."""
 
     values: str
     scale: str = ""
 
 
 class Numerics(Protocol):
-    """The choices of one format. All methods take and return names of values in the graph."""
+    """The numerics of one format. Values in the graph are passed and returned by name."""
 
     format: str
 
     def store(self, graph: GraphBuilder, file: WeightFile, name: str, weight: np.ndarray) -> None:
-        """Keeps a projection `[out, in]` under a name."""
+        """Store a projection `[out, in]` under a name."""
         ...
 
     def store_table(self, graph: GraphBuilder, file: WeightFile, name: str, checkpoint: Checkpoint) -> None:
-        """Keeps the embedding table."""
+        """Store the embedding table under a name."""
         ...
 
     def embed(self, graph: GraphBuilder, name: str, ids: str) -> str:
-        """Rows of the table, float32 `[S, D]`."""
+        """Return rows of the table, float32 `[S, D]`."""
         ...
 
     def prepare(self, graph: GraphBuilder, x: str) -> Activations:
-        """Activations of float32 x `[S, K]`, made once for all layers that read it."""
+        """Return the activations for float32 x `[S, K]`, computed once for all layers that read x."""
         ...
 
     def linear(self, graph: GraphBuilder, x: Activations, name: str) -> str:
-        """The product `[S, N]` without the factor `x.scale`."""
+        """Return the product `[S, N]` without the factor `x.scale`."""
         ...
 
 
 class Float32:
-    """Weights as they are, transposed once for the runtime."""
+    """Float32 weights, transposed for the runtime."""
 
     format = "onnx-fp32"
 
@@ -79,7 +79,7 @@ class Float32:
 
 
 class Int8:
-    """Weights int8 per output channel, activations int8 per token, table int8 per row."""
+    """int8 weights with a scale per output channel, activations with one per token, a table with one per row."""
 
     format = "onnx-int8"
 
@@ -116,7 +116,7 @@ class Int8:
         return graph.fused("MatMulIntegerToFloat", x.values, name, one, _scale_of(name), zero_point)
 
     def _zero_points(self, graph: GraphBuilder, per_token: str) -> str:
-        """The zero point, once a token: uint8 `[S]`."""
+        """Return the zero point repeated for each token: uint8 `[S]`."""
         return graph.node("Expand", graph.constant([ZERO_POINT], np.uint8), graph.node("Shape", per_token))
 
 
@@ -124,7 +124,7 @@ NUMERICS: dict[str, type[Float32] | type[Int8]] = {numerics.format: numerics for
 
 
 def row_blocks(n_rows: int) -> list[tuple[int, int]]:
-    """`[start, stop)` of blocks that cover the rows of a large table."""
+    """Return the bounds `[start, stop)` of blocks that cover the rows of a large table."""
     return [(start, min(start + _TABLE_BLOCK_ROWS, n_rows)) for start in range(0, n_rows, _TABLE_BLOCK_ROWS)]
 
 

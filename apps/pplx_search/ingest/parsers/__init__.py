@@ -1,4 +1,4 @@
-"""One module a kind of file, each with `parse(opened, output)`. They run in child processes only."""
+"""Parsers: one module per file kind, each with `parse(opened, output)`. They only run in child processes."""
 
 PARSERS = {
     "text": "pplx_search.ingest.parsers.lines",

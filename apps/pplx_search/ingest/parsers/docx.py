@@ -12,7 +12,7 @@ from pplx_search.ingest.parsers.tables import TableRows
 from pplx_search.ingest.parsers.xml_events import Event
 from pplx_search.ingest.parsers.zipped import Archive
 
-_DROPPED = {"del", "moveFrom", "Fallback"}  # text that was deleted, and copies of text for old programs
+_DROPPED = {"del", "moveFrom", "Fallback"}  # deleted text, and fallback copies for old programs
 _MARKS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 _HEADING_NAME = re.compile(r"heading (\d)$")
 _TITLE_NAMES = ("title", "subtitle")
@@ -42,7 +42,7 @@ def parse(opened: OpenedFile, output: Output) -> None:
 
 @dataclass(slots=True)
 class _Style:
-    """`outline` counts levels of headings from 0, and 9 is no heading; None leaves it to the style based on."""
+    """A paragraph style. `outline` is the 0-based heading level; 9 is no heading, and None inherits it."""
 
     name: str = ""
     based_on: str = ""
@@ -51,7 +51,7 @@ class _Style:
 
 
 def read_styles(events: Iterator[Event]) -> dict[str, _Style]:
-    """What each style makes of a paragraph, by the style's id."""
+    """Return the resolved paragraph styles by id."""
     styles: dict[str, _Style] = {}
     style = _Style()
     for event in events:
@@ -71,7 +71,7 @@ def read_styles(events: Iterator[Event]) -> dict[str, _Style]:
 
 
 def _with_inherited(name: str, styles: dict[str, _Style]) -> _Style:
-    """A style with what it has from those that it is based on."""
+    """Return a style with the values that it inherits."""
     whole = _Style(styles[name].name)
     for _ in range(len(styles)):
         if (style := styles.get(name)) is None:
@@ -92,7 +92,7 @@ def _own_outline(style: _Style) -> int | None:
 
 
 def _level(outline: int | None) -> int:
-    """1 for the highest heading, 0 for none."""
+    """The heading level, 1 for the highest and 0 for none."""
     return 0 if outline is None or outline >= _NO_HEADING else outline + 1
 
 
@@ -100,11 +100,11 @@ def _level(outline: int | None) -> int:
 class _Paragraph:
     text: list[str] = field(default_factory=list)
     level: int = 0
-    depth: int | None = None  # in a list
+    depth: int | None = None  # list nesting depth
 
 
 class _Body:
-    """Reads the paragraphs of a part; those of text boxes come before the paragraph that they hang on."""
+    """Reads the paragraphs of a part. Text boxes come before the paragraph that they are anchored to."""
 
     def __init__(self, writer: MarkdownWriter, styles: dict[str, _Style]):
         self.writer, self.styles = writer, styles
@@ -141,7 +141,7 @@ class _Body:
             self._mark(event, self.open[-1])
 
     def _mark(self, event: Event, paragraph: _Paragraph) -> None:
-        """What stands in a paragraph beside its text."""
+        """Handle elements of a paragraph other than text."""
         if self.in_format:
             if event.name == "pStyle":
                 style = self.styles.get(event.get("val"), _Style())

@@ -35,7 +35,7 @@ def parse(opened: OpenedFile, output: Output) -> None:
         else:
             missing.append(name)
     if missing:
-        output.remark(f"{len(missing):,} chapters are missing in the book: {', '.join(missing[:3])}")
+        output.remark(f"{len(missing):,} chapters are missing from the book: {', '.join(missing[:3])}")
     writer.finish()
     output.end()
 
@@ -45,18 +45,18 @@ def _require_open(archive: Archive) -> None:
         return
     methods = [e.get("Algorithm") for e in archive.events(_ENCRYPTION) if e.name == "EncryptionMethod"]
     if any(method and method not in _FONT_SCRAMBLING for method in methods):
-        raise ParseFailed("encrypted", "the book is protected against reading by other programs")
+        raise ParseFailed("encrypted", "the book is protected by DRM")
 
 
 def _package(events: Iterator[Event]) -> str:
     for event in events:
         if event.what == "start" and event.name == "rootfile" and event.get("full-path"):
             return event.get("full-path")
-    raise ParseFailed("damaged", "the book does not say where its contents are")
+    raise ParseFailed("damaged", "the book has no list of contents")
 
 
 def _chapters(events: Iterator[Event], folder: str) -> list[str]:
-    """The names of the chapters' entries in reading order."""
+    """Return the archive entries of the chapters in reading order."""
     items: dict[str, tuple[str, str]] = {}
     order: list[str] = []
     for event in events:

@@ -1,4 +1,4 @@
-"""HTML: headings, paragraphs, lists and tables as Markdown; scripts, styles and what is hidden are left out."""
+"""HTML: headings, paragraphs, lists and tables as Markdown; scripts, styles and hidden elements are skipped."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pplx_search.ingest.output import Output
 from pplx_search.ingest.parsers.markdown import MarkdownWriter
 from pplx_search.ingest.parsers.tables import TableRows
 
-_MAX_DEPTH = 5000  # the parser takes time to the square of it
+_MAX_DEPTH = 5000  # parsing time is quadratic in the depth
 
 
 def _names(text: str) -> frozenset[str]:
@@ -53,19 +53,19 @@ def parse(opened: OpenedFile, output: Output) -> None:
 
 
 def declared_charset(content: bytes) -> str:
-    """The charset that a page names in its head, empty when it names none."""
+    """Return the charset declared in the head of a page, or an empty string."""
     match = _CHARSET.search(content[:4096])
     return match.group(1).decode("ascii", "replace") if match else ""
 
 
 def parsed(text: str) -> LexborHTMLParser:
-    """The tree of a page. Raises ParseFailed for one that is nested deeper than any page that people made."""
+    """Parse a page into a tree. Raises ParseFailed if it is nested deeper than any real page."""
     _require_shallow(text)
     return LexborHTMLParser(text.replace("\0", "\ufffd").encode("utf-8", "replace"))
 
 
 def describe(tree: LexborHTMLParser, output: Output) -> None:
-    """Title, author and date from the page's head."""
+    """Read the title, author and date from the head of a page."""
     if (title := tree.css_first("title")) is not None:
         output.title = title.text()
     for meta in tree.css("meta"):
@@ -79,7 +79,7 @@ def describe(tree: LexborHTMLParser, output: Output) -> None:
 
 
 def write_body(tree: LexborHTMLParser, writer: MarkdownWriter) -> None:
-    """The text of a page, block by block."""
+    """Write the text of a page block by block."""
     body = tree.body
     if body is not None:
         blocks = _Blocks(writer)
@@ -89,17 +89,17 @@ def write_body(tree: LexborHTMLParser, writer: MarkdownWriter) -> None:
 
 
 def _require_shallow(text: str) -> None:
-    """Counts tags that are opened and not closed, in no more than one pass over the text."""
+    """Count unclosed tags in a single pass over the text."""
     depth = 0
     for tag in _TAG.finditer(text):
         if tag[2].lower() not in _UNNESTED:
             depth = max(0, depth - 1) if tag[1] else depth + 1
             if depth > _MAX_DEPTH:
-                raise ParseFailed("too-deep", f"more than {_MAX_DEPTH:,} elements inside each other")
+                raise ParseFailed("too-deep", f"more than {_MAX_DEPTH:,} nested elements")
 
 
 def _events(root: Any) -> Iterator[tuple[bool, Any]]:
-    """(False, node) where a node starts and (True, node) where an element ends, without recursion."""
+    """Yield (False, node) at the start of a node and (True, node) at the end of an element, without recursion."""
     node = root
     while True:
         yield False, node
@@ -113,14 +113,14 @@ def _events(root: Any) -> Iterator[tuple[bool, Any]]:
 
 
 class _Blocks:
-    """Collects inline text into blocks, and writes each as what the elements around it say it is."""
+    """Collects inline text into blocks, and writes each according to its enclosing elements."""
 
     def __init__(self, writer: MarkdownWriter):
         self.writer = writer
         self.inline: list[str] = []
         self.dropped = self.pre = 0
         self.heading = 0
-        self.lists: list[int | None] = []  # of each open list: the number of its last item, None without numbers
+        self.lists: list[int | None] = []  # per open list: the number of its last item, None if unnumbered
         self.item_mark = ""
         self.tables = TableRows(writer)
 
@@ -184,7 +184,7 @@ class _Blocks:
         self.inline.append(text if self.pre else _BLANKS.sub(" ", text))
 
     def flush(self) -> None:
-        """Writes the inline text so far."""
+        """Write the inline text collected so far."""
         if not self.inline:
             return
         text = "".join(self.inline)

@@ -1,4 +1,4 @@
-"""Files of lines: text, Markdown, code, CSV, JSON Lines. The text keeps the file's lines and their numbers."""
+"""Line-based files: text, Markdown, code, CSV and JSON Lines. Line numbers are the same as in the file."""
 
 import hashlib
 import io
@@ -11,7 +11,7 @@ from pplx_search.ingest.kinds import text_format_of
 from pplx_search.ingest.opening import OpenedFile
 from pplx_search.ingest.output import Output
 
-_IN_MEMORY_BYTES = 1 << 20  # longer files are read block by block
+_IN_MEMORY_BYTES = 1 << 20  # longer files are read in blocks
 _FEW_NULS, _MAX_NUL_SHARE = 1000, 0.1
 
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|$)", re.DOTALL)
@@ -23,7 +23,7 @@ _ESCAPE_TAIL = re.compile(r"\\+(?:u[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F
 
 
 def parse(opened: OpenedFile, output: Output) -> None:
-    """One document of the file's own text."""
+    """Write the text of the file as one document."""
     file = io.BytesIO(opened.content()) if opened.size <= _IN_MEMORY_BYTES else _HashingFile(opened)
     require_text(file.read(HEAD_BYTES))
     encoding = encoding_of(file)
@@ -49,7 +49,7 @@ def parse(opened: OpenedFile, output: Output) -> None:
 
 
 class _HashingFile:
-    """A file that hashes what is read of it in order from its beginning, so that what is parsed is what was hashed."""
+    """A file that computes its hash while it is read sequentially, so that the hash matches what is parsed."""
 
     def __init__(self, opened: OpenedFile):
         self.opened, self.digest, self.n_hashed = opened, hashlib.sha256(), 0
@@ -73,7 +73,7 @@ class _HashingFile:
 
 
 def _describe(beginning: str, output: Output) -> None:
-    """Title, author and date of a Markdown file, from its front matter or first heading."""
+    """Read the title, author and date of a Markdown file from its front matter or first heading."""
     if front := _FRONT_MATTER.match(beginning):
         fields = {key.lower(): value.strip().strip("\"'") for key, value in _FRONT_FIELD.findall(front.group(1))}
         output.title = fields.pop("title", "")
@@ -84,7 +84,7 @@ def _describe(beginning: str, output: Output) -> None:
 
 
 def _unescaped(texts: Iterator[str]) -> Iterator[str]:
-    r"""JSON with characters in the place of `\u00fc`, which nobody searches for; the lines stay what they are."""
+    r"""Return JSON with escapes such as `\u00fc` replaced by characters, to make them searchable."""
     held = ""
     for text in texts:
         text = held + text
@@ -97,6 +97,6 @@ def _unescaped(texts: Iterator[str]) -> Iterator[str]:
 def _characters(escape: re.Match[str]) -> str:
     codes = [int(digits, 16) for digits in escape.group(2).split("\\u")[1:]]
     if min(codes) < 0x20 or any(chr(code) in '"\\' for code in codes):
-        return escape.group()  # what JSON must keep escaped
+        return escape.group()  # must stay escaped in JSON
     raw = b"".join(code.to_bytes(2, "little") for code in codes)
     return escape.group(1) + raw.decode("utf-16-le", "replace")

@@ -1,4 +1,4 @@
-"""E-mail: single messages (.eml, Apple's .emlx) and mailboxes, of which every message is a document."""
+"""E-mail: single messages (.eml, Apple's .emlx) and mailboxes, with one document per message."""
 
 import email.policy
 import hashlib
@@ -43,11 +43,11 @@ def parse(opened: OpenedFile, output: Output) -> None:
 def _require_message(content: bytes) -> None:
     head = content[:_LINE_BYTES].lstrip()
     if not re.match(rb"(?:From |>From |[!-9;-~]+[ \t]*:)", head):
-        raise ParseFailed("damaged", "does not begin with the header of a message")
+        raise ParseFailed("damaged", "does not begin with a mail header")
 
 
 def _parse_mailbox(file: BinaryIO, output: Output) -> None:
-    """Every message of a mailbox. Its `part` is its Message-ID, which stays when other messages are deleted."""
+    """Write each message of a mailbox. Its `part` is its Message-ID, which does not depend on other messages."""
     seen: Counter[str] = Counter()
     for content, n_lost in _messages(file):
         part = _part_of(content)
@@ -56,7 +56,7 @@ def _parse_mailbox(file: BinaryIO, output: Output) -> None:
 
 
 def _messages(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """The messages of a mailbox, each with how many bytes of it were too many to be held."""
+    """Yield the messages of a mailbox, each with the number of bytes cut off because it was too long."""
     file.seek(0)
     lines: list[bytes] = []
     n_bytes = n_lost = 0
@@ -67,7 +67,7 @@ def _messages(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
                 yield _QUOTED_SEPARATOR.sub(b"", b"".join(lines)), n_lost
             lines, n_bytes, n_lost, begun = [], 0, 0, True
         elif not begun and line.strip():
-            raise ParseFailed("damaged", "does not begin with 'From ', as mailboxes do")
+            raise ParseFailed("damaged", "does not begin with 'From ' like a mailbox")
         elif n_bytes > _MAX_MESSAGE_BYTES:
             n_lost += len(line)
         else:
@@ -110,7 +110,7 @@ def _write(content: bytes, part: str, output: Output, n_lost: int = 0) -> None:
 
 
 def _parsed(content: bytes, output: Output) -> EmailMessage:
-    """A message; of one that is nested too deeply, the headers and no text."""
+    """Parse a message. If it is nested too deeply, only the headers are read."""
     parser = BytesParser(EmailMessage, policy=email.policy.default)
     try:
         return parser.parsebytes(content)
@@ -122,7 +122,7 @@ def _parsed(content: bytes, output: Output) -> EmailMessage:
 
 
 class _Headers:
-    """Headers as single lines of text; what is broken in one is shown as it stands."""
+    """Return headers as single lines of text, with invalid parts unchanged."""
 
     def __init__(self, message: EmailMessage):
         self.message = message
@@ -141,7 +141,7 @@ class _Headers:
 
 
 def _parts(message: Message) -> Iterator[Message]:
-    """A message and its parts, without recursion and without the parts of attached messages."""
+    """Yield a message and its parts, without recursion, and without the parts of attached messages."""
     waiting: list[Message] = [message]
     for _ in range(_MAX_PARTS):
         if not waiting:
@@ -154,12 +154,12 @@ def _parts(message: Message) -> Iterator[Message]:
 
 
 def _write_body(message: EmailMessage, writer: MarkdownWriter, output: Output) -> None:
-    """The plain text of a message, or that of its HTML; attachments are named in a remark."""
+    """Write the plain text of a message, or the text of its HTML. Attachments are listed in a remark."""
     plain, pages, attachments = [], [], []
     for part in _parts(message):
         kind = part.get_content_type()
         if part.get_content_maintype() == "multipart":
-            if not part.is_multipart():  # it says that it has parts, and has none
+            if not part.is_multipart():  # declared as multipart, but without parts
                 plain.append(part)
         elif _is_attachment(part) or kind not in ("text/plain", "text/html"):
             attachments.append(_name_of(part))

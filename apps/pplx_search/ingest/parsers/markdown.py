@@ -1,4 +1,4 @@
-"""Structured documents as Markdown: `#` before headings, a line for each row of a table and for each item of a list."""
+"""Write structured documents as Markdown: `#` headings, and one line per table row and list item."""
 
 import re
 
@@ -10,16 +10,16 @@ _MAX_LEVEL = 6
 
 
 class MarkdownWriter:
-    """Writes blocks with a blank line between them; rows and items follow each other without one.
+    """Writes blocks separated by blank lines; rows and list items follow each other directly.
 
-    Text that is no heading is escaped where it would look like one, so that only headings are headings.
+    Text that would look like a heading is escaped.
     """
 
     def __init__(self, output: Output):
         self.output = output
         self.page: int | None = None
         self.first_heading = ""
-        self._last = ""  # the class of block that was written last; empty at the beginning
+        self._last = ""  # the type of the last block; empty at the start
 
     def heading(self, level: int, text: str) -> None:
         title = field(text)
@@ -31,11 +31,11 @@ class MarkdownWriter:
         self._block("paragraph", escaped(tidy(text)))
 
     def preformatted(self, text: str) -> None:
-        """Text whose blanks and line ends mean something."""
+        """Write text with significant whitespace."""
         self._block("paragraph", escaped(_CONTROL.sub("", text).strip("\n")))
 
     def line(self, text: str) -> None:
-        """A line that belongs to the lines before and after it."""
+        """Write a line that belongs to the adjacent lines."""
         self._block("line", escaped(one_line(text)))
 
     def item(self, text: str, depth: int = 0, mark: str = "-") -> None:
@@ -44,7 +44,7 @@ class MarkdownWriter:
             self._block("item", f"{indent}{mark} " + text.replace("\n", f"\n{indent}  "))
 
     def row(self, cells: list[str]) -> None:
-        """A row of a table; nothing when all cells are empty."""
+        """Write a table row, unless all cells are empty."""
         cells = [one_line(cell) for cell in cells]
         while cells and not cells[-1]:
             cells.pop()
@@ -60,7 +60,7 @@ class MarkdownWriter:
         self.output.write(text, self.page)
 
     def finish(self) -> None:
-        """Ends the last line, and takes the first heading as title when the document says none."""
+        """End the last line, and use the first heading as title if the document has none."""
         if self._last:
             self.output.write("\n", self._page_before)
         if not self.output.title:
@@ -68,7 +68,7 @@ class MarkdownWriter:
 
 
 def tidy(text: str) -> str:
-    """Lines without blanks at their ends and runs of blanks, without control characters and empty lines around it."""
+    """Return text with whitespace collapsed and stripped per line, and without control characters."""
     lines = (" ".join(line.split()) for line in _CONTROL.sub("", text).split("\n"))
     return "\n".join(lines).strip("\n")
 
@@ -78,5 +78,5 @@ def one_line(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Text that holds no headings and no fences: `# so` becomes `\# so`."""
+    r"""Return text with headings and fences escaped: `# so` becomes `\# so`."""
     return _LOOKS_STRUCTURAL.sub(r"\\", text) if "#" in text or "```" in text or "~~~" in text else text

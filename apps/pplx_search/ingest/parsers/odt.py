@@ -1,4 +1,4 @@
-"""OpenDocument texts: headings, paragraphs, lists, tables and notes; text that was deleted is left out."""
+"""OpenDocument texts: headings, paragraphs, lists, tables and notes, without deleted text."""
 
 from collections.abc import Iterator
 
@@ -33,12 +33,12 @@ def _require_open(archive: Archive) -> None:
 
 
 class _Body:
-    """Reads the paragraphs in order; a note comes before the paragraph that it belongs to."""
+    """Reads the paragraphs in order. A note comes before its paragraph."""
 
     def __init__(self, writer: MarkdownWriter):
         self.writer = writer
         self.tables = TableRows(writer)
-        self.open: list[tuple[int, list[str]]] = []  # of each open paragraph: level of heading or 0, and text
+        self.open: list[tuple[int, list[str]]] = []  # per open paragraph: heading level or 0, and text
         self.dropped = self.lists = 0
 
     def read(self, events: Iterator[Event]) -> None:

@@ -1,4 +1,4 @@
-"""PDF: the text of every page, on its page. Pages that are images without text are named, never silently empty."""
+"""PDF: the text of each page. Pages with images but without text are listed in a remark."""
 
 import re
 
@@ -11,7 +11,7 @@ from pplx_search.ingest.opening import OpenedFile
 from pplx_search.ingest.output import Output, field
 
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
-_HYPHEN = re.compile("[\x02\ufffe\u00ad](?:\r?\n)?")  # what PDFium puts where a word is broken at the end of a line
+_HYPHEN = re.compile("[\x02\ufffe\u00ad](?:\r?\n)?")  # what PDFium returns for a hyphenated line break
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufeff\uffff]")
 _MAGIC_BYTES = 1024
 _RANGES_SHOWN = 20
@@ -20,7 +20,7 @@ _RANGES_SHOWN = 20
 def parse(opened: OpenedFile, output: Output) -> None:
     opened.file.seek(0)
     if b"%PDF-" not in opened.file.read(_MAGIC_BYTES):
-        raise ParseFailed("damaged", "does not begin like a PDF" if opened.size else "the file is empty")
+        raise ParseFailed("damaged", "does not start with a PDF header" if opened.size else "the file is empty")
     opened.file.seek(0)
     try:
         document = pypdfium2.PdfDocument(opened.file)
@@ -45,14 +45,14 @@ def parse(opened: OpenedFile, output: Output) -> None:
     if without_text:
         output.remark(f"no text layer on page {_ranges(without_text)} of {len(document):,}: images only")
     if broken:
-        output.remark(f"damaged and not read: page {_ranges(broken)} of {len(document):,}")
+        output.remark(f"damaged pages, not read: page {_ranges(broken)} of {len(document):,}")
     output.end()
 
 
 def _failure(error: pypdfium2.PdfiumError) -> ParseFailed:
     if error.err_code in (FPDF_ERR_PASSWORD, FPDF_ERR_SECURITY):
         return ParseFailed("encrypted", "a password is needed to read the PDF")
-    return ParseFailed("damaged", "not a whole PDF: nothing in it can be opened")
+    return ParseFailed("damaged", "incomplete or damaged PDF: it cannot be opened")
 
 
 def _nothing_found(n_pages: int, without_text: list[int], broken: list[int]) -> ParseFailed:
@@ -72,7 +72,7 @@ def _describe(document: pypdfium2.PdfDocument, output: Output) -> None:
 
 
 def _read_page(document: pypdfium2.PdfDocument, index: int) -> tuple[str, bool]:
-    """The text of a page, and whether there are images on a page without text."""
+    """Return the text of a page, and whether it has images but no text."""
     page = document[index]
     try:
         text_page = page.get_textpage()
@@ -92,7 +92,7 @@ def _tidy(text: str) -> str:
 
 
 def _ranges(pages: list[int]) -> str:
-    """`3, 7-9` for [3, 7, 8, 9]."""
+    """Return page numbers as ranges: `3, 7-9` for [3, 7, 8, 9]."""
     ranges: list[list[int]] = []
     for page in pages:
         if ranges and ranges[-1][1] == page - 1:

@@ -1,4 +1,4 @@
-"""Presentations: every slide is a page, its title a heading, and its notes follow it."""
+"""Presentations: each slide is a page, with its title as a heading, followed by its notes."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,7 @@ def parse(opened: OpenedFile, output: Output) -> None:
     for i, slide in enumerate(slides):
         writer.page = i + 1
         if slide not in targets or targets[slide].target not in archive:
-            raise ParseFailed("damaged", f"slide {i + 1} of {len(slides):,} is missing in the archive")
+            raise ParseFailed("damaged", f"slide {i + 1} of {len(slides):,} is missing from the archive")
         _read_slide(archive, targets[slide].target, writer)
     writer.finish()
     output.end()
@@ -40,12 +40,12 @@ def _read_slide(archive: Archive, name: str, writer: MarkdownWriter) -> None:
 
 
 class _Shapes:
-    """Reads the texts of a slide's shapes; `titled` says that a title is a heading."""
+    """Reads the text in the shapes of a slide. With `titled`, a title becomes a heading."""
 
     def __init__(self, writer: MarkdownWriter, *, titled: bool = True):
         self.writer, self.titled = writer, titled
         self.tables = TableRows(writer)
-        self.placeholder = ""  # what the open shape stands for: a title, a number, …
+        self.placeholder = ""  # placeholder type of the open shape: title, number, …
         self.text: list[str] = []
         self.paragraphs: list[str] = []
         self.in_text = False

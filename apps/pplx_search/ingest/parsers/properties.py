@@ -1,4 +1,4 @@
-"""What a zipped document says of itself: title, author and date."""
+"""Read the metadata of a zipped document: title, author and date."""
 
 from pplx_search.ingest import dates
 from pplx_search.ingest.output import Output, field
@@ -10,7 +10,7 @@ _DATES = ("modified", "date", "created", "creation-date")
 
 
 def describe(archive: Archive, name: str, output: Output) -> None:
-    """Takes over the properties in an XML file of an archive, when it is there."""
+    """Copy the properties from an XML file in an archive, if it exists."""
     if name not in archive:
         return
     found: dict[str, str] = {}

@@ -1,10 +1,10 @@
-"""Tables on their way to lines: rows of cells, of which a cell may hold a table again."""
+"""Collect table rows as lines of text. Cells can contain nested tables."""
 
 from pplx_search.ingest.parsers.markdown import MarkdownWriter
 
 
 class TableRows:
-    """Collects the texts of the open cells; a table in a cell becomes part of that cell's text."""
+    """Collects the text of open cells. A nested table becomes part of its cell's text."""
 
     def __init__(self, writer: MarkdownWriter):
         self._writer = writer
@@ -16,7 +16,7 @@ class TableRows:
         return bool(self._cells)
 
     def add(self, text: str) -> None:
-        """Adds to the open cell."""
+        """Append text to the open cell."""
         if text.strip():
             self._cells[-1].append(text)
 

@@ -1,4 +1,4 @@
-"""Workbooks: every sheet is a page with its name as heading, and every row with anything in it is a line."""
+"""Workbooks: each sheet is a page with its name as heading, and each non-empty row is a line."""
 
 import re
 from collections.abc import Iterator
@@ -34,20 +34,20 @@ def parse(opened: OpenedFile, output: Output) -> None:
     cells = _Cells(strings, is_date, epoch)
     for i, (name, target) in enumerate(sheets):
         if target not in targets or targets[target].target not in archive:
-            raise ParseFailed("damaged", f"sheet {i + 1} of {len(sheets):,} is missing in the archive")
+            raise ParseFailed("damaged", f"sheet {i + 1} of {len(sheets):,} is missing from the archive")
         if targets[target].kind == "worksheet":
             writer.page = i + 1
             writer.heading(1, name)
             for row in cells.rows(archive.events(targets[target].target)):
                 writer.row(row)
     if not output.title:
-        output.title = " "  # the first sheet's name is no title
+        output.title = " "  # do not use the name of the first sheet as title
     writer.finish()
     output.end()
 
 
 def _workbook(events: Iterator[Event]) -> tuple[list[tuple[str, str]], datetime]:
-    """Name and id of each sheet, and the day from which dates count."""
+    """Return the name and id of each sheet, and the epoch of dates."""
     sheets, epoch = [], _EPOCH
     for event in events:
         if event.what == "start" and event.name == "sheet":
@@ -58,7 +58,7 @@ def _workbook(events: Iterator[Event]) -> tuple[list[tuple[str, str]], datetime]
 
 
 def _strings(events: Iterator[Event]) -> list[str]:
-    """The texts that cells refer to by number, without the readings of Japanese ones."""
+    """Return the shared strings that cells refer to by index, without phonetic readings of Japanese text."""
     strings: list[str] = []
     text: list[str] = []
     inside = in_reading = False
@@ -78,7 +78,7 @@ def _strings(events: Iterator[Event]) -> list[str]:
 
 
 def _date_styles(events: Iterator[Event]) -> list[bool]:
-    """Whether cells of each style show their number as a date."""
+    """Return, per cell style, whether it formats numbers as dates."""
     custom: dict[str, bool] = {}
     styles: list[bool] = []
     in_cells = False
@@ -94,7 +94,7 @@ def _date_styles(events: Iterator[Event]) -> list[bool]:
 
 
 class _Cells:
-    """The texts of cells as people see them."""
+    """Reads the text of cells as displayed."""
 
     def __init__(self, strings: list[str], is_date: list[bool], epoch: datetime):
         self.strings, self.is_date, self.epoch = strings, is_date, epoch
@@ -150,7 +150,7 @@ def _put(row: list[str], column: int, text: str) -> None:
 
 
 def _column(reference: str, following: int) -> int:
-    """0 for A, 26 for AA; the column that follows when a cell does not say where it is."""
+    """Return the column index (0 for A, 26 for AA), or the next column if the cell has no reference."""
     match = _COLUMN.match(reference)
     if not match:
         return min(following, _MAX_COLUMNS - 1)
@@ -161,7 +161,7 @@ def _column(reference: str, following: int) -> int:
 
 
 def _plain(value: str) -> str:
-    """A number without the digits that binary fractions leave behind: 0.1 for 0.10000000000000001."""
+    """Return a number without binary rounding artifacts: 0.1 for 0.10000000000000001."""
     if len(value) < 16 or not value:
         return value
     number = f"{float(value):.15g}"

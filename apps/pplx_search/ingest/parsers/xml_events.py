@@ -1,4 +1,4 @@
-"""XML as a stream of events, in memory that does not grow with it. It may declare no entities and nest only so deep."""
+"""Parse XML as a stream of events in constant memory, with limited depth and without entity declarations."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,7 +11,7 @@ _RELATIONSHIPS = ("/officeDocument/2006/relationships", "/officeDocument/relatio
 
 
 class Event(NamedTuple):
-    """`what` is start, end or text; names are without namespaces, but for ids of relationships, which are `r:id`."""
+    """An XML event; `what` is start, end or text. Names have no namespaces, except `r:id` for relationship ids."""
 
     what: str
     name: str
@@ -26,12 +26,12 @@ class Event(NamedTuple):
 
 
 def whole_number(text: str) -> int | None:
-    """A number of at most nine digits, None for anything else."""
+    """Return a number of at most nine digits, or None."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
 
 
 def xml_events(blocks: Iterator[bytes], name: str) -> Iterator[Event]:
-    """The elements and texts of XML. Raises ParseFailed for what is broken, too deep or declares entities."""
+    """Yield the events of XML. Raises ParseFailed if it is invalid, too deep or declares entities."""
     parser = _EventParser()
     try:
         for block in blocks:
@@ -39,8 +39,8 @@ def xml_events(blocks: Iterator[bytes], name: str) -> Iterator[Event]:
             yield from parser.taken()
         parser.feed(b"", final=True)
         yield from parser.taken()
-    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two for encodings that it does not know
-        raise ParseFailed("damaged", f"{name}: broken XML: {error}") from error
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two for unknown encodings
+        raise ParseFailed("damaged", f"{name}: invalid XML: {error}") from error
 
 
 class _EventParser:
@@ -65,7 +65,7 @@ class _EventParser:
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise ParseFailed("too-deep", f"more than {_MAX_DEPTH:,} elements inside each other")
+            raise ParseFailed("too-deep", f"more than {_MAX_DEPTH:,} nested elements")
         self._events.append(Event("start", _local(name), {_local_attribute(k): v for k, v in attributes.items()}))
 
     def _end(self, name: str) -> None:
@@ -77,7 +77,7 @@ class _EventParser:
 
     def _doctype(self, name: str, system: str | None, public: str | None, has_subset: bool) -> None:
         if has_subset:
-            raise ParseFailed("unsafe", "the XML declares a document type of its own, which could hold entities")
+            raise ParseFailed("unsafe", "the XML declares its own document type, which could contain entities")
 
     def _entity(self, *_: object) -> None:
         raise ParseFailed("unsafe", "the XML declares entities")

@@ -1,7 +1,7 @@
-"""Documents that are zip archives of XML, opened with care.
+"""Safely open documents that are zip archives of XML.
 
-How many entries there are, how large they say they are and how much they are compressed is looked at before anything is
-unpacked, and no more is unpacked than was said.
+The number of entries, their declared sizes and the compression ratio are checked before unpacking, and no entry may
+unpack to more than its declared size.
 """
 
 import posixpath
@@ -17,11 +17,11 @@ from pplx_search.ingest.parsers.xml_events import Event, xml_events
 _MAX_ENTRIES = 50_000
 _MAX_DIRECTORY_BYTES = 16 << 20
 _MAX_UNPACKED_BYTES = 2 << 30
-_FREE_BYTES = 64 << 20  # what may be unpacked whatever the ratio
+_FREE_BYTES = 64 << 20  # may be unpacked regardless of the ratio
 _MAX_RATIO = 200
 _BLOCK = 1 << 16
 
-_END = struct.Struct("<4s4H2LH")  # end of central directory: signature, disks, entries, size and place of it, comment
+_END = struct.Struct("<4s4H2LH")  # end of central directory: signature, disks, entries, size, offset, comment
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
@@ -29,14 +29,14 @@ _ENCRYPTED_PACKAGE = "EncryptedPackage".encode("utf-16-le")
 
 
 class Archive:
-    """The entries of a document that is a zip archive."""
+    """A document that is a zip archive."""
 
     def __init__(self, opened: OpenedFile):
         _require_zip(opened)
         try:
             self._zip = zipfile.ZipFile(opened.file)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-            raise ParseFailed("damaged", f"not a whole zip archive: {error}") from error
+            raise ParseFailed("damaged", f"incomplete or damaged zip archive: {error}") from error
         self._entries = {entry.filename: entry for entry in self._zip.infolist()}
         self._n_unpacked = 0
         self._require_sane(opened.size)
@@ -48,21 +48,21 @@ class Archive:
         packed = unpacked = 0
         for entry in self._zip.infolist():
             if _leads_outside(entry.filename):
-                raise ParseFailed("unsafe", f"holds an entry named {entry.filename[:200]!r}, which leads outside")
+                raise ParseFailed("unsafe", f"contains an entry with the unsafe path {entry.filename[:200]!r}")
             if entry.flag_bits & 1:
                 raise ParseFailed("encrypted", "the archive is encrypted")
             if not 0 <= entry.header_offset < size:
                 raise ParseFailed("damaged", f"{entry.filename[:200]!r} begins outside the archive")
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ParseFailed("damaged", f"{entry.filename[:200]!r} is packed in a way that documents do not use")
+                raise ParseFailed("damaged", f"{entry.filename[:200]!r} uses an unsupported compression method")
             packed, unpacked = packed + entry.compress_size, unpacked + entry.file_size
             _require_ratio(entry.compress_size, entry.file_size)
         _require_ratio(packed, unpacked)
 
     def blocks(self, name: str) -> Iterator[bytes]:
-        """The content of an entry. Raises ParseFailed when it is not there or more than it says."""
+        """Return the content of an entry. Raises ParseFailed if it is missing or exceeds its declared size."""
         if name not in self._entries:
-            raise ParseFailed("damaged", f"{name} is missing in the archive")
+            raise ParseFailed("damaged", f"{name} is missing from the archive")
         entry = self._entries[name]
         try:
             with self._zip.open(entry) as file:
@@ -78,11 +78,11 @@ class Archive:
         return b"".join(self.blocks(name))
 
     def events(self, name: str) -> Iterator[Event]:
-        """The XML of an entry, event by event."""
+        """Yield the XML events of an entry."""
         return xml_events(self.blocks(name), name)
 
     def relationships(self, name: str) -> "dict[str, Relationship]":
-        """What a part of an office document refers to inside the archive, by id."""
+        """Return the parts that a part of an office document refers to, by relationship id."""
         folder, base = posixpath.split(name)
         source = posixpath.join(folder, "_rels", f"{base}.rels")
         found = {}
@@ -93,7 +93,7 @@ class Archive:
         return found
 
     def main_part(self, fallback: str) -> str:
-        """The part that an office document begins with."""
+        """Return the main part of an office document."""
         for each in self.relationships("").values():
             if each.kind == "officeDocument" and each.target in self:
                 return each.target
@@ -106,7 +106,7 @@ class Relationship(NamedTuple):
 
 
 def _require_zip(opened: OpenedFile) -> None:
-    """Refuses what is no zip archive, and one with more entries than can be listed, before listing them."""
+    """Raise ParseFailed if the file is not a zip archive or has too many entries, before listing them."""
     file = opened.file
     file.seek(0)
     head = file.read(len(_OLE))
@@ -114,7 +114,7 @@ def _require_zip(opened: OpenedFile) -> None:
         file.seek(0)
         if _ENCRYPTED_PACKAGE in file.read(1 << 20) or _ENCRYPTED_PACKAGE in _tail(file, opened.size, 1 << 20):
             raise ParseFailed("encrypted", "a password is needed to read the document")
-        raise ParseFailed("unsupported", "a document of an old office program under a new name; save it anew")
+        raise ParseFailed("unsupported", "a legacy office document with a wrong extension; save it again")
     if not head.startswith(b"PK"):
         raise ParseFailed("damaged", "not a zip archive" if head else "the file is empty")
     n_entries, n_bytes = _directory_of(file, opened.size)
@@ -124,11 +124,11 @@ def _require_zip(opened: OpenedFile) -> None:
 
 
 def _directory_of(file: BinaryIO, size: int) -> tuple[int, int]:
-    """How many entries an archive says it has, and how many bytes their list takes."""
+    """Return the declared number of entries of an archive, and the size of its directory in bytes."""
     tail = _tail(file, size, _END.size + 0xFFFF)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
-        raise ParseFailed("damaged", "the zip archive is cut short: its list of entries is missing")
+        raise ParseFailed("damaged", "the zip archive is truncated: its directory is missing")
     _, _, _, _, n_entries, n_bytes, _, _ = _END.unpack_from(tail, at)
     locator = at - _LOCATOR_64.size
     if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
@@ -152,4 +152,4 @@ def _leads_outside(name: str) -> bool:
 
 def _require_ratio(packed: int, unpacked: int) -> None:
     if unpacked > _MAX_UNPACKED_BYTES or unpacked > max(_FREE_BYTES, packed * _MAX_RATIO):
-        raise ParseFailed("zip-bomb", f"{packed:,} bytes that would unpack to {unpacked:,}, limit {_MAX_RATIO} times")
+        raise ParseFailed("zip-bomb", f"{packed:,} bytes would unpack to {unpacked:,}, limit {_MAX_RATIO} times")

@@ -1,0 +1,164 @@
+"""A command-line program: results go to stdout, messages to stderr, and an error is a single line.
+
+Exit statuses that every program shares: 2 error, 130 interrupted, 141 the reader of stdout went away, 143 terminated.
+What 0 and 1 mean is up to each command.
+"""
+
+import argparse
+import difflib
+import io
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from pplx_edge import __version__
+from pplx_edge.errors import EdgeError, InputError, MissingExtra
+from pplx_kit.options import Parser
+from pplx_kit.terminal import say
+
+_ERROR, _INTERRUPTED, _BROKEN_PIPE, _TERMINATED = 2, 130, 141, 143
+_OUR_PACKAGES = ("pplx_",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program and its commands.
+
+    `commands` maps the name of a command to its module, which has `add_parser(subparsers)` and is imported only when
+    the command is used or the help of all commands is shown. `add_options` adds the options that stand before the
+    command; `value_options` names those that take a value. `extra` is the extra of the package that installs what the
+    commands need. `first_step` completes "no command given; start with: ", and `memory_advice` "out of memory; ".
+    """
+
+    name: str
+    description: str
+    example: str
+    commands: Mapping[str, str]
+    first_step: str
+    memory_advice: str
+    extra: str
+    add_options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None
+    value_options: Sequence[str] = field(default=())
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command that `argv` names (None: the arguments of the process), and return the exit status."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding gets escapes instead of an error
+                stream.reconfigure(errors="backslashreplace")
+        with self._warnings_in_one_line(), _ending_on_sigterm():
+            status = self._run(sys.argv[1:] if argv is None else list(argv))
+            return status if self._flush_stdout() else (status or _ERROR)
+
+    def parser(self, only: str | None = None) -> argparse.ArgumentParser:
+        """Return the parser of all commands, or of one alone, which spares importing the others."""
+        parser = Parser(
+            prog=self.name,
+            description=self.description,
+            epilog="example:\n" + "\n".join(f"  {line}" for line in self.example.splitlines()),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--version", action="version", version=f"{self.name} {__version__}")
+        self.add_options(parser)
+        commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+        for name in self.commands if only is None else (only,):
+            self.load(self.commands[name], f"{self.name} {name}").add_parser(commands)
+        return parser
+
+    def load(self, module: str, feature: str) -> Any:
+        """Return an imported module. Raises MissingExtra naming the feature when the module needs another package."""
+        try:
+            return import_module(module)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith(_OUR_PACKAGES):
+                raise
+            raise MissingExtra(f"{feature} ({error.name} is not installed)", self.extra) from error
+
+    def say(self, message: str) -> None:
+        """Write one line to stderr under the program's name."""
+        say(message, program=self.name)
+
+    def _run(self, arguments: list[str]) -> int:
+        try:
+            command = self._command_in(arguments)
+            args, unknown = self.parser(command).parse_known_args(arguments)
+            if unknown:
+                raise InputError(f"{_complaint(unknown[0])} (see: {self.name} {command} --help)")
+            return args.run(args)
+        except KeyboardInterrupt:
+            return _INTERRUPTED
+        except BrokenPipeError:
+            return _BROKEN_PIPE
+        except EdgeError as error:
+            self.say(f"error: {error}")
+        except OSError as error:
+            self.say(f"error: {error.filename or 'standard output'}: {error.strerror or error}")
+        except MemoryError:
+            self.say(f"error: out of memory; {self.memory_advice}")
+        return _ERROR
+
+    def _command_in(self, arguments: Sequence[str]) -> str | None:
+        """Return the command that the arguments name, or None when they only hold options such as `--help`.
+
+        Raises InputError, with the closest name, for an unknown command, and for no arguments at all.
+        """
+        words = iter(arguments)
+        for word in words:
+            if word in self.value_options:
+                next(words, None)
+            elif not word.startswith("-"):
+                if word not in self.commands:
+                    close = difflib.get_close_matches(word, self.commands, n=1)
+                    meant = f"; did you mean {close[0]}?" if close else ""
+                    raise InputError(f"unknown command {word!r}{meant} (see: {self.name} --help)")
+                return word
+            elif not word.startswith(tuple(f"{option}=" for option in self.value_options)):
+                return None
+        if not arguments:
+            raise InputError(f"no command given; start with: {self.first_step} (see: {self.name} --help)")
+        return None
+
+    def _flush_stdout(self) -> bool:
+        """Return whether all output arrived; the rest is dropped, so that the interpreter does not complain again."""
+        try:
+            sys.stdout.flush()
+            return True
+        except BrokenPipeError:
+            pass
+        except OSError as error:
+            self.say(f"error: standard output: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+
+    @contextmanager
+    def _warnings_in_one_line(self) -> Iterator[None]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy warns of overflow, for one, whose result is found and raised
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_, **__: self.say(f"warning: {message}")
+            yield
+
+
+def _complaint(argument: str) -> str:
+    if argument.startswith("-"):
+        return f"unknown option {argument}"
+    return f"unexpected argument {argument!r}; put quotes around a value that contains spaces"
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """End the process by an exception on SIGTERM, so that unfinished files are deleted on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,136 @@
+"""Content that is generated when the site is built: the help of every command, the formats and the measurements.
+
+mkdocs calls `on_files` once, which adds the repository's benchmarks and their pictures, and `on_page_markdown` for each
+page. A comment such as `<!-- commands: pplx-search -->` is replaced with the help of all commands of that program, and
+`<!-- index-tables -->` with the tables of an index.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+_HELP_COLUMNS = "100"
+_BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+_RELATIVE_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)([^)]+)\)")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Return the files of the site with `measurements.md`, made from benchmarks/README.md, and what it links to."""
+    from mkdocs.structure.files import File
+
+    text, linked = measurements()
+    files.append(File.generated(config, "measurements.md", content=text))
+    for name in linked:
+        files.append(File.generated(config, name, abs_src_path=str(_BENCHMARKS / name)))
+    return files
+
+
+def measurements() -> tuple[str, list[str]]:
+    """Return the text of benchmarks/README.md and the names of the result files that it links to.
+
+    A link to another part of the repository becomes plain text, because that part is not on the site.
+    """
+    linked: set[str] = set()
+
+    def keep(link: re.Match[str]) -> str:
+        if link[2].startswith("results/") and (_BENCHMARKS / link[2]).is_file():
+            linked.add(link[2])
+            return link[0]
+        return link[1]
+
+    text = (_BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    return _RELATIVE_LINK.sub(keep, text), sorted(linked)
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Return a page with its comments replaced by what they name."""
+    markdown = re.sub(r"<!-- commands: (\S+) -->", lambda found: commands(found[1]), markdown)
+    for comment, render in _FORMATS.items():
+        if comment in markdown:
+            markdown = markdown.replace(comment, render())
+    return markdown
+
+
+def commands(program: str) -> str:
+    """Return Markdown with the help of a program and a section for each of its commands."""
+    os.environ["COLUMNS"] = _HELP_COLUMNS  # argparse wraps to the width of the terminal otherwise
+    parser = _parser(program)
+    sections = [_block(parser)]
+    for name, command in _commands_of(parser):
+        sections.append(f"## {program} {name}")
+        sections.append(_block(command))
+        for nested, subcommand in _commands_of(command):
+            sections += [f"### {program} {name} {nested}", _block(subcommand)]
+    return "\n\n".join(sections)
+
+
+def index_tables() -> str:
+    """Return Markdown with the columns of every table of a new index."""
+    import apsw
+
+    from pplx_search.store.schema import migrate
+
+    database = apsw.Connection(":memory:")
+    migrate(database)
+    tables = "SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND sql LIKE 'CREATE TABLE%' ORDER BY rowid"
+    lines = ["| table | columns |", "|---|---|"]
+    for name, _ in database.execute(tables).fetchall():
+        if not name.startswith(("sqlite_", "names_")):
+            columns = [f"`{row[1]}`" for row in database.execute(f"PRAGMA table_info({name})")]
+            lines.append(f"| `{name}` | {', '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def index_version() -> str:
+    """Return the version of the index that this release writes."""
+    from pplx_search.store.schema import MIGRATIONS
+
+    return str(len(MIGRATIONS))
+
+
+def artifact_version() -> str:
+    """Return the version of the manifest that this release writes."""
+    from pplx_edge.weights.artifact import FORMAT_VERSION
+
+    return str(FORMAT_VERSION)
+
+
+def artifact_revisions() -> str:
+    """Return Markdown with the formats of each backend and the revision that this release writes and opens."""
+    from pplx_edge.weights.artifact import FORMATS, REVISIONS
+
+    lines = ["| backend | formats | revision |", "|---|---|---|"]
+    for backend, formats in FORMATS.items():
+        lines.append(f"| {backend} | {', '.join(f'`{name}`' for name in formats)} | {REVISIONS[backend]} |")
+    return "\n".join(lines)
+
+
+_FORMATS: dict[str, Callable[[], str]] = {
+    "<!-- index-tables -->": index_tables,
+    "<!-- index-version -->": index_version,
+    "<!-- artifact-version -->": artifact_version,
+    "<!-- artifact-revisions -->": artifact_revisions,
+}
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    if program == "pplx-edge":
+        from pplx_cli import build_parser
+    else:
+        from pplx_search.cli import build_parser
+    return build_parser()
+
+
+def _commands_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.items()
+
+
+def _block(parser: argparse.ArgumentParser) -> str:
+    """Return the help of a parser as a code block, with `~` in place of the home directory."""
+    text = parser.format_help().replace(str(Path.home()), "~").rstrip()
+    return f"```text\n{text}\n```"
