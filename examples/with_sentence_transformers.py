@@ -49,7 +49,7 @@ class EdgeSentenceTransformer(SentenceTransformer):
         """Return the number of components of a vector."""
         return self.edge.dim
 
-    get_sentence_embedding_dimension = get_embedding_dimension  # its name before version 5.4
+    get_sentence_embedding_dimension = get_embedding_dimension  # its older name
 
 
 if __name__ == "__main__":

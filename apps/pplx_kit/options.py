@@ -14,7 +14,7 @@ MODEL_HELP = f"{BUILT_IN}, a directory, an official name (pplx-embed-v1-0.6b) or
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors in one line that name the program, and no guessing of abbreviated options."""
+    """An argument parser with one-line errors that name the program, and no abbreviated options."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **{"allow_abbrev": False} | options)
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, summary: str, example: str, *, description: str = "") -> Any:
-    """A command's parser, with an example at the end of its help."""
+    """Add a command, with an example at the end of its help, and return its parser."""
     return commands.add_parser(
         name,
         help=summary,
@@ -36,30 +36,39 @@ def add_command(commands: Any, name: str, summary: str, example: str, *, descrip
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, where from and on what it runs."""
+    """Add the options that choose a model and the backend that runs it."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=BUILT_IN, metavar="MODEL", help=f"{MODEL_HELP}; default {BUILT_IN}")
-    group.add_argument("--backend", default="auto", choices=["auto", *SESSIONS], help="what it runs on")
+    group.add_argument("--model", default=BUILT_IN, metavar="MODEL", help=f"{MODEL_HELP} (default: {BUILT_IN}).")
+    group.add_argument(
+        "--backend",
+        default="auto",
+        choices=["auto", *SESSIONS],
+        help="Runtime to use (default: the best for the model and this machine).",
+    )
     group.add_argument(
         "--format",
         metavar="FORMAT",
-        help=f"what a checkpoint is converted to when first opened; default {FORMATS['onnx'][0]}, none for mlx",
+        help=f"Format to convert a checkpoint to when first opened (default: {FORMATS['onnx'][0]}; mlx: none).",
     )
-    group.add_argument("--threads", type=positive, metavar="N", help="onnx: processor threads; default all")
-    group.add_argument("--quantize", metavar="Q", help="mlx: weights become q8, q4, mxfp8, … while they are read")
-    group.add_argument("--memory-mb", type=positive, metavar="MB", help="mlx: what model and passes may take")
-    group.add_argument("--compute-units", choices=COMPUTE_UNITS, help="coreml: where it may run; default all")
+    group.add_argument(
+        "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."
+    )
+    group.add_argument("--quantize", metavar="Q", help="mlx: Quantize the weights to q8, q4, mxfp8, … while loading.")
+    group.add_argument(
+        "--memory-mb", type=positive, metavar="MB", help="mlx: Memory limit for the model and its activations."
+    )
+    group.add_argument("--compute-units", choices=COMPUTE_UNITS, help="coreml: Hardware to use (default: all).")
     add_hub_options(group)
 
 
 def add_hub_options(parser: Any) -> None:
-    """How a hub repository is looked up."""
-    parser.add_argument("--revision", metavar="REV", help="commit, tag or branch of a hub repository")
-    parser.add_argument("--offline", action="store_true", help="never use the network (also: HF_HUB_OFFLINE=1)")
+    """Add the options for models on the hub."""
+    parser.add_argument("--revision", metavar="REV", help="Commit, tag or branch of a hub repository.")
+    parser.add_argument("--offline", action="store_true", help="Never use the network (also: HF_HUB_OFFLINE=1).")
 
 
 def open_model(args: argparse.Namespace) -> Embedder:
-    """The embedder that the model options describe."""
+    """Return the embedder that the model options describe."""
     return load(
         args.model,
         backend=args.backend,
@@ -74,12 +83,12 @@ def open_model(args: argparse.Namespace) -> Embedder:
 
 
 def offline(args: argparse.Namespace) -> bool | None:
-    """True when the option says so; None leaves it to the environment."""
+    """Return True with `--offline`, and None otherwise, which leaves the choice to the environment."""
     return args.offline or None
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
+    """Parse a whole number above 0, for argparse."""
     value = int(text) if text.isascii() and text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -87,5 +96,5 @@ def positive(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """A whole number, 0 allowed, for argparse."""
+    """Parse a whole number, 0 included, for argparse."""
     return 0 if text == "0" else positive(text)

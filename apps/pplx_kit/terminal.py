@@ -1,4 +1,4 @@
-"""What people read: lines on stderr, sizes, colours, and text that cannot play tricks on a terminal."""
+"""Output for people: lines on stderr, sizes, colors, and text without control characters."""
 
 import os
 import sys
@@ -15,12 +15,12 @@ def say(message: str, *, program: str = "pplx-edge") -> None:
 
 
 def printable(text: str) -> str:
-    """The text on one line: runs of blanks as one space, control characters (escape sequences too) as `�`."""
+    """Return the text on one line, with control characters and escape sequences replaced by `�`."""
     return "".join(char if char.isprintable() or char in _JOINERS else "�" for char in " ".join(text.split()))
 
 
 def human_bytes(n_bytes: int) -> str:
-    """`2.4 GB`, in powers of 1000."""
+    """Return a size such as `2.4 GB`, in powers of 1000."""
     size = float(n_bytes)
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < _UNIT:
@@ -30,10 +30,10 @@ def human_bytes(n_bytes: int) -> str:
 
 
 def colours(stream: TextIO) -> bool:
-    """Whether a stream is a terminal whose user did not switch colours off."""
+    """Return whether a stream is a terminal whose user has not turned colors off."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def paint(text: str, role: str, wanted: bool) -> str:
-    """The text in its role's colour when colours are wanted."""
+    """Return the text in the color of its role, or unchanged unless colors are wanted."""
     return f"\x1b[{_COLOURS[role]}m{text}\x1b[0m" if wanted else text

@@ -110,9 +110,7 @@ def test_an_earlier_revision_of_a_format_is_refused_by_name(artifact_dir: Path):
     assert manifest_of(artifact_dir)["revision"] == REVISIONS["onnx"]
     for old in (..., REVISIONS["onnx"] - 1):  # the first manifests had none
         change_manifest(artifact_dir, revision=old)
-        refused(
-            artifact_dir, "onnx-int8 revision .*convert the model again: pplx-edge convert SOURCE --to onnx-int8"
-        )
+        refused(artifact_dir, "onnx-int8 revision .*convert the model again: pplx-edge convert SOURCE --to onnx-int8")
 
 
 def test_another_format_version_is_refused(artifact_dir: Path):

@@ -169,7 +169,7 @@ def test_a_window_stays_within_its_budget():
         window = window_within(memory_mb, spec)
         assert window * spec.activation_bytes <= memory_mb * 1_000_000 < (window + 1) * spec.activation_bytes
     assert window_within(500, fake_spec(max_tokens=512)) == 512
-    with pytest.raises(InputError, match="at least 2 beside"):
+    with pytest.raises(InputError, match="at least 2 MB on top of the model"):
         window_within(1, fake_spec(dim=1024))
 
 

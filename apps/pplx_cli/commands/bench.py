@@ -8,14 +8,14 @@ from pplx_edge.errors import MissingExtra
 from pplx_kit.options import Parser, add_command
 
 BENCHMARKS = {
-    "speed": "measure tokens a second beside other runtimes, on weights of the true 0.6b shape",
+    "speed": "measure tokens per second next to other runtimes, with weights of the true 0.6b shape",
     "memory": "measure peak memory of converting, opening and encoding",
-    "convert": "take a model through every format: seconds, peak memory, size, parity",
-    "quality": "measure retrieval (nDCG@10 and others) on folders in BEIR layout, beside BM25 and MiniLM",
+    "convert": "convert a model to every format and report seconds, peak memory, size and parity",
+    "quality": "measure retrieval (nDCG@10 and others) on folders in BEIR layout, next to BM25 and MiniLM",
     "stream": "measure streaming late chunking: memory, fidelity, retrieval and many small documents",
-    "search": "measure the search app: its index at scale beside others, and all of it on real files",
-    "mteb": "run tasks and benchmarks of mteb, and ConTEB's, which are fetched from the hub",
-    "plot": "draw what speed wrote with --json",
+    "search": "measure pplx-search: its index at scale next to others, and the whole app on real files",
+    "mteb": "run tasks and benchmarks of mteb and ConTEB, which are downloaded from the hub",
+    "plot": "plot the results that speed wrote with --json",
 }
 EXAMPLES = {
     "speed": "",
@@ -36,10 +36,10 @@ def add_parser(commands: Any) -> None:
         "bench",
         "measure speed, memory or retrieval quality on this machine",
         "pplx-edge bench speed --rows 1x16,32x128",
-        description="The options of a benchmark are in its own help: pplx-edge bench speed --help",
+        description="Each benchmark has its own options: pplx-edge bench speed --help",
     )
     parser.add_argument("benchmark", choices=BENCHMARKS, help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the benchmark")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="Options of the benchmark.")
     parser.set_defaults(run=run)
 
 

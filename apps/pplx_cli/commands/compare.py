@@ -17,33 +17,39 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "compare",
-        "say how far artifacts of one model stray from each other, and what they take on disk",
+        "compare conversions of one model with each other: fidelity and size on disk",
         "pplx-edge compare nano@onnx-fp32 nano@onnx-int8\n"
         "pplx-edge compare nano@onnx-fp32 nano@onnx-int8 nano@mlx-q8 --texts lines.txt --beir task --plot card.svg",
-        description="Sizes, cosines, int8 codes that moved, bits that flipped, and where in the model drift arises.",
+        description="Reports sizes, cosines, changed int8 codes, flipped bits, and the drift after each layer.",
     )
     model = f"{MODEL_HELP}; MODEL@FORMAT converts it first, if it was not"
-    parser.add_argument("reference", metavar="REF", help=f"what the others are held against: {model}")
-    parser.add_argument("candidates", nargs="+", metavar="CAND", help="the same, one or more")
+    parser.add_argument("reference", metavar="REF", help=f"Model that the others are compared with: {model}.")
+    parser.add_argument("candidates", nargs="+", metavar="CAND", help="Models to compare with it, one or more.")
     parser.add_argument(
         "--texts",
         metavar="FILE",
-        help="one text a line, instead of the converters' probe texts. The figures are of these; with 20 texts or more "
-        "each of them is also a query among all the others, for the share of its ten nearest that stay the same",
+        help="Use these texts, one per line, instead of the converters' probe texts. With 20 texts or more, "
+        "each text is also a query among the others, to report how many of its ten nearest stay the same.",
     )
-    parser.add_argument("--jsonl", action="store_true", help="each line is a JSON string, or an object with --field")
-    parser.add_argument("--field", default="text", metavar="NAME", help="field that holds the text; default text")
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="Read each line as a JSON string, or as an object whose text is in --field.",
+    )
+    parser.add_argument("--field", default="text", metavar="NAME", help="Field that holds the text (default: text).")
     parser.add_argument(
         "--beir",
         action="append",
         default=[],
         type=Path,
         metavar="FOLDER",
-        help="a task in BEIR layout, or a folder of tasks: nDCG@10 of int8 and binary codes, averaged over all tasks",
+        help="Report nDCG@10 of int8 and binary codes on a task in BEIR layout, or the mean over a folder of tasks.",
     )
-    parser.add_argument("--max-tokens", type=positive, default=512, metavar="N", help="cut of a text; default 512")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture to write: .svg, .png or .pdf")
-    parser.add_argument("--json", metavar="FILE", help="append one object a candidate: .jsonl")
+    parser.add_argument(
+        "--max-tokens", type=positive, default=512, metavar="N", help="Cut texts to this many tokens (default: 512)."
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="Write a picture: .svg, .png or .pdf.")
+    parser.add_argument("--json", metavar="FILE", help="Append one JSON object per candidate to this .jsonl file.")
     add_hub_options(parser)
     parser.set_defaults(run=run)
 

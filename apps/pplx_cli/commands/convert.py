@@ -21,21 +21,21 @@ def add_parser(commands: Any) -> None:
         "convert a checkpoint to a format that runs fast",
         "pplx-edge convert pplx-embed-v1-0.6b --to onnx-int8 --out models/0.6b-int8\n"
         "pplx-edge convert pplx-embed-v1-0.6b --to mlx-mixed --max-mb 450 --out models/0.6b-mixed",
-        description="The result is checked against the reference; a conversion that strays too far leaves nothing.",
+        description="The result is checked against a float32 reference; a conversion that fails leaves nothing behind.",
     )
     parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
     parser.add_argument("--to", required=True, choices=ALL_FORMATS, metavar="FORMAT", help=", ".join(ALL_FORMATS))
-    parser.add_argument("--out", required=True, metavar="DIR", help="directory to write; its parent is made if missing")
-    parser.add_argument("--force", action="store_true", help="replace the converted model that stands at DIR")
+    parser.add_argument("--out", required=True, metavar="DIR", help="Directory to write. Missing parents are created.")
+    parser.add_argument("--force", action="store_true", help="Replace a converted model that exists at DIR.")
     parser.add_argument(
         "--override",
         action="append",
         default=[],
         type=_override,
         metavar="PATTERN=Q",
-        help="mlx: matrices whose path fits are kept as Q (q8, q4, bf16, …); the last that fits counts",
+        help="mlx: Store matrices whose path matches PATTERN in format Q (q8, q4, bf16, …). The last match wins.",
     )
-    parser.add_argument("--max-mb", type=positive, metavar="MB", help="mlx-mixed: what all weights may take")
+    parser.add_argument("--max-mb", type=positive, metavar="MB", help="mlx-mixed: Budget for all weights.")
     add_hub_options(parser)
     parser.set_defaults(run=run)
 

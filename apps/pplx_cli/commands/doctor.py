@@ -24,14 +24,14 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "doctor",
-        "say what this machine can run, and test it for half a minute",
+        "report what this machine can run, and test it for half a minute",
         "pplx-edge doctor\npplx-edge doctor --no-test --json",
-        description=f"The test runs {hub.BUILT_IN} on each backend that can be used and holds int8 codes against those "
+        description=f"Runs {hub.BUILT_IN} on each usable backend and compares its int8 codes with those "
         f"of {selftest.REFERENCE.label}. The exit status is 0 when the default backend is sound and no backend fails, "
-        "else 1; one that only ran out of time has not failed.",
+        "otherwise 1. Running out of time does not count as a failure.",
     )
-    parser.add_argument("--no-test", action="store_true", help="only look, run nothing")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--no-test", action="store_true", help="Only report what is installed; run nothing.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.set_defaults(run=run)
 
 

@@ -26,25 +26,31 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "embed",
-        "turn lines of text into vectors",
+        "embed lines of text, or whole documents in chunks",
         "printf 'hello\\n\\nworld\\n' | pplx-edge embed - --output vectors.npy\n"
         "pplx-edge embed docs.jsonl --jsonl --field body --precision ubinary --output docs.npy\n"
         "pplx-edge embed --stream book.md --sticky 64 --output book.jsonl",
-        description="One text a line (an empty line is a text too), one vector a text, in order. With --stream: one "
-        "vector a chunk of whole files.",
+        description="Reads one text per line, empty ones too, and writes one vector per text, in order. With --stream, "
+        "writes one vector per chunk of whole files.",
     )
-    parser.add_argument("files", nargs="*", default=[STDIN], metavar="FILE", help="text files; - or none: stdin")
-    parser.add_argument("--output", "-o", metavar="FILE", help=".npy or .jsonl; default JSON Lines on stdout")
-    parser.add_argument("--precision", default="int8", choices=PRECISIONS, help="what a vector is made of")
-    parser.add_argument("--dim", type=positive, metavar="N", help="keep the first N components (from 128)")
-    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long instead of failing")
-    parser.add_argument("--jsonl", action="store_true", help="each line is a JSON string, or an object with --field")
-    parser.add_argument("--field", default="text", metavar="NAME", help="field that holds the text; default text")
+    parser.add_argument("files", nargs="*", default=[STDIN], metavar="FILE", help="Text files; - or nothing for stdin.")
+    parser.add_argument(
+        "--output", "-o", metavar="FILE", help="File to write, .npy or .jsonl (default: JSON Lines on stdout)."
+    )
+    parser.add_argument("--precision", default="int8", choices=PRECISIONS, help="Type of the vectors (default: int8).")
+    parser.add_argument("--dim", type=positive, metavar="N", help="Keep only the first N components, 128 or more.")
+    parser.add_argument("--truncate", action="store_true", help="Cut texts that are too long instead of failing.")
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="Read each line as a JSON string, or as an object whose text is in --field.",
+    )
+    parser.add_argument("--field", default="text", metavar="NAME", help="Field that holds the text (default: text).")
     parser.add_argument(
         "--contextual",
         action="store_true",
-        help="each line is a document: a JSON list of chunks (or an object with one in --field), which get one vector "
-        "each in the context of the whole; .npy stacks the chunks of all documents",
+        help="Read each line as a document: a JSON list of chunks, or an object with one in --field. Each chunk gets a "
+        "vector in the context of the whole document; .npy stacks the chunks of all documents.",
     )
     stream.add_stream_options(parser)
     add_model_options(parser)

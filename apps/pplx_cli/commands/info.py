@@ -24,18 +24,18 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "info",
-        "say what a model is: sizes, format, files, parity",
+        "show a model's sizes, format, files and parity figures",
         "pplx-edge info nano\npplx-edge info models/nano-coreml-int8 --evaluate",
-        description="Reads headers only (but for --evaluate), and only what is on this machine.",
+        description="Reads only file headers, except with --evaluate, and only models on this machine.",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--revision", metavar="REV", help="commit, tag or branch of a hub repository")
+    parser.add_argument("--revision", metavar="REV", help="Commit, tag or branch of a hub repository.")
     parser.add_argument(
         "--evaluate",
         action="store_true",
-        help="compute a Core ML program in NumPy on the probe texts, and say what float16 and its weights cost",
+        help="Evaluate a Core ML program in NumPy on the probe texts, and report what float16 and its weights cost.",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.set_defaults(run=run)
 
 

@@ -10,7 +10,7 @@ from pplx_kit.terminal import human_bytes, say
 
 
 def add_parser(commands: Any) -> None:
-    parser = add_command(commands, "models", "list, fetch, find and delete models", "pplx-edge models list")
+    parser = add_command(commands, "models", "list, download, locate and delete models", "pplx-edge models list")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     _add_list(actions)
     _add_pull(actions)
@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
         actions, "path", "print the directory of a model on this machine", "ls $(pplx-edge models path nano)"
     )
     path.add_argument("model", metavar="MODEL")
-    path.add_argument("--revision", metavar="REV", help="commit, tag or branch of a hub repository")
+    path.add_argument("--revision", metavar="REV", help="Commit, tag or branch of a hub repository.")
     path.set_defaults(run=run_path)
     remove = add_command(
         actions, "rm", "delete a fetched model and what was converted from it", "pplx-edge models rm pplx-embed-v1-4b"
@@ -31,10 +31,10 @@ def _add_list(actions: Any) -> None:
     parser = add_command(
         actions,
         "list",
-        "show the built-in, the official and the fetched models",
+        "list the built-in, official and downloaded models",
         "pplx-edge models list --json",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object per line.")
     parser.set_defaults(run=run_list)
 
 
@@ -42,12 +42,14 @@ def _add_pull(actions: Any) -> None:
     parser = add_command(
         actions,
         "pull",
-        "fetch a model from the hub, or bring it up to date",
+        "download a model from the hub, or update it",
         "pplx-edge models pull pplx-embed-v1-0.6b\npplx-edge models pull pplx-embed-v1-0.6b --graph model_quantized",
-        description="Prints its directory. Weights are fetched as safetensors; code and pickles never are.",
+        description="Prints its directory. Weights are downloaded as safetensors; code and pickles never are.",
     )
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--graph", metavar="NAME", help="also fetch the ready graph onnx/NAME.onnx ('*': all)")
+    parser.add_argument(
+        "--graph", metavar="NAME", help="Also download the ready-made graph onnx/NAME.onnx ('*' for all)."
+    )
     add_hub_options(parser)
     parser.set_defaults(run=run_pull)
 

@@ -21,14 +21,14 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "verify",
-        "check a model's files, and official weights against their published vectors",
+        "check a model's files, and compare official weights with their published vectors",
         "pplx-edge verify pplx-embed-v1-0.6b\npplx-edge verify my-copy/ --as pplx-embed-v1-0.6b",
-        description="Reads every byte of what is on this machine; fetches nothing.",
+        description="Reads every byte of the model on this machine; downloads nothing.",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--as", dest="known_as", metavar="NAME", help="official model that a directory is a copy of")
-    parser.add_argument("--revision", metavar="REV", help="commit, tag or branch of a hub repository")
-    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads; default all")
+    parser.add_argument("--as", dest="known_as", metavar="NAME", help="Official model that the directory is a copy of.")
+    parser.add_argument("--revision", metavar="REV", help="Commit, tag or branch of a hub repository.")
+    parser.add_argument("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores).")
     parser.set_defaults(run=run)
 
 
