@@ -20,7 +20,7 @@ from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.text.sources import Source
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import ChunkVector, Precision, Session, SessionOptions, StreamOptions, TokenRow
-from pplx_edge.vectors import codes as quantize
+from pplx_edge.vectors.codes import quantize, require_dim, require_finite, require_precision, truncate_dims
 from pplx_edge.vectors.similarity import similarity
 from pplx_edge.weights import hub
 from pplx_edge.weights.artifact import Artifact, is_artifact
@@ -37,7 +37,7 @@ def load(
     revision: str | None = None,
     offline: bool | None = None,
     threads: int | None = None,
-    quantize: str | None = None,
+    weights: str | None = None,
     memory_mb: int | None = None,
     compute_units: str | None = None,
 ) -> "Embedder":
@@ -55,26 +55,26 @@ def load(
 
     Raises ModelNotFound, OfflineError, CheckpointError, UnsupportedModel, ArtifactError, MissingExtra or InputError.
     """
-    options = SessionOptions(threads=threads, quantize=quantize, memory_mb=memory_mb, compute_units=compute_units)
-    directory = hub.resolve(name_or_path, revision=revision, offline=offline)
+    options = SessionOptions(threads=threads, weights=weights, memory_mb=memory_mb, compute_units=compute_units)
+    directory = hub.locate(name_or_path, revision=revision, offline=offline)
     backend = backends.backend_for(directory, backend, format)
     backends.require_installed(backend)
     directory = ready_directory(directory, backend, format, source_name=hub.source_name(name_or_path))
     session = backends.open_session(backend, directory, options)
-    weights = Artifact.open(directory).fingerprint if is_artifact(directory) else ""
-    return Embedder(session, Tokenizer.open(directory, session.spec), weights)
+    fingerprint = Artifact.open(directory).fingerprint if is_artifact(directory) else ""
+    return Embedder(session, Tokenizer.open(directory, session.spec), fingerprint)
 
 
 class Embedder:
     """Encode inputs as vectors. Safe to call from several threads.
 
-    `weights` is the fingerprint of the model files ("" if unknown). It distinguishes models with the same architecture,
-    so that a stream is never resumed with a different model.
+    `fingerprint` is a hash of the model files ("" if unknown). It distinguishes models with the same architecture, so
+    that a stream is never resumed with a different model.
     """
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, weights: str = ""):
+    def __init__(self, session: Session, tokenizer: Tokenizer, fingerprint: str = ""):
         self.session: Session = session
-        self.tokenizer, self.weights = tokenizer, weights
+        self.tokenizer, self.fingerprint = tokenizer, fingerprint
 
     @property
     def dim(self) -> int:
@@ -206,21 +206,21 @@ class Embedder:
         self.close()
 
     def _streams(self, precision: Precision, dim: int | None, options: StreamOptions) -> StreamEncoder:
-        return StreamEncoder(self.session, self.tokenizer, self.weights, precision, dim, options)
+        return StreamEncoder(self.session, self.tokenizer, self.fingerprint, precision, dim, options)
 
     def _encode_rows(self, rows: list[TokenRow], request: "_Request") -> np.ndarray:
         """Return the codes of all spans of all rows, in order."""
-        precision = quantize.require_precision(request.precision)
-        dim = quantize.require_dim(request.dim, self.dim, precision)
+        precision = require_precision(request.precision)
+        dim = require_dim(request.dim, self.dim, precision)
         rows = _within_limit(rows, self.max_tokens, request)
         batches = plan_batches([len(row) for row in rows], self.session.policy)
         first_span = np.cumsum([0, *(len(row.bounds) for row in rows)])
-        codes = np.repeat(quantize.quantize(np.zeros((1, dim), np.float32), precision), first_span[-1], axis=0)
+        codes = np.repeat(quantize(np.zeros((1, dim), np.float32), precision), first_span[-1], axis=0)
         for picked in _with_progress(batches, rows, request.show_progress):
             means = self.session.span_means(collate([rows[i] for i in picked], self.tokenizer.sep_id))
             spans = np.concatenate([np.arange(first_span[i], first_span[i + 1]) for i in picked])
-            quantize.require_finite(means, [f"{request.noun} {i}" for i in picked for _ in rows[i].bounds])
-            codes[spans] = quantize.quantize(quantize.truncate_dims(means, dim), precision)
+            require_finite(means, [f"{request.noun} {i}" for i in picked for _ in rows[i].bounds])
+            codes[spans] = quantize(truncate_dims(means, dim), precision)
         return codes
 
 

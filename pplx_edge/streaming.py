@@ -20,7 +20,7 @@ from pplx_edge.text.chunking import chunk_stream
 from pplx_edge.text.sources import Source, pieces
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import ChunkVector, Precision, Session, StreamOptions, TextChunk
-from pplx_edge.vectors import codes as quantize
+from pplx_edge.vectors.codes import quantize, require_dim, require_finite, require_precision, truncate_dims
 from pplx_edge.vectors.late_chunking import ChunkTokens, Part, RunningMean, Window, WindowSizes, plan_windows
 
 _POSITION_VERSION = 1
@@ -70,7 +70,7 @@ class Position:
 
 
 class StreamEncoder:
-    """Encode streams with one model at one precision. `weights` is the fingerprint of the model files, "" if unknown.
+    """Encode streams with one model at one precision. `fingerprint` is a hash of the model files, "" if unknown.
 
     Raises InputError for an unknown precision, a `dim` that is out of range, or options that leave no room for chunks.
     """
@@ -79,19 +79,19 @@ class StreamEncoder:
         self,
         session: Session,
         tokenizer: Tokenizer,
-        weights: str,
+        fingerprint: str,
         precision: Precision,
         dim: int | None,
         options: StreamOptions,
     ):
         self.session, self.tokenizer, self.options = session, tokenizer, options
-        self.precision: Precision = quantize.require_precision(precision)
-        self.dim = quantize.require_dim(dim, session.spec.dim, self.precision)
+        self.precision: Precision = require_precision(precision)
+        self.dim = require_dim(dim, session.spec.dim, self.precision)
         self.sizes = WindowSizes.of(options, session.spec)
         self.separates = session.spec.contextual if options.separator is None else options.separator
         spec = replace(session.spec, name="")
         self.settings: dict[str, Any] = {
-            "model": hashlib.blake2b(f"{spec} {weights}".encode(), digest_size=_MODEL_DIGEST_BYTES).hexdigest(),
+            "model": hashlib.blake2b(f"{spec} {fingerprint}".encode(), digest_size=_MODEL_DIGEST_BYTES).hexdigest(),
             "precision": self.precision,
             "dim": self.dim,
             "window": self.sizes.window,
@@ -100,7 +100,7 @@ class StreamEncoder:
             "separator": self.separates,
             "chunk_tokens": options.chunk_tokens,
             "overlap": options.overlap,
-            "format": options.format,
+            "markup": options.markup,
         }
 
     def windows(self, source: Source, resume: str | None = None) -> Windows:
@@ -194,7 +194,7 @@ class StreamEncoder:
     def _encoded(self, windows: list[tuple["_Document", Window]]) -> Iterator[tuple[int, ChunkVector]]:
         """Yield `(document index, vector)` for each chunk that ends in one of the windows, in order."""
         for (document, window), means in zip(windows, self._means([window for _, window in windows]), strict=True):
-            quantize.require_finite(means, [f"document {document.index}, chunk {p.index}" for p in window.parts])
+            require_finite(means, [f"document {document.index}, chunk {p.index}" for p in window.parts])
             for part, part_mean in zip(window.parts, means, strict=True):
                 mean = document.running.add(part, part_mean)
                 if mean is not None and part.index >= document.n_skipped:
@@ -214,7 +214,7 @@ class StreamEncoder:
 
     def _vector(self, part: Part, mean: np.ndarray) -> ChunkVector:
         chunk = part.chunk
-        codes = quantize.quantize(quantize.truncate_dims(mean[None], self.dim), self.precision)[0]
+        codes = quantize(truncate_dims(mean[None], self.dim), self.precision)[0]
         return ChunkVector(
             index=part.index,
             start=chunk.start,

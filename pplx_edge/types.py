@@ -14,8 +14,8 @@ from pplx_edge.spec import ModelSpec
 Precision = Literal["int8", "binary", "ubinary", "float32"]
 PRECISIONS: tuple[Precision, ...] = ("int8", "binary", "ubinary", "float32")
 
-TextFormat = Literal["text", "markdown", "code"]
-TEXT_FORMATS: tuple[TextFormat, ...] = ("text", "markdown", "code")
+Markup = Literal["text", "markdown", "code"]
+MARKUPS: tuple[Markup, ...] = ("text", "markdown", "code")
 
 DEFAULT_CHUNK_TOKENS = 128
 
@@ -87,7 +87,7 @@ class StreamOptions:
       window), otherwise 0.
     - `chunk_tokens`: the maximum length of a chunk.
     - `overlap`: the maximum number of tokens at the end of a chunk that the next chunk repeats.
-    - `format`: the markup of the document. A line that starts with `#` is a heading in `markdown`, and has no special
+    - `markup`: the markup of the document. A line that starts with `#` is a heading in `markdown`, and has no special
       meaning in `text` and `code`.
 
     Raises InputError if a value is out of range or two options contradict each other.
@@ -100,7 +100,7 @@ class StreamOptions:
     sticky: int | None = None
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     overlap: int = 0
-    format: TextFormat = "markdown"
+    markup: Markup = "markdown"
 
     def __post_init__(self) -> None:
         for name, least in (("window", 1), ("memory_mb", 1), ("margin", 0), ("sticky", 0)):
@@ -116,8 +116,8 @@ class StreamOptions:
             )
         if self.separator not in (None, True, False):
             raise InputError(f"separator must be True, False or None, got {self.separator!r}")
-        if self.format not in TEXT_FORMATS:
-            raise InputError(f"unknown format {self.format!r}: choose one of {', '.join(TEXT_FORMATS)}")
+        if self.markup not in MARKUPS:
+            raise InputError(f"unknown markup {self.markup!r}: choose one of {', '.join(MARKUPS)}")
 
     def _require_whole(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -130,13 +130,14 @@ class SessionOptions:
     """Options for opening a model. None selects the backend's default; a backend rejects options it does not support.
 
     - `threads`: the number of CPU threads used by one call (onnx).
-    - `quantize`: quantize the weights of a checkpoint while loading it: q8, q4, mxfp8, mxfp4 or nvfp4 (mlx).
+    - `weights`: the format of the weights of a checkpoint in memory: bf16 (the default), fp32, or quantized while
+      loading to q8, q4, mxfp8, mxfp4 or nvfp4 (mlx).
     - `memory_mb`: the limit for all arrays on the device in megabytes, including the model (mlx).
     - `compute_units`: the processors that may run the model: all, cpu, cpu+gpu or cpu+ane (coreml).
     """
 
     threads: int | None = None
-    quantize: str | None = None
+    weights: str | None = None
     memory_mb: int | None = None
     compute_units: str | None = None
 

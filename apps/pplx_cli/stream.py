@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pplx_cli.reading import STDIN
 from pplx_cli.writing import open_writer, require_output
 from pplx_edge.errors import EdgeError, InputError
-from pplx_edge.types import DEFAULT_CHUNK_TOKENS, TEXT_FORMATS, ChunkVector, StreamOptions
+from pplx_edge.types import DEFAULT_CHUNK_TOKENS, MARKUPS, ChunkVector, StreamOptions
 from pplx_kit.options import natural, open_model, positive
 from pplx_kit.terminal import say
 
@@ -33,7 +33,12 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stream", action="store_true", help="cut whole files into chunks that know their context")
     group.add_argument("--chunk-tokens", type=positive, default=DEFAULT_CHUNK_TOKENS, metavar="N", help="default 128")
     group.add_argument("--overlap", type=natural, default=0, metavar="N", help="repeat the end of the chunk before")
-    group.add_argument("--read-as", choices=TEXT_FORMATS, default="markdown", help="what # at a line's beginning means")
+    group.add_argument(
+        "--markup",
+        choices=MARKUPS,
+        default="markdown",
+        help="Markup of the input: # at the beginning of a line is a heading only in markdown.",
+    )
     group.add_argument("--window", type=positive, metavar="N", help="what is read at once; default 4096 if possible")
     group.add_argument("--memory", type=positive, metavar="MB", help="the window that fits beside the model instead")
     group.add_argument("--margin", type=natural, metavar="N", help="context on either side of a window's chunks")
@@ -88,7 +93,7 @@ def _options(args: argparse.Namespace) -> StreamOptions:
         sticky=args.sticky,
         chunk_tokens=args.chunk_tokens,
         overlap=args.overlap,
-        format=args.read_as,
+        markup=args.markup,
     )
 
 

@@ -53,7 +53,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."
     )
-    group.add_argument("--quantize", metavar="Q", help="mlx: Quantize the weights to q8, q4, mxfp8, … while loading.")
+    group.add_argument(
+        "--weights", metavar="FORMAT", help="mlx: Quantize the weights to q8, q4, mxfp8, … while loading."
+    )
     group.add_argument(
         "--memory-mb", type=positive, metavar="MB", help="mlx: Memory limit for the model and its activations."
     )
@@ -76,7 +78,7 @@ def open_model(args: argparse.Namespace) -> Embedder:
         revision=args.revision,
         offline=offline(args),
         threads=args.threads,
-        quantize=args.quantize,
+        weights=args.weights,
         memory_mb=args.memory_mb,
         compute_units=args.compute_units,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pplx_edge import StreamOptions
 
-_TEXT_FORMAT = StreamOptions().format
+_TEXT_FORMAT = StreamOptions().markup
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,7 @@ class TextEmbedder:
         self._commit_when_due()
 
     def _work(self, text_format: str, started: list[Progress]) -> Work:
-        return Work(replace(self.options, format=text_format), started)  # type: ignore[arg-type]
+        return Work(replace(self.options, markup=text_format), started)  # type: ignore[arg-type]
 
     def _submit(self, batch: Batch, works: list[Work]) -> None:
         if not works:

@@ -44,7 +44,7 @@ def run(args: Namespace) -> int:
         raise InputError(f"--formats: unknown format {unknown[0]!r}: choose from {', '.join(ALL_FORMATS)}")
     work = args.work or default_work()
     name = f"{shape_name(args.shape, args.layers)} shape, random" if args.shape else args.model
-    checkpoint = make_checkpoint(work, args.shape, layers=args.layers) if args.shape else hub.resolve(args.model)
+    checkpoint = make_checkpoint(work, args.shape, layers=args.layers) if args.shape else hub.locate(args.model)
     keep = args.keep or work / "convert"
     header = {"benchmark": "convert", "model": name, "layers": args.layers, "threads": args.threads} | machine.run()
     try:

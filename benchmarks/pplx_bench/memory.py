@@ -94,7 +94,7 @@ def encode_once(arguments: Mapping[str, Any], send: Send) -> None:
     """In a child: loads the model with its tokenizer, encodes one text of so many tokens, then tells the peak."""
     import pplx_edge
     from pplx_edge.text.batching import collate
-    from pplx_edge.vectors import codes as quantize
+    from pplx_edge.vectors.codes import quantize
 
     started = time.perf_counter()
     embedder = pplx_edge.load(arguments["artifact"], threads=arguments["threads"])
@@ -102,7 +102,7 @@ def encode_once(arguments: Mapping[str, Any], send: Send) -> None:
     letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, 8 * arguments["n_tokens"])
     (row,) = embedder.tokenizer.text_rows(["".join(map(chr, letters))])
     row = row.cut(arguments["n_tokens"])
-    codes = quantize.quantize(embedder.session.span_means(collate([row], embedder.tokenizer.sep_id)), "int8")
+    codes = quantize(embedder.session.span_means(collate([row], embedder.tokenizer.sep_id)), "int8")
     seconds = time.perf_counter() - started
     about = {"seconds": seconds, "load_seconds": opened, "opened_rss": opened_rss, "torch": "torch" in sys.modules}
     send({"kind": "peak", "rss": machine.peak_rss(), "tokens": len(row), "dim": codes.shape[1]} | about)

@@ -56,7 +56,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--backend", default="auto", choices=["auto", *backends.SESSIONS], help="what it runs on (default: auto)"
     )
-    parser.add_argument("--quantize", metavar="Q", help="mlx: what weights become while they are read")
+    parser.add_argument("--weights", metavar="FORMAT", help="mlx: what weights become while they are read")
     parser.add_argument("--threads", type=positive, metavar="N", help="onnx: processor threads; default all")
     _add_stream(parser.add_argument_group("stream"))
     _add_parts(parser)
@@ -162,7 +162,7 @@ class _Bench:
         self.work: Path = args.work or default_work()
         self.label = f"{shape_name(args.shape, args.layers)} shape, random" if args.shape else label_of(args.model)
         if args.backend != "auto":
-            self.label += f", {args.backend} {args.quantize or ''}".rstrip()
+            self.label += f", {args.backend} {args.weights or ''}".rstrip()
         self.threads: int = args.threads or machine.n_cores()
         self.header: dict[str, Any] = {"shape": args.shape, "layers": args.layers} | machine.run()
         self.results = Results(self.header, args.json)
@@ -172,7 +172,7 @@ class _Bench:
         """The directory with the weights as they were trained, or drawn."""
         if self.args.shape is not None:
             return make_checkpoint(self.work, self.args.shape, layers=self.args.layers)
-        return hub.resolve(self.args.model)
+        return hub.locate(self.args.model)
 
     @cached_property
     def model(self) -> Path:
@@ -188,7 +188,7 @@ class _Bench:
     def opening(self) -> dict[str, Any]:
         """How the model is opened."""
         threads = self.threads if self.backend == "onnx" else self.args.threads
-        return {"backend": self.backend, "threads": threads, "quantize": self.args.quantize}
+        return {"backend": self.backend, "threads": threads, "weights": self.args.weights}
 
     @cached_property
     def model_hash(self) -> str:

@@ -34,11 +34,11 @@ T = TypeVar("T")
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "MlxSession":
     """Open the model in a directory: an artifact, a float checkpoint, or a repository written by MLX tools.
 
-    `options.quantize` quantizes the weights of a checkpoint while they are read, and `options.memory_mb` limits the
-    memory of all arrays of the process. Raises ArtifactError, CheckpointError, UnsupportedModel, or InputError for
-    invalid options.
+    `options.weights` is the format that the weights of a checkpoint get while they are read, and `options.memory_mb`
+    limits the memory of all arrays of the process. Raises ArtifactError, CheckpointError, UnsupportedModel, or
+    InputError for invalid options.
     """
-    options.require_only("mlx", "quantize", "memory_mb")
+    options.require_only("mlx", "weights", "memory_mb")
     if is_artifact(directory) and family_of(format := Artifact.open(directory).format) != "mlx":
         raise ArtifactError(f"{directory}: contains {format}, which the mlx backend does not open")
     return MlxSession(directory, ModelSpec.from_directory(directory), options)
@@ -52,7 +52,7 @@ class MlxSession:
     def __init__(self, directory: Path, spec: ModelSpec, options: SessionOptions = SESSION_DEFAULTS):
         self.spec = spec
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pplx-edge-mlx")
-        self.model = self._on_worker(lambda: open_model(directory, options.quantize))
+        self.model = self._on_worker(lambda: open_model(directory, options.weights))
         self.device = self._on_worker(_device)
         self.policy = BatchPolicy(max_tokens=_MAX_TOKENS, max_attention=_MAX_ATTENTION, padded=True)
         mx.set_cache_limit(_CACHE_BYTES)

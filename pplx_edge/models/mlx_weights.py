@@ -15,7 +15,6 @@ from mlx.utils import tree_flatten
 
 from pplx_edge.errors import CheckpointError, InputError
 from pplx_edge.models.mlx_quantization import (
-    SCHEMES,
     QuantizationPlan,
     Scheme,
     fits,
@@ -30,10 +29,10 @@ DTYPES = {"bf16": mx.bfloat16, "fp32": mx.float32}
 _WORD_BITS = 32
 
 
-def open_model(directory: Path, quantize: str | None = None) -> Model:
+def open_model(directory: Path, weights: str | None = None) -> Model:
     """Load the encoder from a directory, reading and checking its weights.
 
-    `quantize` is the weight format for a float checkpoint: a name in SCHEMES, `bf16` (the default) or `fp32`. Raises
+    `weights` is the weight format for a float checkpoint: the name of a scheme, `bf16` (the default) or `fp32`. Raises
     CheckpointError, UnsupportedModel, or InputError if the name is unknown or the weights are already quantized.
     """
     if not mx.metal.is_available():
@@ -42,9 +41,9 @@ def open_model(directory: Path, quantize: str | None = None) -> Model:
     spec = ModelSpec.from_directory(directory)
     plan = QuantizationPlan.from_config(config, str(directory / "config.json"))
     if plan.default is None:
-        return _from_floats(Checkpoint.open(directory, spec), quantize or "bf16")
-    if quantize is not None:
-        raise InputError(f"{directory}: the weights are already quantized; load it without quantize={quantize!r}")
+        return _from_floats(Checkpoint.open(directory, spec), weights or "bf16")
+    if weights is not None:
+        raise InputError(f"{directory}: the weights are already quantized; load it without weights={weights!r}")
     return _from_mlx(directory, spec)
 
 
@@ -60,9 +59,9 @@ def matrices(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes if len(shape) == 2}
 
 
-def _from_floats(checkpoint: Checkpoint, quantize: str) -> Model:
-    dtype = DTYPES.get(quantize)
-    plan = QuantizationPlan() if dtype else plan_for(checkpoint.spec, scheme_named(quantize))
+def _from_floats(checkpoint: Checkpoint, weight_format: str) -> Model:
+    dtype = DTYPES.get(weight_format)
+    plan = QuantizationPlan() if dtype else plan_for(checkpoint.spec, scheme_named(weight_format))
     weights: dict[str, mx.array] = {}
     for name in checkpoint.spec.tensor_shapes():
         path = name.removesuffix(".weight")
@@ -201,6 +200,3 @@ def n_bytes(model: Model) -> int:
 def as_numpy(states: mx.array) -> np.ndarray:
     """Return an array of any float type as a float32 NumPy array."""
     return np.array(states.astype(mx.float32))
-
-
-QUANTIZE_NAMES = (*DTYPES, *SCHEMES)

@@ -99,7 +99,7 @@ class _Chunker:
         self.is_last = len(self.window.text) <= self.block_chars
         offsets = np.empty((0, 2), np.int64) if self.text.isspace() else self.tokenizer.offsets(self.text)
         self.token_starts, self.token_stops = offsets.T
-        self.structure = Structure(self.text, before, self.options.format)
+        self.structure = Structure(self.text, before, self.options.markup)
         self.breaks, self.n_passed = self.structure.breaks, 0
 
     def find_next(self) -> bool:

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import regex
 
-from pplx_edge.types import TextFormat
+from pplx_edge.types import Markup
 
 # Strengths of the break before a character; 0 is inside a grapheme cluster, which is never split.
 GRAPHEME, SPACE, CONTINUATION, SENTENCE, LINE, PARAGRAPH, BLOCK, HEADING = range(1, 9)
@@ -53,9 +53,9 @@ class Structure:
     lists the headings in order.
     """
 
-    def __init__(self, text: str, before: LineState = LineState(), format: TextFormat = "markdown"):
+    def __init__(self, text: str, before: LineState = LineState(), markup: Markup = "markdown"):
         self.text, self.before = text, before
-        self.has_headings = format == "markdown"
+        self.has_headings = markup == "markdown"
         self.fences = self._line_starts(_FENCE) if self.has_headings else []
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         self.breaks = grapheme_breaks(text, codes)

@@ -1,6 +1,6 @@
 """Find the directory of a model: the built-in one, a path, or a hub repository. Only this module uses the network.
 
-A downloaded repository is used from the cache without contacting the hub until it is pulled again, so a model never
+A downloaded repository is used from the cache without contacting the hub until it is downloaded again, so a model never
 changes underneath an index that was built with it.
 """
 
@@ -60,7 +60,7 @@ class Model:
     revision: str | None = None
 
 
-def resolve(
+def locate(
     name_or_path: str | Path, *, revision: str | None = None, offline: bool | None = None, graphs: str | None = None
 ) -> Path:
     """Return the directory of a model, downloading it from the hub if it is not in the cache.
@@ -82,7 +82,7 @@ def resolve(
     return _fetch(repository, revision, graphs)
 
 
-def path(name_or_path: str | Path, *, revision: str | None = None) -> Path:
+def cached_path(name_or_path: str | Path, *, revision: str | None = None) -> Path:
     """Return the directory of a model that is on this machine. Raises OfflineError if it has to be downloaded."""
     if local := _local_directory(name_or_path):
         return local
@@ -92,7 +92,7 @@ def path(name_or_path: str | Path, *, revision: str | None = None) -> Path:
     raise _not_here(repository, revision)
 
 
-def pull(name: str, *, revision: str | None = None, offline: bool | None = None, graphs: str | None = None) -> Path:
+def download(name: str, *, revision: str | None = None, offline: bool | None = None, graphs: str | None = None) -> Path:
     """Download the newest commit of `revision` of a hub repository and return its directory.
 
     Files that are already in the cache are not downloaded again. For a built-in model or a directory, return its

@@ -394,7 +394,7 @@ def test_what_is_wrong_is_said(run: Run, model: Path, data: Path, options: list[
 def test_size_can_be_measured_on_mlx(run: Run, model: Path, data: Path, tmp_path: Path):
     pytest.importorskip("mlx.core")
     options = ("--what", "size", "--model", model, "--sizes", "2k", "--methods", "stream", "--work", tmp_path)
-    status, out, err = run("bench", "stream", data, *options, "--backend", "mlx", "--quantize", "fp32")
+    status, out, err = run("bench", "stream", data, *options, "--backend", "mlx", "--weights", "fp32")
     assert status == 0, err
     assert "tiny, mlx fp32" in out
     status, _, err = run("bench", "stream", data, *options, "--backend", "mlx", "--threads", "2")

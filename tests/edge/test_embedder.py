@@ -362,8 +362,8 @@ def test_a_backend_without_its_package_is_an_error_with_the_command(tiny_dir, mo
 
 
 def test_an_option_of_another_backend_is_refused(tiny_dir):
-    with pytest.raises(InputError, match="quantize is not an option of the onnx backend; its options are threads"):
-        backends.open_session("onnx", tiny_dir, SessionOptions(quantize="q8"))
+    with pytest.raises(InputError, match="weights is not an option of the onnx backend; its options are threads"):
+        backends.open_session("onnx", tiny_dir, SessionOptions(weights="q8"))
 
 
 @pytest.mark.parametrize("name", ["", "ONNX", "tensorflow", "os"])

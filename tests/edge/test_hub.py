@@ -54,18 +54,18 @@ def files_under(directory: Path) -> set[str]:
 
 
 def test_nano_is_the_packages_own_directory(nano_dir: Path):
-    assert hub.resolve("nano") == nano_dir
+    assert hub.locate("nano") == nano_dir
 
 
 def test_an_existing_directory_is_itself(tmp_path: Path):
-    assert hub.resolve(tmp_path) == tmp_path
-    assert hub.resolve(str(tmp_path)) == tmp_path
+    assert hub.locate(tmp_path) == tmp_path
+    assert hub.locate(str(tmp_path)) == tmp_path
 
 
 def test_a_directory_called_like_a_repository_is_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "someone" / "some-model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert hub.resolve(REPOSITORY) == Path(REPOSITORY)
+    assert hub.locate(REPOSITORY) == Path(REPOSITORY)
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,14 @@ def test_a_directory_called_like_a_repository_is_the_directory(tmp_path: Path, m
 )
 def test_a_missing_path_is_not_looked_up_on_the_hub(name: str, server: Hub):
     with pytest.raises(ModelNotFound, match="no such directory"):
-        hub.resolve(name)
+        hub.locate(name)
     assert server.requests == []
 
 
 def test_a_file_asks_for_its_directory(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelNotFound, match="is a file; pass the directory"):
-        hub.resolve(tmp_path / "model.safetensors")
+        hub.locate(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_a_file_asks_for_its_directory(tmp_path: Path):
 )
 def test_a_slip_of_the_pen_gets_a_suggestion(name: str, meant: str):
     with pytest.raises(ModelNotFound, match=rf"did you mean {meant}\?"):
-        hub.resolve(name)
+        hub.locate(name)
 
 
 @pytest.mark.parametrize("name", ["", "what is this", "a/b/c", "org/name with space", "-/x--y", "org/na..me"])
 def test_what_can_be_no_model_is_refused(name: str, server: Hub):
     with pytest.raises(ModelNotFound):
-        hub.resolve(name)
+        hub.locate(name)
     assert server.requests == []
 
 
@@ -109,7 +109,7 @@ def test_the_official_models_have_short_names(alias: str):
 
 
 def test_only_what_a_model_needs_is_fetched(server: Hub):
-    directory = hub.resolve(REPOSITORY)
+    directory = hub.locate(REPOSITORY)
     assert files_under(directory) == WANTED
     assert server.fetched() == WANTED
     assert (directory / "model.safetensors").read_bytes() == WEIGHTS
@@ -117,33 +117,33 @@ def test_only_what_a_model_needs_is_fetched(server: Hub):
 
 
 def test_no_bar_is_drawn_where_nobody_looks(server: Hub, capfd: pytest.CaptureFixture[str]):
-    hub.resolve(REPOSITORY)
+    hub.locate(REPOSITORY)
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_second_time_asks_nobody(server: Hub):
-    first = hub.resolve(REPOSITORY)
+    first = hub.locate(REPOSITORY)
     server.requests.clear()
-    assert hub.resolve(REPOSITORY) == first
-    assert hub.resolve(REPOSITORY, offline=True) == first
-    assert hub.path(REPOSITORY) == first
+    assert hub.locate(REPOSITORY) == first
+    assert hub.locate(REPOSITORY, offline=True) == first
+    assert hub.cached_path(REPOSITORY) == first
     assert server.requests == []
 
 
 def test_pull_moves_on_to_a_new_commit_and_resolve_does_not(server: Hub):
-    old = hub.resolve(REPOSITORY)
+    old = hub.locate(REPOSITORY)
     server.commit = "f" * 40
     server.repositories[REPOSITORY]["model.safetensors"] = b"newer"
-    assert hub.resolve(REPOSITORY) == old
-    new = hub.pull(REPOSITORY)
+    assert hub.locate(REPOSITORY) == old
+    new = hub.download(REPOSITORY)
     assert new.name == "f" * 40
     assert (new / "model.safetensors").read_bytes() == b"newer"
-    assert hub.resolve(REPOSITORY) == new
-    assert hub.resolve(REPOSITORY, revision=COMMIT) == old
+    assert hub.locate(REPOSITORY) == new
+    assert hub.locate(REPOSITORY, revision=COMMIT) == old
 
 
 def test_a_pinned_commit_is_what_is_fetched(server: Hub):
-    assert hub.resolve(REPOSITORY, revision=COMMIT).name == COMMIT
+    assert hub.locate(REPOSITORY, revision=COMMIT).name == COMMIT
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ def test_a_pinned_commit_is_what_is_fetched(server: Hub):
     ],
 )
 def test_graphs_come_only_when_asked_for(server: Hub, graphs: str, more: set[str]):
-    hub.resolve(REPOSITORY)
-    assert files_under(hub.resolve(REPOSITORY, graphs=graphs)) == WANTED | more
+    hub.locate(REPOSITORY)
+    assert files_under(hub.locate(REPOSITORY, graphs=graphs)) == WANTED | more
 
 
 def test_a_repository_of_graphs_alone_is_fetched_with_them(server: Hub):
     server.repositories[REPOSITORY] = {"config.json": b"{}", "tokenizer.json": b"{}", "model.onnx": b"g", "x.py": b""}
-    assert files_under(hub.resolve(REPOSITORY)) == {"config.json", "tokenizer.json", "model.onnx"}
+    assert files_under(hub.locate(REPOSITORY)) == {"config.json", "tokenizer.json", "model.onnx"}
 
 
 def test_shards_are_fetched_with_their_index(server: Hub):
@@ -172,12 +172,12 @@ def test_shards_are_fetched_with_their_index(server: Hub):
         "model.safetensors.index.json": index,
         **shards,
     }
-    directory = hub.resolve(REPOSITORY)
+    directory = hub.locate(REPOSITORY)
     assert set(shards) < files_under(directory)
     (directory / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(OfflineError):
-        hub.path(REPOSITORY)
-    assert files_under(hub.resolve(REPOSITORY)) == files_under(directory)
+        hub.cached_path(REPOSITORY)
+    assert files_under(hub.locate(REPOSITORY)) == files_under(directory)
 
 
 def test_a_broken_connection_is_taken_up_where_it_broke(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
@@ -185,7 +185,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: Hub, monkeypatch
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     server.break_once["model.safetensors"] = 4000
-    assert (hub.resolve(REPOSITORY) / "model.safetensors").read_bytes() == WEIGHTS
+    assert (hub.locate(REPOSITORY) / "model.safetensors").read_bytes() == WEIGHTS
     ranges = [sent for method, path, sent in server.requests if method == "GET" and path.endswith("model.safetensors")]
     assert ranges == ["", "bytes=4000-"]
 
@@ -193,12 +193,12 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: Hub, monkeypatch
 def test_what_arrived_before_a_download_failed_is_kept(server: Hub, no_waiting):
     server.fails.add("model.safetensors")
     with pytest.raises(OfflineError, match=f"pplx-edge models pull {REPOSITORY}"):
-        hub.resolve(REPOSITORY)
+        hub.locate(REPOSITORY)
     with pytest.raises(OfflineError):
-        hub.path(REPOSITORY)
+        hub.cached_path(REPOSITORY)
     server.fails.clear()
     server.requests.clear()
-    assert (hub.resolve(REPOSITORY) / "model.safetensors").read_bytes() == WEIGHTS
+    assert (hub.locate(REPOSITORY) / "model.safetensors").read_bytes() == WEIGHTS
     assert "model.safetensors" in server.fetched()
     assert server.fetched() < WANTED
 
@@ -215,7 +215,7 @@ def test_what_arrived_before_a_download_failed_is_kept(server: Hub, no_waiting):
 def test_what_the_hub_refuses_is_one_clear_line(server: Hub, answer, error: type[EdgeError], says: str, no_waiting):
     server.answers[REPOSITORY] = answer
     with pytest.raises(error, match=says) as caught:
-        hub.resolve(REPOSITORY)
+        hub.locate(REPOSITORY)
     assert "\n" not in str(caught.value)
 
 
@@ -227,21 +227,21 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_revision_is_named(server: Hub):
     with pytest.raises(ModelNotFound, match="no revision 'v9'"):
-        hub.resolve(REPOSITORY, revision="v9")
+        hub.locate(REPOSITORY, revision="v9")
 
 
 @pytest.mark.parametrize("lacking", ["config.json", "tokenizer.json"])
 def test_a_repository_that_is_no_model_is_not_fetched(server: Hub, lacking: str):
     del server.repositories[REPOSITORY][lacking]
     with pytest.raises(ModelNotFound, match=f"it has no {lacking}"):
-        hub.resolve(REPOSITORY)
+        hub.locate(REPOSITORY)
     assert server.fetched() == set()
 
 
 def test_pickled_weights_alone_are_no_model(server: Hub):
     server.repositories[REPOSITORY] = dict.fromkeys(("config.json", "tokenizer.json", "pytorch_model.bin"), b"")
     with pytest.raises(ModelNotFound, match="no safetensors weights"):
-        hub.resolve(REPOSITORY)
+        hub.locate(REPOSITORY)
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
@@ -249,9 +249,9 @@ def test_offline_asks_nobody_and_says_how_to_fetch(server: Hub, how: str, monkey
     if how == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OfflineError, match=f"pplx-edge models pull {OFFICIAL}"):
-        hub.resolve("pplx-embed-v1-0.6b", offline=True if how == "argument" else None)
+        hub.locate("pplx-embed-v1-0.6b", offline=True if how == "argument" else None)
     with pytest.raises(OfflineError):
-        hub.pull(REPOSITORY, offline=True if how == "argument" else None)
+        hub.download(REPOSITORY, offline=True if how == "argument" else None)
     assert server.requests == []
 
 
@@ -260,22 +260,22 @@ def test_no_network_is_said_with_the_command(server: Hub, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # discard: nobody listens
     with pytest.raises(OfflineError, match=f"cannot be reached.*pplx-edge models pull {REPOSITORY} --revision v1"):
-        hub.resolve(REPOSITORY, revision="v1")
+        hub.locate(REPOSITORY, revision="v1")
 
 
 def test_a_pull_without_network_does_not_pretend(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
     from huggingface_hub import constants
 
-    hub.resolve(REPOSITORY)
+    hub.locate(REPOSITORY)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert hub.resolve(REPOSITORY)
+    assert hub.locate(REPOSITORY)
     with pytest.raises(OfflineError):
-        hub.pull(REPOSITORY)
+        hub.download(REPOSITORY)
 
 
 def test_what_is_here_is_listed(server: Hub, nano_dir: Path):
-    hub.resolve(REPOSITORY)
-    hub.resolve("pplx-embed-v1-0.6b")
+    hub.locate(REPOSITORY)
+    hub.locate("pplx-embed-v1-0.6b")
     models = {model.name: model for model in hub.available()}
     assert next(iter(models)) == "nano"
     assert models["nano"].directory == nano_dir
@@ -291,15 +291,15 @@ def test_an_empty_cache_lists_what_can_be_fetched(server: Hub):
 
 
 def test_remove_frees_the_repository_and_what_was_converted_from_it(server: Hub, tmp_path: Path):
-    directory = hub.resolve(REPOSITORY)
-    hub.resolve(OFFICIAL)
+    directory = hub.locate(REPOSITORY)
+    hub.locate(OFFICIAL)
     converted = tmp_path / "edge" / "artifacts" / f"{COMMIT}-onnx-int8-abc"
     converted.mkdir(parents=True)
     (converted / "model.onnx").write_bytes(b"x" * 1000)
     assert hub.remove(REPOSITORY) > len(WEIGHTS) + 1000
     assert not directory.exists()
     assert not converted.exists()
-    assert hub.path(OFFICIAL).is_dir()
+    assert hub.cached_path(OFFICIAL).is_dir()
     with pytest.raises(ModelNotFound, match="not in the cache"):
         hub.remove(REPOSITORY)
 
@@ -338,7 +338,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 def test_local_models_never_import_the_hubs_library(tmp_path: Path, nano_dir: Path):
     code = (
-        "import sys; from pplx_edge.weights import hub; hub.resolve('nano'); "
-        f"hub.resolve({str(tmp_path)!r}); print('huggingface_hub' in sys.modules)"
+        "import sys; from pplx_edge.weights import hub; hub.locate('nano'); "
+        f"hub.locate({str(tmp_path)!r}); print('huggingface_hub' in sys.modules)"
     )
     assert run_python(code).stdout == "False\n"

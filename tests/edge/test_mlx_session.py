@@ -33,7 +33,7 @@ from pplx_edge.backends.mlx_session import (  # noqa: E402
 from pplx_edge.models.mlx_quantization import SCHEMES, QuantizationPlan, Scheme, quantized  # noqa: E402
 
 LENGTHS = (33, 1, 17, 16, 7, 40)
-FP32 = SessionOptions(quantize="fp32")
+FP32 = SessionOptions(weights="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +108,12 @@ def test_bf16_is_as_near_as_its_rounding_allows_to_torch(nano_dir: Path) -> None
     assert np.abs(int8_codes(found).astype(int) - int8_codes(expected)).max() <= 4
 
 
-@pytest.mark.parametrize(("quantize", "least"), [("q8", 0.999), ("mxfp8", 0.995), ("q4", 0.94), ("nvfp4", 0.9)])
-def test_quantising_at_load_stays_near(session: MlxSession, tiny_dir: Path, quantize: str, least: float) -> None:
+@pytest.mark.parametrize(("weights", "least"), [("q8", 0.999), ("mxfp8", 0.995), ("q4", 0.94), ("nvfp4", 0.9)])
+def test_quantising_at_load_stays_near(session: MlxSession, tiny_dir: Path, weights: str, least: float) -> None:
     batch = collate([TokenRow(ids, ((0, len(ids)),)) for ids in sample_rows((12, 30), seed=6)], 0)
     exact, found = (
         session.span_means(batch),
-        open_session(tiny_dir, SessionOptions(quantize=quantize)).span_means(batch),
+        open_session(tiny_dir, SessionOptions(weights=weights)).span_means(batch),
     )
     cosines = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
     assert least <= cosines.min() < 1 - 1e-7
@@ -192,19 +192,19 @@ def test_eight_bits_are_nearer_than_mlx_s_own_with_scales_of_the_same_size() -> 
 
 
 def test_options_of_other_backends_are_refused(tiny_dir: Path) -> None:
-    with pytest.raises(InputError, match="threads is not an option of the mlx backend; its options are quantize"):
+    with pytest.raises(InputError, match="threads is not an option of the mlx backend; its options are weights"):
         open_session(tiny_dir, SessionOptions(threads=2))
 
 
 def test_an_unknown_quantisation_names_those_that_there_are(tiny_dir: Path) -> None:
     with pytest.raises(InputError, match="unknown quantization 'q3': choose one of q8, q4"):
-        open_session(tiny_dir, SessionOptions(quantize="q3"))
+        open_session(tiny_dir, SessionOptions(weights="q3"))
 
 
 def test_memory_bounds_a_pass_and_too_little_is_refused(tiny_dir: Path) -> None:
     before = mx.set_memory_limit(1 << 40)
     try:
-        bounded = open_session(tiny_dir, SessionOptions(quantize="fp32", memory_mb=1))
+        bounded = open_session(tiny_dir, SessionOptions(weights="fp32", memory_mb=1))
         assert bounded.policy.max_tokens < 200
         spec = bounded.spec
         assert bounded.policy.max_tokens * spec.activation_bytes + 4 * spec.n_parameters <= 1_000_000
@@ -338,7 +338,7 @@ def test_quantised_weights_are_not_quantised_again(tmp_path: Path) -> None:
     block = {"group_size": 64, "bits": 4}
     directory = write_mlx(tmp_path / "m", QuantizationPlan(Scheme(4, 64)), quantization=block)
     with pytest.raises(InputError, match="already quantized"):
-        open_session(directory, SessionOptions(quantize="q8"))
+        open_session(directory, SessionOptions(weights="q8"))
 
 
 def test_a_damaged_file_is_an_error_of_the_checkpoint(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_a_stream_has_the_vectors_of_its_windows_on_mlx_too(make_checkpoint: Cal
     found, expected = (
         [vector.codes.astype(int) for vector in model.encode_stream(text, options=options)]
         for model in (
-            pplx_edge.load(directory, backend="mlx", quantize="fp32"),
+            pplx_edge.load(directory, backend="mlx", weights="fp32"),
             pplx_edge.load(directory, backend="onnx", format="onnx-fp32"),
         )
     )

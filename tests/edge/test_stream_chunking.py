@@ -160,7 +160,7 @@ def test_headings_lines_and_pages_are_known():
 def test_headings_are_headings_in_markdown_alone():
     text = "# One\n\nwords " + "and words " * 30
     assert chunks_of(text, chunk_tokens=20)[-1].heading == ("One",)
-    assert chunks_of(text, chunk_tokens=20, format="code")[-1].heading == ()
+    assert chunks_of(text, chunk_tokens=20, markup="code")[-1].heading == ()
 
 
 def test_what_is_in_fenced_code_is_no_heading_blocks_later():

@@ -250,7 +250,7 @@ def test_another_text_or_setting_is_refused_and_named():
     with pytest.raises(InputError, match="window was 48 and is now 64; margin was 8 and is now 4"):
         embedder().encode_stream(TEXT, options=options, resume=position)
     other = embedder()
-    other.weights = "others"
+    other.fingerprint = "others"
     with pytest.raises(InputError, match="model was"):
         other.encode_stream(TEXT, options=SMALL, resume=position)
 
@@ -381,7 +381,7 @@ def test_closing_the_asynchronous_twin_closes_the_source_and_its_thread():
         (lambda: StreamOptions(window=True), "window must be a whole number"),
         (lambda: StreamOptions(window=64, memory_mb=64), "cannot be combined"),
         (lambda: StreamOptions(overlap=65), "more than half"),
-        (lambda: StreamOptions(format="pdf"), "unknown format 'pdf'"),  # type: ignore[arg-type]
+        (lambda: StreamOptions(markup="pdf"), "unknown markup 'pdf'"),  # type: ignore[arg-type]
         (lambda: StreamOptions(separator="x"), "separator must be"),  # type: ignore[arg-type]
         (lambda: StreamOptions(window=1024), "reads at most 512 tokens"),
         (lambda: StreamOptions(window=64, margin=30), "at least a quarter"),

@@ -33,13 +33,13 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The model that is opened under any name; `weights` and `error` may be set."""
-    now = SimpleNamespace(weights="a", error=None)
+    now = SimpleNamespace(fingerprint="a", error=None)
 
     def load(*_: object, **__: object) -> object:
         if now.error is not None:
             raise now.error
         embedder = fake_embedder(FakeSession())
-        embedder.weights = now.weights
+        embedder.fingerprint = now.fingerprint
         return embedder
 
     monkeypatch.setattr("pplx_edge.load", load)
@@ -147,7 +147,7 @@ def test_a_folder_that_may_not_be_read(doctor: Doctor, index: Path, monkeypatch,
 
 
 def test_other_weights_are_a_decision(doctor: Doctor, index: Path, model: SimpleNamespace):
-    model.weights = "b"
+    model.fingerprint = "b"
     status, found = doctor()
     assert (status, wrong(found)) == (1, ["model"])
     assert "its weights have changed" in found["model"]["what"]

@@ -96,7 +96,7 @@ def _cut(options: StreamOptions, format: str) -> dict[str, object]:
         "chunk_tokens": options.chunk_tokens,
         "window": options.window,
         "margin": options.margin,
-        "format": format,
+        "markup": format,
     }
 
 

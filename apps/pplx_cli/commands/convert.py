@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{out}: a file; --out names a directory")
     if args.force and out.exists() and any(out.iterdir()) and not is_artifact(out):
         raise InputError(f"{out}: holds other things than a converted model; --force replaces only those")
-    directory = hub.resolve(args.source, revision=args.revision, offline=offline(args))
+    directory = hub.locate(args.source, revision=args.revision, offline=offline(args))
     name = hub.source_name(args.source)
     with conversion_bar(name or args.source) as show:
         options = ConvertOptions(overrides=dict(args.override), max_mb=args.max_mb)

@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    directory = hub.path(args.model, revision=args.revision)
+    directory = hub.cached_path(args.model, revision=args.revision)
     facts = describe(args.model, directory)
     if args.evaluate:
         facts["evaluation"] = evaluate(directory)
@@ -88,7 +88,7 @@ def evaluate(directory: Path) -> dict[str, Any]:
 def _source_directory(source: Mapping[str, Any]) -> Path | None:
     """The checkpoint that an artifact was made from, if it is on this machine."""
     with suppress(EdgeError):
-        return hub.path(str(source.get("name")), revision=source.get("revision"))
+        return hub.cached_path(str(source.get("name")), revision=source.get("revision"))
     return None
 
 

@@ -70,12 +70,12 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_pull(args: argparse.Namespace) -> int:
-    print(hub.pull(args.model, revision=args.revision, offline=offline(args), graphs=args.graph))
+    print(hub.download(args.model, revision=args.revision, offline=offline(args), graphs=args.graph))
     return 0
 
 
 def run_path(args: argparse.Namespace) -> int:
-    print(hub.path(args.model, revision=args.revision))
+    print(hub.cached_path(args.model, revision=args.revision))
     return 0
 
 

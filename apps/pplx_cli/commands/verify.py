@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    directory = hub.path(args.model, revision=args.revision)
+    directory = hub.cached_path(args.model, revision=args.revision)
     spec = ModelSpec.from_directory(directory)
     if is_artifact(directory):
         _verify_artifact(Artifact.open(directory))

@@ -162,7 +162,7 @@ def _model(name: str, serving: "Generation | None") -> Iterator[Finding]:
         return
     with model:
         facts: dict[str, Any] = {"model": name, "here": True, "backend": model.session.backend}
-        if serving is not None and (model.weights, model.dim) != (serving.settings["weights"], serving.dim):
+        if serving is not None and (model.fingerprint, model.dim) != (serving.settings["weights"], serving.dim):
             what = f"{name} is not the model that the index was built with: its weights have changed"
             yield wrong("model", what, f"pplx-search reembed --model {name}", same_weights=False, **facts)
         else:

@@ -54,7 +54,7 @@ def model_of(store: Store, args: argparse.Namespace) -> tuple[Embedder, dict[str
         raise InputError("the index is empty; start with: pplx-search add FOLDER")
     settings = dict(serving.settings)
     model = open_model(str(settings["model"]), args)
-    if model.weights != settings["weights"]:
+    if model.fingerprint != settings["weights"]:
         raise InputError(
             f"the model {settings['model']} is not the one that the index was built with; "
             f"to re-embed all documents, run: pplx-search reembed --model {settings['model']}"

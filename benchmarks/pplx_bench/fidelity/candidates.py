@@ -92,7 +92,7 @@ def source_doubts(reference: Candidate, candidates: Iterable[Candidate]) -> list
 
 def _found(name: str, revision: str | None, offline: bool | None) -> Candidate:
     model, format = split_format(name)
-    given = hub.resolve(model, revision=revision, offline=offline)
+    given = hub.locate(model, revision=revision, offline=offline)
     backend = family_of(format) if format else backends.backend_for(given)
     backends.require_installed(backend)
     directory = ready_directory(given, backend, format, source_name=hub.source_name(model))

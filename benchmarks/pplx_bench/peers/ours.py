@@ -10,7 +10,7 @@ from pplx_bench.peers import Encode
 from pplx_edge import backends
 from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.types import Session, SessionOptions, TokenRow
-from pplx_edge.vectors import codes as quantize
+from pplx_edge.vectors.codes import quantize
 
 ARTIFACT = "artifact"
 
@@ -29,7 +29,7 @@ class OursPeer:
         for picked in plan_batches([len(row) for row in rows], self._session.policy):
             batch = collate([TokenRow(rows[i], ((0, len(rows[i])),)) for i in picked], self._session.spec.sep_id)
             means[picked] = self._session.span_means(batch)
-        quantize.quantize(means, "int8")
+        quantize(means, "int8")
         return means
 
 

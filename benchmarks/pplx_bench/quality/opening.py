@@ -60,7 +60,7 @@ def open_systems(models: Sequence[str], peers: Sequence[str], opening: Opening) 
 
 def _edge_system(name: str, opening: Opening) -> DenseSystem:
     model, format = split_format(name, opening.format)
-    directory = hub.resolve(model, revision=opening.revision, offline=opening.offline)
+    directory = hub.locate(model, revision=opening.revision, offline=opening.offline)
     backend = backends.backend_for(directory, opening.backend, format)
     directory = ready_directory(directory, backend, format, source_name=hub.source_name(model))
     spec = ModelSpec.from_directory(directory)

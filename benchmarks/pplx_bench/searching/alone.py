@@ -21,8 +21,8 @@ class ChunksAlone(Embedder):
     """
 
     def __init__(self, model: Embedder):
-        super().__init__(model.session, model.tokenizer, model.weights)
-        self._cutter = Embedder(_Uncomputed(model.session), model.tokenizer, model.weights)
+        super().__init__(model.session, model.tokenizer, model.fingerprint)
+        self._cutter = Embedder(_Uncomputed(model.session), model.tokenizer, model.fingerprint)
 
     def encode_stream(
         self,

@@ -82,7 +82,7 @@ def index_folder(arguments: Mapping[str, Any], send: Send) -> None:
     """
     with pplx_edge.load(BUILT_IN, offline=True, threads=arguments["threads"]) as model, ChildrenPeak() as children:
         session = TimedSession(model.session)
-        timed = Embedder(session, model.tokenizer, model.weights)
+        timed = Embedder(session, model.tokenizer, model.fingerprint)
         chunk_tokens = arguments.get("chunk_tokens") or INDEX_OPTIONS.chunk_tokens
         options = options_for(timed, replace(INDEX_OPTIONS, chunk_tokens=chunk_tokens))
         machine.reset_peak_rss()
@@ -137,7 +137,7 @@ def _alone(store: Store, model: Embedder, session: TimedSession, options: Stream
     before, computed = session.n_tokens, session.seconds
     started = time.perf_counter()
     for text_format, sources in texts.items():
-        for _ in model.encode_streams(sources, options=replace(options, format=text_format)):  # type: ignore[arg-type]
+        for _ in model.encode_streams(sources, options=replace(options, markup=text_format)):  # type: ignore[arg-type]
             pass
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "tokens": session.n_tokens - before, "computed": session.seconds - computed}

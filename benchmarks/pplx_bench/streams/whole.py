@@ -22,7 +22,7 @@ from pplx_bench.timing import CpuWatch
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.chunking import chunk_text
 from pplx_edge.text.tokenization import Tokenizer
-from pplx_edge.vectors import codes as quantize
+from pplx_edge.vectors.codes import quantize
 
 
 def late_chunk_once(arguments: Mapping[str, Any], send: Send) -> None:
@@ -41,7 +41,7 @@ def late_chunk_once(arguments: Mapping[str, Any], send: Send) -> None:
     ids, spans = token_spans(text, tokenizer, arguments["chunk_tokens"])
     read = time.perf_counter()
     states = macro_states(model, torch.from_numpy(ids), arguments["window"], arguments["overlap"])
-    codes = quantize.quantize(chunk_means(states, spans), "int8")
+    codes = quantize(chunk_means(states, spans), "int8")
     seconds = time.perf_counter() - started
     send(
         {
