@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pplx_edge.models.qwen3_numpy import rotary_angles
+from pplx_edge.models.rotary import rotary_angles
 from pplx_edge.spec import ModelSpec
 
 INPUT_EMBEDS = "inputs_embeds"

@@ -5,18 +5,15 @@ would start on the CPU, and every function would contain the table. The file is 
 int8 codes with one float32 scale per row.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from pplx_edge.errors import ArtifactError, InputError
+from pplx_edge.errors import ArtifactError, CheckpointError, InputError
+from pplx_edge.weights.safetensors import read_header
 
 TABLE = "embed_tokens.weight"
 CODES, SCALES = "embed_tokens.codes", "embed_tokens.scales"
-_DTYPES = {"F16": np.dtype(np.float16), "I8": np.dtype(np.int8), "F32": np.dtype(np.float32)}
-
-_HEADER_LENGTH_BYTES = 8
 
 
 class EmbeddingTable:
@@ -54,14 +51,6 @@ class EmbeddingTable:
 def _mapped_tensors(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors of a file by name as read-only mapped arrays; only the header is read."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        header.pop("__metadata__", None)
-        base = _HEADER_LENGTH_BYTES + length
-        return {
-            name: np.memmap(path, _DTYPES[entry["dtype"]], "r", base + entry["data_offsets"][0], tuple(entry["shape"]))
-            for name, entry in header.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path}: not a readable embedding table ({error}); convert the model again") from error
+        return {name: stored.array() for name, stored in read_header(path, ("F16", "F32", "I8")).items()}
+    except CheckpointError as error:
+        raise ArtifactError(f"{error}; not a readable embedding table, convert the model again") from error

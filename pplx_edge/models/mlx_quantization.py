@@ -1,4 +1,4 @@
-"""MLX's quantized weight formats: the schemes, the block of config.json that describes them, and the rounding.
+"""MLX's quantized weight formats: their names, the block of config.json that describes them, and the rounding.
 
 A matrix `[out, in]` is quantized in groups along its rows. In `affine` mode, weight ≈ scale · code + bias. The mx and
 nv modes store small floats with one shared scale per group, as defined by `mlx.core.quantize`.
@@ -18,7 +18,7 @@ _CODES_IN_A_WORD = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Scheme:
+class WeightFormat:
     """The weight format of one matrix."""
 
     bits: int
@@ -26,35 +26,35 @@ class Scheme:
     mode: str = "affine"
 
     def as_config(self) -> dict[str, Any]:
-        """Return the scheme in the form used in config.json."""
+        """Return the weight format in the form used in config.json."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 
-SCHEMES = {
-    "q8": Scheme(8, 64),
-    "q4": Scheme(4, 64),
-    "mxfp8": Scheme(8, 32, "mxfp8"),
-    "mxfp4": Scheme(4, 32, "mxfp4"),
-    "nvfp4": Scheme(4, 16, "nvfp4"),
+WEIGHT_FORMATS = {
+    "q8": WeightFormat(8, 64),
+    "q4": WeightFormat(4, 64),
+    "mxfp8": WeightFormat(8, 32, "mxfp8"),
+    "mxfp4": WeightFormat(4, 32, "mxfp4"),
+    "nvfp4": WeightFormat(4, 16, "nvfp4"),
 }
-_MODES = {scheme.mode for scheme in SCHEMES.values()}
+_MODES = {weight_format.mode for weight_format in WEIGHT_FORMATS.values()}
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizationPlan:
-    """The scheme of each module. `overrides` maps module paths without `model.` to schemes; None means floats.
+    """The weight format of each module; None means floats.
 
-    `default` is the scheme of all other modules.
+    `overrides` maps module paths without `model.` to weight formats. `default` applies to all other modules.
     """
 
-    default: Scheme | None = None
-    overrides: Mapping[str, Scheme | None] = field(default_factory=dict)
+    default: WeightFormat | None = None
+    overrides: Mapping[str, WeightFormat | None] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str = "config.json") -> "QuantizationPlan":
         """Return the plan for a parsed config.json. Without a `quantization` block, all weights are floats.
 
-        In the block, `true` for a module means the default scheme and `false` means floats; a missing mode means
+        In the block, `true` for a module means the default weight format and `false` means floats; a missing mode means
         affine. Raises UnsupportedModel, naming the entry, if an entry cannot be read.
         """
         block = next((config[key] for key in CONFIG_KEYS if config.get(key) is not None), None)
@@ -62,56 +62,60 @@ class QuantizationPlan:
             return cls()
         if not isinstance(block, Mapping):
             raise UnsupportedModel(f"{source}: quantization must be an object, found {type(block).__name__}")
-        default = _scheme(block, f"{source}: quantization")
-        overrides: dict[str, Scheme | None] = {}
+        default = _weight_format(block, f"{source}: quantization")
+        overrides: dict[str, WeightFormat | None] = {}
         for path, entry in block.items():
             if isinstance(entry, bool) and path not in ("group_size", "bits", "mode"):
                 overrides[path.removeprefix(_PREFIX)] = default if entry else None
             elif isinstance(entry, Mapping):
                 merged = {"group_size": default.group_size, "bits": default.bits, "mode": default.mode} | dict(entry)
-                overrides[path.removeprefix(_PREFIX)] = _scheme(merged, f"{source}: quantization of {path}")
+                overrides[path.removeprefix(_PREFIX)] = _weight_format(merged, f"{source}: quantization of {path}")
         return cls(default, overrides)
 
-    def scheme(self, path: str) -> Scheme | None:
-        """Return the scheme of a module, or None for floats."""
+    def weight_format(self, path: str) -> WeightFormat | None:
+        """Return the weight format of a module, or None for floats."""
         return self.overrides.get(path, self.default)
 
     def as_config(self) -> dict[str, Any]:
         """Return the block for config.json, with `model.` in paths as in mlx-lm; empty if the default is floats."""
         if self.default is None:
             return {}
-        overrides = {_PREFIX + path: scheme.as_config() if scheme else False for path, scheme in self.overrides.items()}
+        overrides = {
+            _PREFIX + path: override.as_config() if override else False for path, override in self.overrides.items()
+        }
         return self.default.as_config() | overrides
 
 
-def scheme_named(name: str) -> Scheme:
-    """Return the scheme with a short name such as `q8`. Raises InputError for an unknown name."""
-    if name not in SCHEMES:
-        raise InputError(f"unknown quantization {name!r}: choose one of {', '.join(SCHEMES)}")
-    return SCHEMES[name]
+def weight_format_named(name: str) -> WeightFormat:
+    """Return the weight format with a short name such as `q8`. Raises InputError for an unknown name."""
+    if name not in WEIGHT_FORMATS:
+        raise InputError(f"unknown quantization {name!r}: choose one of {', '.join(WEIGHT_FORMATS)}")
+    return WEIGHT_FORMATS[name]
 
 
-def fits(scheme: Scheme, n_columns: int) -> bool:
-    """Return whether a row of `n_columns` weights can be divided into the groups of a scheme."""
-    return n_columns % scheme.group_size == 0
+def fits(weight_format: WeightFormat, n_columns: int) -> bool:
+    """Return whether a row of `n_columns` weights can be divided into the groups of a weight format."""
+    return n_columns % weight_format.group_size == 0
 
 
-def quantized(weight: mx.array, scheme: Scheme) -> dict[str, mx.array]:
+def quantized(weight: mx.array, weight_format: WeightFormat) -> dict[str, mx.array]:
     """Quantize a float32 matrix `[out, in]`: return `weight` (packed uint32), `scales` and, for affine, `biases`.
 
     Affine scales and biases are bfloat16, the type in which the model computes. The codes are computed from the rounded
     scales and biases. At 8 bits this limits the error of a weight to half a step; rounding the scales afterwards would
     increase it to as much as a whole step.
     """
-    if scheme.mode != "affine":
-        found = mx.quantize(weight, group_size=scheme.group_size, bits=scheme.bits, mode=scheme.mode)
+    if weight_format.mode != "affine":
+        found = mx.quantize(
+            weight, group_size=weight_format.group_size, bits=weight_format.bits, mode=weight_format.mode
+        )
         return {"weight": found[0], "scales": found[1]}
-    exact = mx.quantize(weight, group_size=scheme.group_size, bits=scheme.bits, mode="affine")
+    exact = mx.quantize(weight, group_size=weight_format.group_size, bits=weight_format.bits, mode="affine")
     scales, biases = exact[1].astype(mx.bfloat16), exact[2].astype(mx.bfloat16)
     step, start = (values.astype(mx.float32)[..., None] for values in (scales, biases))
-    groups = weight.reshape(*scales.shape, scheme.group_size)
-    codes = mx.clip(mx.round((groups - start) / step), 0, 2**scheme.bits - 1).astype(mx.uint32)
-    return {"weight": _packed(codes.reshape(weight.shape), scheme.bits), "scales": scales, "biases": biases}
+    groups = weight.reshape(*scales.shape, weight_format.group_size)
+    codes = mx.clip(mx.round((groups - start) / step), 0, 2**weight_format.bits - 1).astype(mx.uint32)
+    return {"weight": _packed(codes.reshape(weight.shape), weight_format.bits), "scales": scales, "biases": biases}
 
 
 def _packed(codes: mx.array, bits: int) -> mx.array:
@@ -122,11 +126,11 @@ def _packed(codes: mx.array, bits: int) -> mx.array:
     return mx.left_shift(words, shifts).sum(axis=-1).astype(mx.uint32)
 
 
-def _scheme(block: Mapping[str, Any], where: str) -> Scheme:
+def _weight_format(block: Mapping[str, Any], where: str) -> WeightFormat:
     bits, group_size, mode = block.get("bits"), block.get("group_size"), block.get("mode") or "affine"
     if type(bits) is not int or type(group_size) is not int or mode not in _MODES:
         raise UnsupportedModel(
             f"{where}: bits={bits!r}, group_size={group_size!r}, mode={mode!r}; "
             f"expected two integers and one of {', '.join(sorted(_MODES))}"
         )
-    return Scheme(bits, group_size, mode)
+    return WeightFormat(bits, group_size, mode)

@@ -16,10 +16,10 @@ from mlx.utils import tree_flatten
 from pplx_edge.errors import CheckpointError, InputError
 from pplx_edge.models.mlx_quantization import (
     QuantizationPlan,
-    Scheme,
+    WeightFormat,
     fits,
     quantized,
-    scheme_named,
+    weight_format_named,
 )
 from pplx_edge.models.qwen3_mlx import HEAD, PREFIX, Model, ModelArgs
 from pplx_edge.spec import ModelSpec
@@ -32,8 +32,8 @@ _WORD_BITS = 32
 def open_model(directory: Path, weights: str | None = None) -> Model:
     """Load the encoder from a directory, reading and checking its weights.
 
-    `weights` is the weight format for a float checkpoint: the name of a scheme, `bf16` (the default) or `fp32`. Raises
-    CheckpointError, UnsupportedModel, or InputError if the name is unknown or the weights are already quantized.
+    `weights` is the weight format for a float checkpoint: a name in WEIGHT_FORMATS, `bf16` (the default) or `fp32`.
+    Raises CheckpointError, UnsupportedModel, or InputError if the name is unknown or the weights are already quantized.
     """
     if not mx.metal.is_available():
         mx.disable_compile()  # on a CPU, MLX would run a C++ compiler for each new shape
@@ -47,10 +47,10 @@ def open_model(directory: Path, weights: str | None = None) -> Model:
     return _from_mlx(directory, spec)
 
 
-def plan_for(spec: ModelSpec, scheme: Scheme) -> QuantizationPlan:
-    """Return a plan that uses one scheme for every matrix whose rows fit its groups; other matrices stay floats."""
-    left = {path: None for path, (_, n_columns) in matrices(spec).items() if not fits(scheme, n_columns)}
-    return QuantizationPlan(scheme, left)
+def uniform_plan(spec: ModelSpec, weight_format: WeightFormat) -> QuantizationPlan:
+    """Return a plan with one weight format for every matrix whose rows fit its groups; other matrices stay floats."""
+    left = {path: None for path, (_, n_columns) in matrices(spec).items() if not fits(weight_format, n_columns)}
+    return QuantizationPlan(weight_format, left)
 
 
 def matrices(spec: ModelSpec) -> dict[str, tuple[int, int]]:
@@ -59,18 +59,18 @@ def matrices(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes if len(shape) == 2}
 
 
-def _from_floats(checkpoint: Checkpoint, weight_format: str) -> Model:
-    dtype = DTYPES.get(weight_format)
-    plan = QuantizationPlan() if dtype else plan_for(checkpoint.spec, scheme_named(weight_format))
+def _from_floats(checkpoint: Checkpoint, stored_as: str) -> Model:
+    dtype = DTYPES.get(stored_as)
+    plan = QuantizationPlan() if dtype else uniform_plan(checkpoint.spec, weight_format_named(stored_as))
     weights: dict[str, mx.array] = {}
     for name in checkpoint.spec.tensor_shapes():
         path = name.removesuffix(".weight")
-        scheme = plan.scheme(path) if path in matrices(checkpoint.spec) else None
+        weight_format = plan.weight_format(path) if path in matrices(checkpoint.spec) else None
         values = mx.array(checkpoint.read(name))
-        parts = quantized(values, scheme) if scheme else {"weight": values.astype(dtype or mx.bfloat16)}
+        parts = quantized(values, weight_format) if weight_format else {"weight": values.astype(dtype or mx.bfloat16)}
         mx.eval(*parts.values())  # evaluate now, to free the float32 tensor before the next one is read
         weights |= {f"{path}.{part}": array for part, array in parts.items()}
-    return _assembled(checkpoint.spec, weights, {path: plan.scheme(path) for path in matrices(checkpoint.spec)})
+    return _assembled(checkpoint.spec, weights, {path: plan.weight_format(path) for path in matrices(checkpoint.spec)})
 
 
 class StoredWeights:
@@ -80,10 +80,10 @@ class StoredWeights:
         """Map the tensors. Raises CheckpointError if MLX cannot read a file, or for an invalid tensor."""
         plan = QuantizationPlan.from_config(_config(directory), str(directory / "config.json"))
         self.arrays = _arrays(directory)
-        self.schemes = {
-            path: _stored_scheme(directory, self.arrays, path, shape, plan) for path, shape in matrices(spec).items()
+        self.weight_formats = {
+            path: _stored_format(directory, self.arrays, path, shape, plan) for path, shape in matrices(spec).items()
         }
-        _require_match(directory, spec, self.arrays, self.schemes)
+        _require_match(directory, spec, self.arrays, self.weight_formats)
 
     def read(self, name: str) -> np.ndarray:
         """Return a dequantized tensor as float32, by its checkpoint name."""
@@ -94,19 +94,21 @@ class StoredWeights:
         return self._decoded(path, mx.array(rows))
 
     def _decoded(self, path: str, rows: mx.array | slice) -> np.ndarray:
-        weight, scheme = self.arrays[f"{path}.weight"][rows], self.schemes.get(path)
-        if scheme is None:
+        weight, weight_format = self.arrays[f"{path}.weight"][rows], self.weight_formats.get(path)
+        if weight_format is None:
             return as_numpy(weight)
         scales, biases = self.arrays[f"{path}.scales"][rows], None
-        if scheme.mode == "affine":  # convert to float32 first, otherwise products are rounded to bfloat16
+        if weight_format.mode == "affine":  # convert to float32 first, otherwise products are rounded to bfloat16
             scales = scales.astype(mx.float32)
             biases = self.arrays[f"{path}.biases"][rows].astype(mx.float32)
-        return as_numpy(mx.dequantize(weight, scales, biases, scheme.group_size, scheme.bits, mode=scheme.mode))
+        return as_numpy(
+            mx.dequantize(weight, scales, biases, weight_format.group_size, weight_format.bits, mode=weight_format.mode)
+        )
 
 
 def _from_mlx(directory: Path, spec: ModelSpec) -> Model:
     stored = StoredWeights(directory, spec)
-    return _assembled(spec, stored.arrays, stored.schemes)
+    return _assembled(spec, stored.arrays, stored.weight_formats)
 
 
 def _arrays(directory: Path) -> dict[str, mx.array]:
@@ -120,16 +122,16 @@ def _arrays(directory: Path) -> dict[str, mx.array]:
     return {name: array for name, array in weights.items() if not name.startswith(HEAD)}
 
 
-def _stored_scheme(
+def _stored_format(
     directory: Path, weights: Mapping[str, mx.array], path: str, shape: tuple[int, int], plan: QuantizationPlan
-) -> Scheme | None:
-    """Return the scheme of a stored matrix: bits and group size from the tensor shapes, the mode from the plan.
+) -> WeightFormat | None:
+    """Return the weight format of a stored matrix: bits and group size from the tensor shapes, the mode from the plan.
 
     Mixed-precision repositories do not always list every layer, but the shapes determine bits and group size.
     """
     if f"{path}.scales" not in weights:
         return None
-    named = plan.scheme(path) or plan.default
+    named = plan.weight_format(path) or plan.default
     codes, scales = weights.get(f"{path}.weight"), weights[f"{path}.scales"]
     n_rows, n_columns = shape
     if codes is None or codes.dtype != mx.uint32 or codes.ndim != 2 or scales.ndim != 2 or not scales.shape[1]:
@@ -139,19 +141,19 @@ def _stored_scheme(
         raise CheckpointError(
             f"{directory}: tensor {path}.weight has shape {list(codes.shape)}, which is not a packing of {list(shape)}"
         )
-    return Scheme(bits, group_size, named.mode if named else "affine")
+    return WeightFormat(bits, group_size, named.mode if named else "affine")
 
 
 def _require_match(
-    directory: Path, spec: ModelSpec, weights: Mapping[str, mx.array], schemes: Mapping[str, Scheme | None]
+    directory: Path, spec: ModelSpec, weights: Mapping[str, mx.array], weight_formats: Mapping[str, WeightFormat | None]
 ) -> None:
     """Raise CheckpointError for a tensor that is missing, unknown, wrongly shaped or not finite."""
     expected = dict(spec.tensor_shapes())
     names = set(expected)
-    for path, scheme in schemes.items():
-        if scheme:
+    for path, weight_format in weight_formats.items():
+        if weight_format:
             del expected[f"{path}.weight"]
-            names |= {f"{path}.scales"} | ({f"{path}.biases"} if scheme.mode == "affine" else set())
+            names |= {f"{path}.scales"} | ({f"{path}.biases"} if weight_format.mode == "affine" else set())
     if missing := sorted(names - set(weights)):
         raise CheckpointError(f"{directory}: tensor {missing[0]} is missing ({len(missing)} of {len(names)} missing)")
     if extra := sorted(set(weights) - names):
@@ -166,16 +168,18 @@ def _require_match(
             raise CheckpointError(f"{directory}: tensor {name} contains NaN or infinity; download the file again")
 
 
-def _assembled(spec: ModelSpec, weights: Mapping[str, mx.array], schemes: Mapping[str, Scheme | None]) -> Model:
-    """Return the model with these weights. `schemes` gives the schemes of the quantized matrices."""
+def _assembled(
+    spec: ModelSpec, weights: Mapping[str, mx.array], weight_formats: Mapping[str, WeightFormat | None]
+) -> Model:
+    """Return the model with these weights. `weight_formats` gives the weight formats of the quantized matrices."""
     model = Model(ModelArgs(spec))
 
-    def scheme_of(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        scheme = schemes.get(path.removeprefix(PREFIX))
-        return scheme.as_config() if scheme else False
+    def weight_format_of(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        weight_format = weight_formats.get(path.removeprefix(PREFIX))
+        return weight_format.as_config() if weight_format else False
 
-    if any(schemes.values()):
-        nn.quantize(model, class_predicate=scheme_of)
+    if any(weight_formats.values()):
+        nn.quantize(model, class_predicate=weight_format_of)
     model.load_weights(list(model.sanitize(weights).items()), strict=True)
     model.eval()
     mx.eval(model.parameters())

@@ -74,19 +74,17 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * weight
 
 
-def rotary_angles(n_positions: int, spec: ModelSpec) -> np.ndarray:
-    """Return the rotary angles `position * theta^(-2i/head_dim)`, float32 `[T, head_dim/2]`."""
-    exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / spec.head_dim
-    return np.arange(n_positions, dtype=np.float32)[:, None] * (np.float32(spec.rope_theta) ** -exponents)
-
-
 def rotate(x: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """Apply half-split rotary positions to x `[T, heads, head_dim]`; token t is at position t."""
-    angles = rotary_angles(len(x), spec)[:, None, :]  # [T, 1, head_dim/2]
+    """Apply half-split rotary positions to x `[T, heads, head_dim]`; token t is at position t.
+
+    Components i and i + head_dim/2 form a complex number, which is multiplied by `exp(1j * t * theta^(-2i/head_dim))`
+    in double precision. No code is shared with the programs that are compared with this reference.
+    """
+    frequencies = spec.rope_theta ** (-np.arange(0, spec.head_dim, 2) / spec.head_dim)  # [head_dim/2]
+    turns = np.exp(1j * np.outer(np.arange(len(x)), frequencies))[:, None, :]  # [T, 1, head_dim/2]
     left, right = np.split(x, 2, axis=-1)
-    return np.concatenate(
-        [left * np.cos(angles) - right * np.sin(angles), right * np.cos(angles) + left * np.sin(angles)], -1
-    )
+    turned = (left + 1j * right) * turns
+    return np.concatenate([turned.real, turned.imag], axis=-1).astype(np.float32)
 
 
 def silu(x: np.ndarray) -> np.ndarray:

@@ -6,43 +6,26 @@ maps only its own bytes, so peak memory is the size of the largest tensor, not o
 """
 
 import json
-import math
-import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pplx_edge.errors import CheckpointError, InputError
 from pplx_edge.spec import ModelSpec
+from pplx_edge.weights.safetensors import StoredTensor, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _PREFIX = "model."
 _IGNORED = {"lm_head.weight"}  # the language model's head, which an encoder does not have
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
-_HEADER_LENGTH_BYTES = 8
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """The location of a tensor: bytes `[start, stop)` of a file."""
-
-    path: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
+_DTYPES = ("F32", "F16", "BF16")
 
 
 class Checkpoint:
     """A directory with config.json and safetensors weights, checked against each other."""
 
-    def __init__(self, directory: Path, spec: ModelSpec, tensors: Mapping[str, _Stored]):
+    def __init__(self, directory: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor]):
         self.directory, self.spec, self._tensors = directory, spec, tensors
 
     @classmethod
@@ -50,9 +33,9 @@ class Checkpoint:
         """Open the checkpoint in a directory. Raises CheckpointError, or UnsupportedModel for its config.json."""
         directory = Path(directory)
         spec = spec or ModelSpec.from_directory(directory)
-        tensors: dict[str, _Stored] = {}
+        tensors: dict[str, StoredTensor] = {}
         for path in weight_files(directory):
-            for name, stored in _read_header(path).items():
+            for name, stored in read_header(path, _DTYPES).items():
                 name = name.removeprefix(_PREFIX)
                 if name in tensors:
                     raise CheckpointError(f"{path}: tensor {name} is also in {tensors[name].path.name}")
@@ -68,19 +51,15 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """Return a tensor as float32; an F32 tensor stays mapped. Raises CheckpointError for NaN or infinity."""
         stored = self._tensors[name]
-        return self._checked(name, _as_float32(_map_bytes(stored, stored.start, stored.stop), stored.dtype)).reshape(
-            stored.shape
-        )
+        return self._checked(name, _as_float32(stored.array()))
 
     def read_block(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return rows `[start, stop)` of a matrix as float32. Raises InputError for rows out of range."""
         stored = self._tensors[name]
-        n_rows, n_cols = stored.shape
+        n_rows = stored.shape[0]
         if not 0 <= start <= stop <= n_rows:
             raise InputError(f"{stored.path}: tensor {name} has {n_rows:,} rows, [{start}, {stop}) is out of range")
-        row_bytes = n_cols * _ITEM_BYTES[stored.dtype]
-        raw = _map_bytes(stored, stored.start + start * row_bytes, stored.start + stop * row_bytes)
-        return self._checked(name, _as_float32(raw, stored.dtype)).reshape(stop - start, n_cols)
+        return self._checked(name, _as_float32(stored.array(start, stop)))
 
     def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return the rows of a matrix with the given indices, an integer array `[R]`: float32 `[R, columns]`."""
@@ -133,78 +112,7 @@ def _shard_names(index: Path) -> list[str]:
     return names
 
 
-def _read_header(path: Path) -> dict[str, _Stored]:
-    """Return the location of each tensor by name from the header of a safetensors file, checking every byte range."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
-            if size < _HEADER_LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, size - _HEADER_LENGTH_BYTES):
-                raise CheckpointError(
-                    f"{path}: truncated or not safetensors: a header of {length:,} bytes in a file of {size:,}"
-                )
-            header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
-    except OSError as error:
-        raise CheckpointError(f"{path}: not readable ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: corrupt safetensors header ({error})") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: corrupt safetensors header (a JSON object was expected)")
-    header.pop("__metadata__", None)
-    base = _HEADER_LENGTH_BYTES + length
-    tensors = {name: _stored(path, name, entry, base, size) for name, entry in header.items()}
-    _require_side_by_side(path, tensors, base, size)
-    return tensors
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names: set[str] = set()
-    for name, _ in pairs:
-        if name in names:
-            raise ValueError(f"duplicate name {name}")
-        names.add(name)
-    return dict(pairs)
-
-
-def _stored(path: Path, name: str, entry: Any, base: int, size: int) -> _Stored:
-    try:
-        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or not isinstance(shape, list):
-            raise TypeError("dtype must be a name and shape a list")
-        if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
-            raise ValueError("sizes and offsets must be natural numbers")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: corrupt header entry of tensor {name} ({error!r})") from error
-    if dtype not in _ITEM_BYTES:
-        quantised = "; these weights are already quantized" if dtype.startswith(("U", "I", "F8")) else ""
-        raise CheckpointError(f"{path}: tensor {name} is {dtype}, supported are {', '.join(_ITEM_BYTES)}{quantised}")
-    expected = math.prod(shape) * _ITEM_BYTES[dtype]
-    if stop - start != expected:
-        raise CheckpointError(
-            f"{path}: tensor {name} {shape} {dtype} needs {expected:,} bytes, but its header gives {stop - start:,}"
-        )
-    if base + stop > size:
-        raise CheckpointError(
-            f"{path}: truncated: tensor {name} ends at byte {base + stop:,}, but the file has {size:,}; "
-            "download it again"
-        )
-    return _Stored(path, name, dtype, tuple(shape), base + start, base + stop)
-
-
-def _require_side_by_side(path: Path, tensors: Mapping[str, _Stored], base: int, size: int) -> None:
-    """Raise CheckpointError if a file has gaps or overlaps between its tensors, or bytes after the last one."""
-    position = base
-    for stored in sorted(tensors.values(), key=lambda stored: (stored.start, stored.stop)):
-        if stored.start != position:
-            raise CheckpointError(
-                f"{path}: corrupt: tensor {stored.name} begins at byte {stored.start:,}, expected {position:,}"
-            )
-        position = stored.stop
-    if position != size:
-        raise CheckpointError(f"{path}: corrupt: the last {size - position:,} bytes belong to no tensor")
-
-
-def _require_match(tensors: Mapping[str, _Stored], spec: ModelSpec, directory: Path) -> None:
+def _require_match(tensors: Mapping[str, StoredTensor], spec: ModelSpec, directory: Path) -> None:
     expected = spec.tensor_shapes()
     where = next(iter(tensors.values())).path if tensors else directory
     if missing := [name for name in expected if name not in tensors]:
@@ -221,28 +129,7 @@ def _require_match(tensors: Mapping[str, _Stored], spec: ModelSpec, directory: P
             )
 
 
-def _map_bytes(stored: _Stored, start: int, stop: int) -> np.ndarray:
-    """Return bytes `[start, stop)` of a file as a mapped uint8 array, which keeps the mapping alive."""
-    if start == stop:
-        return np.empty(0, np.uint8)
-    aligned = start - start % mmap.ALLOCATIONGRANULARITY
-    try:
-        with stored.path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), stop - aligned, access=mmap.ACCESS_READ, offset=aligned)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{stored.path}: tensor {stored.name} can no longer be read ({error})") from error
-    return np.frombuffer(mapped, np.uint8, offset=start - aligned)
-
-
-def _as_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "F32":
-        return _unaligned_view(raw, np.float32)
-    if dtype == "F16":
-        return _unaligned_view(raw, np.float16).astype(np.float32)
-    return (_unaligned_view(raw, np.uint16).astype(np.uint32) << 16).view(
-        np.float32
-    )  # bf16 is the upper half of float32
-
-
-def _unaligned_view(raw: np.ndarray, dtype: type) -> np.ndarray:
-    return np.frombuffer(raw.data, dtype)
+def _as_float32(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is the upper half of float32
+    return values.astype(np.float32, copy=False)

@@ -5,7 +5,6 @@ checkpoint of a running stage also holds the optimiser's tensors and the step, a
 """
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from pplx_edge.errors import CheckpointError, StorageError
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.spec import CONTEXTUAL_KEY, ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint
+from pplx_edge.weights.safetensors import SafetensorsWriter
 from pplx_quant.stock_layout import write_modules
 
 CONFIG = "config.json"
@@ -118,19 +118,11 @@ def write_float32_weights(
 
     Only one block need be in memory. Raises ValueError when the blocks of a tensor do not fill its shape.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin on a multiple of their size
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in shapes.items():
-            n_bytes = sum(file.write(np.ascontiguousarray(block, "<f4").data) for block in blocks(name))
-            if n_bytes != 4 * math.prod(shape):
-                raise ValueError(f"{name}: {n_bytes} bytes were given for shape {list(shape)}")
+    tensors = {name: ("F32", tuple(shape)) for name, shape in shapes.items()}
+    with SafetensorsWriter(path, tensors, {"format": "pt"}) as file:
+        for name in shapes:
+            for block in blocks(name):
+                file.append(name, np.ascontiguousarray(block, np.float32))
 
 
 def replace_folder(staging: Path, folder: Path) -> None:

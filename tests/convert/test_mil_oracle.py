@@ -17,7 +17,7 @@ from pplx_convert.coreml.mil_oracle import MilProgram
 from pplx_convert.coreml.mil_values import unpacked
 from pplx_convert.coreml.package import WEIGHT_FILE, WEIGHT_FOLDER, PackageWeights, data_folder, write_package
 from pplx_convert.coreml.palettes import palettized
-from pplx_convert.coreml.weights import Half
+from pplx_convert.coreml.weights import Float16
 from pplx_edge.errors import ArtifactError, InputError, UnsupportedModel
 from pplx_edge.models.qwen3_numpy import rms_norm
 from pplx_edge.weights.checkpoint import Checkpoint
@@ -140,7 +140,7 @@ def norm_of(make: type[EncoderGraph], tiny_dir: Path, directory: Path, x: np.nda
     weight = checkpoint.read("norm.weight")
     weights = PackageWeights(data_folder(directory / "model.mlpackage") / WEIGHT_FOLDER)
     weights.add("norm.weight", weight.astype(np.float16))
-    graph = make(checkpoint.spec, Half(), weights)
+    graph = make(checkpoint.spec, Float16(), weights)
     program = package_of(directory, lambda value: graph.norm(value, "norm.weight"), x.shape, weights)
     x = x.astype(np.float16).astype(np.float32)
     return only_output(program, x, half=True), rms_norm(x, weight, checkpoint.spec.rms_norm_eps)

@@ -27,11 +27,10 @@ import pplx_convert.mlx.converter  # noqa: E402
 import pplx_convert.mlx.plan  # noqa: E402
 from pplx_convert import convert  # noqa: E402
 from pplx_convert.conversion import ConvertOptions, Job  # noqa: E402
-from pplx_convert.mlx.plan import CHOICES, mixed_plan, plan_of, sensitivity, spend, stored_bytes  # noqa: E402
-from pplx_convert.safetensors_file import SafetensorsFile  # noqa: E402
+from pplx_convert.mlx.plan import CHOICES, plan_with_default, sensitivity, size_limited_plan, spend, stored_bytes  # noqa: E402
 from pplx_edge.backends.mlx_session import open_session  # noqa: E402
-from pplx_edge.models.mlx_quantization import SCHEMES, QuantizationPlan, quantized  # noqa: E402
-from pplx_edge.models.mlx_weights import matrices, plan_for  # noqa: E402
+from pplx_edge.models.mlx_quantization import WEIGHT_FORMATS, QuantizationPlan, quantized  # noqa: E402
+from pplx_edge.models.mlx_weights import matrices, uniform_plan  # noqa: E402
 from pplx_edge.models.qwen3_mlx import Model, ModelArgs  # noqa: E402
 
 IDS = sample_rows((30,), seed=8)[0]
@@ -103,7 +102,7 @@ def test_weights_are_quantised_from_what_the_checkpoint_holds(artifacts: dict[st
     loaded = mx.load(str(artifacts["mlx-q8"].path("model.safetensors")))
     for name in ("embed_tokens", "layers.1.mlp.down_proj"):
         weight = mx.array(Checkpoint.open(source).read(f"{name}.weight"))
-        for part, array in quantized(weight, SCHEMES["q8"]).items():
+        for part, array in quantized(weight, WEIGHT_FORMATS["q8"]).items():
             assert mx.array_equal(loaded[f"model.{name}.{part}"], array)
 
 
@@ -227,12 +226,12 @@ def test_a_budget_is_kept_and_used(source: Path, artifacts: dict[str, Artifact],
     four, eight = (artifacts[name].files["model.safetensors"]["bytes"] for name in ("mlx-q4", "mlx-q8"))
     sizes = []
     for budget in (four // 1000 + 5, (four + eight) // 2000, eight // 1000 + 5):
-        plan = mixed_plan(checkpoint, rows, budget)
+        plan = size_limited_plan(checkpoint, rows, budget)
         floats = sum(2 * shape[0] for shape in checkpoint.spec.tensor_shapes().values() if len(shape) == 1)
-        sizes.append(floats + sum(stored_bytes(s, plan.scheme(p)) for p, s in matrices(checkpoint.spec).items()))
+        sizes.append(floats + sum(stored_bytes(s, plan.weight_format(p)) for p, s in matrices(checkpoint.spec).items()))
         assert budget - 12 <= sizes[-1] / 1000 <= budget
     with pytest.raises(InputError, match=r"max_mb 10: this model needs at least \d+ MB"):
-        mixed_plan(checkpoint, rows, 10)
+        size_limited_plan(checkpoint, rows, 10)
 
 
 @given(st.data())
@@ -247,7 +246,7 @@ def test_spending_stays_within_the_room_and_leaves_none_that_would_help(data: st
     least = sum(min(size.values()) for size in sizes.values())
     room = least + data.draw(st.integers(0, 3000))
     chosen = spend(drift, sizes, room)
-    left = room - sum(sizes[path][scheme] for path, scheme in chosen.items())
+    left = room - sum(sizes[path][weight_format] for path, weight_format in chosen.items())
     assert left >= 0
     for path, now in chosen.items():
         for to in CHOICES:
@@ -262,17 +261,17 @@ def test_sensitivity_finds_what_adds_most_to_the_stream(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", config)
     save_tensors(tmp_path / "model.safetensors", weights)
     drift = sensitivity(Checkpoint.open(tmp_path), [TokenRow(IDS, ())])
-    by_path = {path: by_scheme[SCHEMES["q4"]] for path, by_scheme in drift.items() if path != "embed_tokens"}
+    by_path = {path: by_format[WEIGHT_FORMATS["q4"]] for path, by_format in drift.items() if path != "embed_tokens"}
     assert max(by_path, key=lambda path: by_path[path]).startswith("layers.1.self_attn.")
     assert by_path["layers.1.self_attn.o_proj"] > 2 * by_path["layers.0.self_attn.o_proj"]
-    for by_scheme in drift.values():
-        assert by_scheme[SCHEMES["q4"]] > by_scheme[SCHEMES["q8"]] > by_scheme[None]
+    for by_format in drift.values():
+        assert by_format[WEIGHT_FORMATS["q4"]] > by_format[WEIGHT_FORMATS["q8"]] > by_format[None]
 
 
-def test_the_commonest_scheme_is_the_default() -> None:
-    q4, q8 = SCHEMES["q4"], SCHEMES["q8"]
-    assert plan_of({"a": q4, "b": q8, "c": q8, "d": None}) == QuantizationPlan(q8, {"a": q4, "d": None})
-    assert plan_of({"a": None}) == QuantizationPlan()
+def test_the_most_frequent_format_is_the_default() -> None:
+    q4, q8 = WEIGHT_FORMATS["q4"], WEIGHT_FORMATS["q8"]
+    assert plan_with_default({"a": q4, "b": q8, "c": q8, "d": None}) == QuantizationPlan(q8, {"a": q4, "d": None})
+    assert plan_with_default({"a": None}) == QuantizationPlan()
 
 
 # Faults
@@ -316,45 +315,10 @@ def _swapped(rope: type) -> Callable[..., object]:
 # The writer
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["F32", "U32", "U8"]), st.lists(st.integers(0, 5), min_size=1, max_size=3)),
-        min_size=1,
-        max_size=6,
-    )
-)
-@settings(max_examples=25)
-def test_a_file_written_in_pieces_is_read_whole(tmp_path_factory: pytest.TempPathFactory, tensors: list) -> None:
-    path = tmp_path_factory.mktemp("file") / "x.safetensors"
-    types = {"F32": np.float32, "U32": np.uint32, "U8": np.uint8}
-    rng = np.random.default_rng(0)
-    values = {f"t{i}": rng.integers(0, 200, shape).astype(types[kind]) for i, (kind, shape) in enumerate(tensors)}
-    file = SafetensorsFile(path, {name: (tensors[i][0], v.shape) for i, (name, v) in enumerate(values.items())}, {})
-    for name in reversed(values):
-        half = values[name].size // 2
-        file.append(name, values[name].reshape(-1)[:half])
-        file.append(name, values[name].reshape(-1)[half:])
-    file.close()
-    with safe_open(path, "np") as opened:
-        for name, expected in values.items():
-            np.testing.assert_array_equal(opened.get_tensor(name), expected)
-
-
-def test_a_file_that_is_not_written_to_its_end_is_an_error(tmp_path: Path) -> None:
-    file = SafetensorsFile(tmp_path / "x", {"a": ("F32", (4,))}, {})
-    file.append("a", np.zeros(3, np.float32))
-    with pytest.raises(ValueError, match="shorter"):
-        file.close()
-    file = SafetensorsFile(tmp_path / "y", {"a": ("U8", (1,))}, {})
-    with pytest.raises(ValueError, match="longer"):
-        file.append("a", np.zeros(3, np.uint8))
-    file.abandon()
-
-
 def test_a_plan_leaves_out_what_does_not_fit() -> None:
     spec = ModelSpec.from_config(tiny_config())
-    plan = plan_for(spec, SCHEMES["q8"])
-    assert {path for path, scheme in plan.overrides.items() if scheme is None} == {
+    plan = uniform_plan(spec, WEIGHT_FORMATS["q8"])
+    assert {path for path, weight_format in plan.overrides.items() if weight_format is None} == {
         "layers.0.mlp.down_proj",
         "layers.1.mlp.down_proj",
     }

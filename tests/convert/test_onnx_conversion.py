@@ -11,7 +11,7 @@ from official_graph import torch_encoder
 
 from pplx_convert import convert
 from pplx_convert.onnx.converter import section_states, write_graph
-from pplx_convert.onnx.numerics import Float32, Int8
+from pplx_convert.onnx.weights import Float32, Int8
 from pplx_convert.parity import ParityLimits, ParityReport
 from pplx_edge.backends.onnx_session import open_session
 from pplx_edge.errors import ArtifactError, CheckpointError, InputError, ParityError
@@ -56,13 +56,15 @@ def test_int8_stays_near_the_reference(tiny_dirs: dict[str, Path], tmp_path: Pat
     assert artifact.parity["mean_cosine"] > 0.99
 
 
-@pytest.mark.parametrize("numerics", [Float32(), Int8()], ids=lambda n: n.format)
-def test_sections_compute_what_the_whole_graph_does(tiny_dir: Path, tmp_path: Path, numerics: Float32 | Int8) -> None:
+@pytest.mark.parametrize("weight_format", [Float32(), Int8()], ids=["fp32", "int8"])
+def test_sections_compute_what_the_whole_graph_does(
+    tiny_dir: Path, tmp_path: Path, weight_format: Float32 | Int8
+) -> None:
     checkpoint = Checkpoint.open(tiny_dir)
-    stored = write_graph(checkpoint, numerics, tmp_path)
+    stored = write_graph(checkpoint, weight_format, tmp_path)
     (tmp_path / "config.json").write_bytes((tiny_dir / "config.json").read_bytes())
     batch = collate(whole_rows(), 0)
-    *_, packed = section_states(checkpoint.spec, numerics, stored, tmp_path, batch)
+    *_, packed = section_states(checkpoint.spec, weight_format, stored, tmp_path, batch)
     np.testing.assert_array_equal(open_session(tmp_path).packed_states(batch), packed)
 
 

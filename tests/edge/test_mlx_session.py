@@ -30,7 +30,7 @@ from pplx_edge.backends.mlx_session import (  # noqa: E402
     row_groups,
     span_sums,
 )
-from pplx_edge.models.mlx_quantization import SCHEMES, QuantizationPlan, Scheme, quantized  # noqa: E402
+from pplx_edge.models.mlx_quantization import WEIGHT_FORMATS, QuantizationPlan, WeightFormat, quantized  # noqa: E402
 
 LENGTHS = (33, 1, 17, 16, 7, 40)
 FP32 = SessionOptions(weights="fp32")
@@ -160,26 +160,31 @@ def test_span_sums_are_sums(spans: list[tuple[int, int]], seed: int) -> None:
 # Rounding
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES))
+@pytest.mark.parametrize("name", sorted(WEIGHT_FORMATS))
 @given(seed=st.integers(0, 50))
 @settings(max_examples=10)
 def test_codes_are_unpacked_by_mlx_itself(name: str, seed: int) -> None:
-    scheme = SCHEMES[name]
+    weight_format = WEIGHT_FORMATS[name]
     weight = np.random.default_rng(seed).standard_normal((6, 128), dtype=np.float32)
     weight[0] = 0
     weight[1, :64] = 3
-    parts = quantized(mx.array(weight), scheme)
+    parts = quantized(mx.array(weight), weight_format)
     found = mx.dequantize(
-        parts["weight"], parts["scales"], parts.get("biases"), scheme.group_size, scheme.bits, mode=scheme.mode
+        parts["weight"],
+        parts["scales"],
+        parts.get("biases"),
+        weight_format.group_size,
+        weight_format.bits,
+        mode=weight_format.mode,
     )
     error = np.abs(np.array(found.astype(mx.float32)) - weight)
     assert not error[0].any()
-    assert np.linalg.norm(error) / np.linalg.norm(weight) < {8: 0.04, 4: 0.15}[scheme.bits]
+    assert np.linalg.norm(error) / np.linalg.norm(weight) < {8: 0.04, 4: 0.15}[weight_format.bits]
 
 
 def test_eight_bits_are_nearer_than_mlx_s_own_with_scales_of_the_same_size() -> None:
     weight = mx.array(np.random.default_rng(0).standard_normal((256, 1024), dtype=np.float32))
-    ours, theirs = quantized(weight, SCHEMES["q8"]), mx.quantize(weight.astype(mx.bfloat16), 64, 8)
+    ours, theirs = quantized(weight, WEIGHT_FORMATS["q8"]), mx.quantize(weight.astype(mx.bfloat16), 64, 8)
 
     def error(codes: object, scales: object, biases: object) -> float:
         found = mx.dequantize(codes, scales.astype(mx.float32), biases.astype(mx.float32), 64, 8)
@@ -231,11 +236,11 @@ def write_mlx(directory: Path, plan: QuantizationPlan, *, prefix: str = "model."
     tensors = {}
     for name, values in random_weights(spec, seed=7).items():
         path = name.removesuffix(".weight")
-        scheme = plan.scheme(path) if values.ndim == 2 else None
-        if scheme is None:
+        weight_format = plan.weight_format(path) if values.ndim == 2 else None
+        if weight_format is None:
             tensors[prefix + name] = mx.array(values).astype(mx.bfloat16)
             continue
-        parts = mx.quantize(mx.array(values), scheme.group_size, scheme.bits, mode=scheme.mode)
+        parts = mx.quantize(mx.array(values), weight_format.group_size, weight_format.bits, mode=weight_format.mode)
         tensors |= {f"{prefix}{path}.{p}": a for p, a in zip(("weight", "scales", "biases"), parts, strict=False)}
     directory.mkdir(exist_ok=True)
     mx.save_safetensors(str(directory / "model.safetensors"), tensors, metadata={"format": "mlx"})
@@ -258,13 +263,13 @@ def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_a_mode_that_is_not_named_is_affine(tmp_path: Path, exact: np.ndarray) -> None:
-    plan = QuantizationPlan(Scheme(8, 32))
+    plan = QuantizationPlan(WeightFormat(8, 32))
     directory = write_mlx(tmp_path / "m", plan, quantization={"group_size": 32, "bits": 8})
     assert least_cosine(means(directory), exact) > 0.999
 
 
 def test_mixed_repositories_name_layers_by_objects_and_booleans(tmp_path: Path, exact: np.ndarray) -> None:
-    four, eight = Scheme(4, 64), Scheme(8, 32)
+    four, eight = WeightFormat(4, 64), WeightFormat(8, 32)
     overrides = {"embed_tokens": eight, "layers.0.mlp.down_proj": None, "layers.1.self_attn.v_proj": eight}
     block = four.as_config() | {
         "model.embed_tokens": {"group_size": 32, "bits": 8},
@@ -277,7 +282,9 @@ def test_mixed_repositories_name_layers_by_objects_and_booleans(tmp_path: Path, 
 
 
 def test_bits_that_the_config_does_not_name_follow_from_the_shapes(tmp_path: Path, exact: np.ndarray) -> None:
-    plan = QuantizationPlan(Scheme(4, 64), {"embed_tokens": Scheme(8, 64), "layers.0.mlp.gate_proj": Scheme(8, 32)})
+    plan = QuantizationPlan(
+        WeightFormat(4, 64), {"embed_tokens": WeightFormat(8, 64), "layers.0.mlp.gate_proj": WeightFormat(8, 32)}
+    )
     directory = write_mlx(tmp_path / "m", plan, quantization={"group_size": 64, "bits": 4})
     assert 0.9 < least_cosine(means(directory), exact) < 0.9999
 
@@ -315,7 +322,7 @@ def broken(directory: Path, change: Callable[[dict], object]) -> Path:
 )
 def test_what_is_wrong_in_a_repository_is_named(tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
     block = {"group_size": 64, "bits": 4, "mode": "affine"}
-    directory = broken(write_mlx(tmp_path / "m", QuantizationPlan(Scheme(4, 64)), quantization=block), change)
+    directory = broken(write_mlx(tmp_path / "m", QuantizationPlan(WeightFormat(4, 64)), quantization=block), change)
     with pytest.raises(CheckpointError, match=message):
         open_session(directory)
 
@@ -336,13 +343,15 @@ def test_a_quantisation_that_cannot_be_read_is_named(tmp_path: Path, block: obje
 
 def test_quantised_weights_are_not_quantised_again(tmp_path: Path) -> None:
     block = {"group_size": 64, "bits": 4}
-    directory = write_mlx(tmp_path / "m", QuantizationPlan(Scheme(4, 64)), quantization=block)
+    directory = write_mlx(tmp_path / "m", QuantizationPlan(WeightFormat(4, 64)), quantization=block)
     with pytest.raises(InputError, match="already quantized"):
         open_session(directory, SessionOptions(weights="q8"))
 
 
 def test_a_damaged_file_is_an_error_of_the_checkpoint(tmp_path: Path) -> None:
-    directory = write_mlx(tmp_path / "m", QuantizationPlan(Scheme(4, 64)), quantization={"group_size": 64, "bits": 4})
+    directory = write_mlx(
+        tmp_path / "m", QuantizationPlan(WeightFormat(4, 64)), quantization={"group_size": 64, "bits": 4}
+    )
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(CheckpointError, match=r"model.safetensors: MLX cannot read it"):

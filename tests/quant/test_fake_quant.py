@@ -20,7 +20,7 @@ from torch import nn
 from pplx_convert import convert
 from pplx_convert.onnx.builder import GraphBuilder
 from pplx_convert.onnx.graph import tensor
-from pplx_convert.onnx.numerics import Int8
+from pplx_convert.onnx.weights import Int8
 from pplx_edge.backends.onnx_session import open_session
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.spec import ModelSpec
@@ -62,16 +62,16 @@ MATRICES = hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.just(N_COLUMNS
 
 def int8_graph(weight: np.ndarray | None = None) -> ort.InferenceSession:
     """The converter's activation quantiser, with its linear layer after it when there is a weight `[N, K]`."""
-    builder, numerics = GraphBuilder(), Int8()
-    prepared = numerics.prepare(builder, "x")
+    builder, weight_format = GraphBuilder(), Int8()
+    prepared = weight_format.prepare(builder, "x")
     outputs = [
         (builder.node("Identity", prepared.values, outputs=("codes",)), TensorProto.UINT8, N_COLUMNS),
         (builder.node("Identity", prepared.scale, outputs=("step",)), TensorProto.FLOAT, 1),
     ]
     if weight is not None:
         unused = SimpleNamespace()  # the weight is small enough to stay in the graph
-        numerics.store(builder, unused, "w", weight)  # type: ignore[arg-type]
-        product = builder.node("Mul", numerics.linear(builder, prepared, "w"), prepared.scale, outputs=("y",))
+        weight_format.store(builder, unused, "w", weight)  # type: ignore[arg-type]
+        product = builder.node("Mul", weight_format.linear(builder, prepared, "w"), prepared.scale, outputs=("y",))
         outputs.append((product, TensorProto.FLOAT, len(weight)))
     infos = [tensor(name, kind, ("tokens", width)) for name, kind, width in outputs]
     model = builder.model([tensor("x", TensorProto.FLOAT, ("tokens", N_COLUMNS))], infos, "linear")

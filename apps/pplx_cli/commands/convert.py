@@ -62,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _override(text: str) -> tuple[str, str]:
-    """`(pattern, scheme)` of `layers.0.*=q8`, for argparse."""
-    pattern, equals, scheme = text.rpartition("=")
-    if not equals or not pattern or not scheme:
+    """`(pattern, weight format)` of `layers.0.*=q8`, for argparse."""
+    pattern, equals, weight_format = text.rpartition("=")
+    if not equals or not pattern or not weight_format:
         raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=Q, 'layers.0.*=q8' for one")
-    return pattern, scheme
+    return pattern, weight_format
 
 
 def parity_line(parity: Any) -> str:

@@ -20,8 +20,8 @@ from pplx_convert.coreml.graph import FINAL_NORM, EncoderGraph, layer_output, st
 from pplx_convert.coreml.mil import restart_names
 from pplx_convert.coreml.mil_oracle import MilProgram
 from pplx_convert.coreml.package import WEIGHT_FILE, WEIGHT_FOLDER, PackageWeights, data_folder, write_package
-from pplx_convert.coreml.weights import PRECISIONS
-from pplx_convert.safetensors_file import SafetensorsFile
+from pplx_convert.coreml.weights import WEIGHT_FORMATS
+from pplx_convert.tensors import row_blocks
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends.coreml_table import CODES, SCALES, TABLE, EmbeddingTable
 from pplx_edge.errors import InputError
@@ -30,9 +30,9 @@ from pplx_edge.types import TokenRow
 from pplx_edge.weights.artifact import COREML_LAYOUT
 from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_edge.weights.rounding import quantize_rows
+from pplx_edge.weights.safetensors import SafetensorsWriter
 
 _USUAL_LENGTH = 128  # the length of the default function, if there is one of this length
-_TABLE_BLOCK_ROWS = 8192
 
 
 def write(job: Job) -> Written:
@@ -58,16 +58,16 @@ def write_files(
 ) -> None:
     """Write the packages, with functions of the given lengths, and the table. Calls `step` after each layer."""
     package, flexible = directory / COREML_LAYOUT.package, directory / COREML_LAYOUT.flexible
-    precision, spec = PRECISIONS[format], checkpoint.spec
+    weight_format, spec = WEIGHT_FORMATS[format], checkpoint.spec
     weights = PackageWeights(data_folder(package) / WEIGHT_FOLDER)
     for index in range(spec.n_layers):
-        store_layer(checkpoint, index, precision, weights)
+        store_layer(checkpoint, index, weight_format, weights)
         step()
     weights.add(FINAL_NORM, checkpoint.read(FINAL_NORM).astype(np.float16))
     for length in lengths:
         store_rotation(spec, length, weights)
     restart_names()
-    graph = EncoderGraph(spec, precision, weights)
+    graph = EncoderGraph(spec, weight_format, weights)
     functions = {io.function_name(length): graph.fixed(length) for length in lengths}
     any_length = {io.FLEXIBLE_FUNCTION: graph.flexible()}
     weights.close()
@@ -125,16 +125,14 @@ def write_table(checkpoint: Checkpoint, path: Path, *, as_int8: bool) -> None:
     """
     n_rows, dim = checkpoint.spec.vocab_size, checkpoint.spec.hidden_size
     tensors = {CODES: ("I8", (n_rows, dim)), SCALES: ("F32", (n_rows,))} if as_int8 else {TABLE: ("F16", (n_rows, dim))}
-    file = SafetensorsFile(path, tensors, {"format": "np"})
-    for start in range(0, n_rows, _TABLE_BLOCK_ROWS):
-        block = checkpoint.read_block(TABLE, start, min(start + _TABLE_BLOCK_ROWS, n_rows))
-        if as_int8:
-            codes, scales = quantize_rows(block)
-            file.append(CODES, codes)
-            file.append(SCALES, scales)
-        else:
-            file.append(TABLE, block.astype(np.float16))
-    file.close()
+    with SafetensorsWriter(path, tensors, {"format": "np"}) as file:
+        for block in row_blocks(checkpoint, TABLE):
+            if as_int8:
+                codes, scales = quantize_rows(block)
+                file.append(CODES, codes)
+                file.append(SCALES, scales)
+            else:
+                file.append(TABLE, block.astype(np.float16))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 
 from pplx_convert.coreml.mil import TARGET, Function, Var, mb, new_symbol, types
 from pplx_convert.coreml.package import PackageWeights
-from pplx_convert.coreml.weights import Precision
-from pplx_convert.heads import grouped_heads
+from pplx_convert.coreml.weights import WeightFormat
+from pplx_convert.tensors import layer_tensors
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint
@@ -34,8 +34,8 @@ def layer_output(index: int) -> str:
 class EncoderGraph:
     """Builds the functions of one model. The weights must already be stored under their checkpoint names."""
 
-    def __init__(self, spec: ModelSpec, precision: Precision, weights: PackageWeights):
-        self.spec, self.precision, self.weights = spec, precision, weights
+    def __init__(self, spec: ModelSpec, weight_format: WeightFormat, weights: PackageWeights):
+        self.spec, self.weight_format, self.weights = spec, weight_format, weights
 
     def fixed(self, length: int) -> Function:
         """Return a function for rows of up to `length` tokens; `rotary.{length}.*` must already be stored."""
@@ -147,20 +147,17 @@ class EncoderGraph:
     def linear(self, x: Var, weight: str) -> Var:
         """Return x times a stored matrix. A zero bias is passed because the builder would otherwise create one."""
         name = weight.removesuffix("_proj.weight").replace(".", "_") + "_projected"
-        matrix = self.precision.matrix(self.weights, weight)
+        matrix = self.weight_format.matrix(self.weights, weight)
         return mb.linear(x=x, weight=matrix, bias=self.weights.zeros(matrix.shape[0], f"{name}_bias"), name=name)
 
 
-def store_layer(checkpoint: Checkpoint, index: int, precision: Precision, weights: PackageWeights) -> None:
+def store_layer(checkpoint: Checkpoint, index: int, weight_format: WeightFormat, weights: PackageWeights) -> None:
     """Store the tensors of one layer."""
-    spec = checkpoint.spec
-    for name in spec.layer_shapes():
-        full_name = f"layers.{index}.{name}"
-        weight = grouped_heads(name, checkpoint.read(full_name), spec)
+    for name, weight in layer_tensors(checkpoint, index):
         if weight.ndim == 1:
-            weights.add(full_name, weight.astype(np.float16))
+            weights.add(name, weight.astype(np.float16))
         else:
-            precision.store(weights, full_name, weight)
+            weight_format.store(weights, name, weight)
 
 
 def store_rotation(spec: ModelSpec, length: int, weights: PackageWeights) -> None:

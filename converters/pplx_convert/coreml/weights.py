@@ -18,7 +18,7 @@ from pplx_edge.weights.rounding import quantize_rows
 _PALETTE_TYPES = {4: types.uint4, 6: types.uint6, 8: types.uint8}
 
 
-class Precision(Protocol):
+class WeightFormat(Protocol):
     """Stores a float32 matrix `[out, in]` in a weight file, and returns it as a value of the function being built."""
 
     def store(self, weights: PackageWeights, name: str, weight: np.ndarray) -> None: ...
@@ -26,7 +26,7 @@ class Precision(Protocol):
     def matrix(self, weights: PackageWeights, name: str) -> Var: ...
 
 
-class Half:
+class Float16:
     """float16 values."""
 
     def store(self, weights: PackageWeights, name: str, weight: np.ndarray) -> None:
@@ -71,8 +71,8 @@ class Palettes:
         )
 
 
-PRECISIONS: dict[str, Precision] = {
-    "coreml-fp16": Half(),
+WEIGHT_FORMATS: dict[str, WeightFormat] = {
+    "coreml-fp16": Float16(),
     "coreml-int8": Int8Rows(),
     "coreml-pal4": Palettes(4),
     "coreml-pal6": Palettes(6),

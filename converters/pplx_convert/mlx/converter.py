@@ -14,25 +14,25 @@ import mlx.core as mx
 import numpy as np
 
 from pplx_convert.conversion import Job, Written
-from pplx_convert.mlx.plan import mixed_plan, plan_of
-from pplx_convert.onnx.numerics import row_blocks
-from pplx_convert.safetensors_file import SafetensorsFile, n_bytes
+from pplx_convert.mlx.plan import plan_with_default, size_limited_plan
+from pplx_convert.tensors import row_blocks
 from pplx_edge.errors import InputError
 from pplx_edge.models.mlx_quantization import (
     CONFIG_KEYS,
-    SCHEMES,
+    WEIGHT_FORMATS,
     QuantizationPlan,
-    Scheme,
+    WeightFormat,
     fits,
     quantized,
-    scheme_named,
+    weight_format_named,
 )
-from pplx_edge.models.mlx_weights import StoredWeights, as_numpy, matrices, open_model, plan_for
+from pplx_edge.models.mlx_weights import StoredWeights, as_numpy, matrices, open_model, uniform_plan
 from pplx_edge.models.qwen3_mlx import PREFIX
 from pplx_edge.models.qwen3_numpy import block, rms_norm
 from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.artifact import MLX_LAYOUT
 from pplx_edge.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from pplx_edge.weights.safetensors import SafetensorsWriter, n_bytes
 
 MIXED = "mlx-mixed"
 SHARD_BYTES = 5_000_000_000
@@ -45,7 +45,7 @@ Tensor = tuple[str, tuple[int, ...]]
 def write(job: Job) -> Written:
     """Write weights, index and config."""
     spec = job.checkpoint.spec
-    plan = _plan(job)
+    plan = _requested_plan(job)
     write_weights(job.checkpoint, plan, job.directory, job.step)
     _write_config(job.directory, plan)
     _write_pooling(job.directory, spec)
@@ -65,51 +65,49 @@ def write_weights(checkpoint: Checkpoint, plan: QuantizationPlan, directory: Pat
     names = [SINGLE_FILE] if single else [MLX_LAYOUT.shard.format(i + 1, len(shards)) for i in range(len(shards))]
     for file_name, shard in zip(names, shards, strict=True):
         tensors = {PREFIX + name: tensor for parts in shard.values() for name, tensor in parts.items()}
-        file = SafetensorsFile(directory / file_name, tensors, _METADATA)
-        try:
+        with SafetensorsWriter(directory / file_name, tensors, _METADATA) as file:
             for name in shard:
                 for part, values in _parts(checkpoint, plan, name):
                     file.append(PREFIX + part, values)
                 if name.endswith("mlp.down_proj.weight"):  # the last tensor of a layer
                     step()
-            file.close()
-        finally:
-            file.abandon()
     if not single:
         _write_index(directory, names, shards)
 
 
-def _plan(job: Job) -> QuantizationPlan:
+def _requested_plan(job: Job) -> QuantizationPlan:
     """Return the plan for all matrices, from the format and the overrides in the options."""
     spec, options = job.checkpoint.spec, job.options
     if job.format == MIXED:
         options.require_only(job.format, "overrides", "max_mb")
-        plan = mixed_plan(job.checkpoint, job.rows, options.max_mb)
+        plan = size_limited_plan(job.checkpoint, job.rows, options.max_mb)
     else:
         options.require_only(job.format, "overrides")
         name = job.format.removeprefix("mlx-")
-        plan = plan_for(spec, SCHEMES[name]) if name in SCHEMES else QuantizationPlan()
-    return plan_of({path: plan.scheme(path) for path in matrices(spec)} | _named(spec, options.overrides))
+        plan = uniform_plan(spec, WEIGHT_FORMATS[name]) if name in WEIGHT_FORMATS else QuantizationPlan()
+    return plan_with_default(
+        {path: plan.weight_format(path) for path in matrices(spec)} | _named(spec, options.overrides)
+    )
 
 
-def _named(spec: ModelSpec, overrides: Mapping[str, str]) -> dict[str, Scheme | None]:
-    """Return the schemes set by overrides, by path.
+def _named(spec: ModelSpec, overrides: Mapping[str, str]) -> dict[str, WeightFormat | None]:
+    """Return the weight formats set by overrides, by path.
 
-    Raises InputError for a pattern that matches no matrix, or a scheme that does not fit one.
+    Raises InputError for a pattern that matches no matrix, or a weight format that does not fit one.
     """
-    found: dict[str, Scheme | None] = {}
+    found: dict[str, WeightFormat | None] = {}
     for pattern, name in overrides.items():
-        scheme = None if name == "bf16" else scheme_named(name)
+        weight_format = None if name == "bf16" else weight_format_named(name)
         paths = fnmatch.filter(matrices(spec), pattern)
         if not paths:
             raise InputError(f"override {pattern!r}: matches no matrix; an example is {list(matrices(spec))[1]}")
         for path in paths:
-            if scheme and not fits(scheme, matrices(spec)[path][1]):
+            if weight_format and not fits(weight_format, matrices(spec)[path][1]):
                 raise InputError(
                     f"override {pattern!r}: rows of {path} have {matrices(spec)[path][1]} weights, which cannot be "
-                    f"divided into groups of {scheme.group_size}"
+                    f"divided into groups of {weight_format.group_size}"
                 )
-            found[path] = scheme
+            found[path] = weight_format
     return found
 
 
@@ -131,13 +129,13 @@ def _shards(spec: ModelSpec, plan: QuantizationPlan, limit: int) -> list[dict[st
 def _stored(name: str, shape: tuple[int, ...], plan: QuantizationPlan) -> dict[str, Tensor]:
     """Return the names, types and shapes of the tensors that a checkpoint tensor is stored as."""
     path = name.removesuffix(".weight")
-    scheme = plan.scheme(path) if len(shape) == 2 else None
-    if scheme is None:
+    weight_format = plan.weight_format(path) if len(shape) == 2 else None
+    if weight_format is None:
         return {name: ("BF16", shape)}
     n_rows, n_columns = shape
-    groups = (n_rows, n_columns // scheme.group_size)
-    codes = {name: ("U32", (n_rows, n_columns * scheme.bits // 32))}
-    if scheme.mode != "affine":
+    groups = (n_rows, n_columns // weight_format.group_size)
+    codes = {name: ("U32", (n_rows, n_columns * weight_format.bits // 32))}
+    if weight_format.mode != "affine":
         return codes | {f"{path}.scales": ("U8", groups)}
     return codes | {f"{path}.scales": ("BF16", groups), f"{path}.biases": ("BF16", groups)}
 
@@ -149,10 +147,10 @@ def _parts(checkpoint: Checkpoint, plan: QuantizationPlan, name: str) -> Iterato
     if len(shape) == 1:
         yield name, _raw(mx.array(checkpoint.read(name)).astype(mx.bfloat16))
         return
-    scheme = plan.scheme(path)
-    for start, stop in row_blocks(shape[0]):
-        values = mx.array(checkpoint.read_block(name, start, stop))
-        parts = quantized(values, scheme) if scheme else {"weight": values.astype(mx.bfloat16)}
+    weight_format = plan.weight_format(path)
+    for rows in row_blocks(checkpoint, name):
+        values = mx.array(rows)
+        parts = quantized(values, weight_format) if weight_format else {"weight": values.astype(mx.bfloat16)}
         for part, array in parts.items():
             yield f"{path}.{part}", _raw(array)
 
@@ -205,15 +203,18 @@ def _described(plan: QuantizationPlan, spec: ModelSpec) -> Mapping[str, Any]:
     """Return the number of matrices in each weight format, for the manifest."""
     kept: dict[str, int] = {}
     for path in matrices(spec):
-        name = _name_of(plan.scheme(path))
+        name = _name_of(plan.weight_format(path))
         kept[name] = kept.get(name, 0) + 1
     return {"matrices": kept}
 
 
-def _name_of(scheme: Scheme | None) -> str:
-    if scheme is None:
+def _name_of(weight_format: WeightFormat | None) -> str:
+    if weight_format is None:
         return "bf16"
-    return next((name for name, known in SCHEMES.items() if known == scheme), f"{scheme.mode} {scheme.bits}")
+    return next(
+        (name for name, known in WEIGHT_FORMATS.items() if known == weight_format),
+        f"{weight_format.mode} {weight_format.bits}",
+    )
 
 
 def _runs_in_mlx(job: Job) -> bool:

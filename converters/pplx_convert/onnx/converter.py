@@ -11,7 +11,7 @@ import onnxruntime as ort
 from pplx_convert.conversion import Job, Written
 from pplx_convert.onnx import graph as onnx_graph
 from pplx_convert.onnx.builder import GraphBuilder, WeightFile
-from pplx_convert.onnx.numerics import NUMERICS, Numerics
+from pplx_convert.onnx.weights import WEIGHT_FORMATS, WeightFormat
 from pplx_edge.backends.onnx_options import session_options
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
@@ -23,54 +23,54 @@ from pplx_edge.weights.checkpoint import Checkpoint
 def write(job: Job) -> Written:
     """Write the graph and its data file, and return the result."""
     job.options.require_only(job.format)
-    numerics = NUMERICS[job.format]()
-    stored = write_graph(job.checkpoint, numerics, job.directory, job.step)
+    weight_format = WEIGHT_FORMATS[job.format]
+    stored = write_graph(job.checkpoint, weight_format, job.directory, job.step)
     return Written(
-        states=_row_states(job.checkpoint.spec, numerics, stored, job.directory, job.rows),
+        states=_row_states(job.checkpoint.spec, weight_format, stored, job.directory, job.rows),
         weights={"projections": job.format.removeprefix("onnx-")},
     )
 
 
 def write_graph(
-    checkpoint: Checkpoint, numerics: Numerics, directory: Path, step: Callable[[], None] = lambda: None
+    checkpoint: Checkpoint, weight_format: WeightFormat, directory: Path, step: Callable[[], None] = lambda: None
 ) -> GraphBuilder:
     """Write the graph and its data file, and return a builder that refers to the stored weights."""
     builder = GraphBuilder()
     file = WeightFile(directory / ONNX_LAYOUT.weights)
     try:
-        onnx_graph.store_weights(checkpoint, numerics, builder, file, step)
+        onnx_graph.store_weights(checkpoint, weight_format, builder, file, step)
     finally:
         file.close()
     stored = builder.with_weights(("",))
-    onnx.save_model(onnx_graph.whole_model(checkpoint.spec, numerics, builder), str(directory / ONNX_LAYOUT.graph))
+    onnx.save_model(onnx_graph.whole_model(checkpoint.spec, weight_format, builder), str(directory / ONNX_LAYOUT.graph))
     return stored
 
 
 def _row_states(
-    spec: ModelSpec, numerics: Numerics, stored: GraphBuilder, directory: Path, rows: list[TokenRow]
+    spec: ModelSpec, weight_format: WeightFormat, stored: GraphBuilder, directory: Path, rows: list[TokenRow]
 ) -> Iterator[list[np.ndarray]]:
     ends = np.cumsum([0, *(len(row) for row in rows)])
-    for packed in section_states(spec, numerics, stored, directory, collate(rows, spec.sep_id)):
+    for packed in section_states(spec, weight_format, stored, directory, collate(rows, spec.sep_id)):
         yield [packed[start:stop] for start, stop in pairwise(ends)]
 
 
 def section_states(
-    spec: ModelSpec, numerics: Numerics, stored: GraphBuilder, directory: Path, batch: TokenBatch
+    spec: ModelSpec, weight_format: WeightFormat, stored: GraphBuilder, directory: Path, batch: TokenBatch
 ) -> Iterator[np.ndarray]:
     """Yield packed states `[S, D]` after the embedding, after each layer and after the final norm.
 
     Only one section of the graph is loaded at a time.
     """
     tokens = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    (residual,) = _run(onnx_graph.embedding_section(spec, numerics, stored), directory, tokens)
+    (residual,) = _run(onnx_graph.embedding_section(spec, weight_format, stored), directory, tokens)
     yield residual
     state = {"residual_in": residual}
     for index in range(spec.n_layers):
         feeds = {"attention_mask": batch.attention_mask} | state
-        residual, pending = _run(onnx_graph.layer_section(spec, numerics, stored, index), directory, feeds)
+        residual, pending = _run(onnx_graph.layer_section(spec, weight_format, stored, index), directory, feeds)
         yield residual + pending
         state = {"residual_in": residual, "pending_in": pending}
-    (states,) = _run(onnx_graph.final_section(spec, numerics, stored), directory, state)
+    (states,) = _run(onnx_graph.final_section(spec, weight_format, stored), directory, state)
     yield states
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from pplx_convert.heads import grouped_heads
 from pplx_convert.onnx.builder import UNUSED, GraphBuilder, WeightFile
-from pplx_convert.onnx.numerics import Activations, Numerics
+from pplx_convert.onnx.weights import Activations, WeightFormat
+from pplx_convert.tensors import layer_tensors
 from pplx_edge.backends.onnx_session import PACKED_STATES, ROW_MEANS
-from pplx_edge.models.qwen3_numpy import rotary_angles
+from pplx_edge.models.rotary import rotary_angles
 from pplx_edge.spec import ModelSpec
 from pplx_edge.vectors.codes import CODE_BOUNDS, INT8_SCALE
 from pplx_edge.weights.checkpoint import Checkpoint
@@ -56,8 +56,8 @@ class Residual:
 class EncoderGraph:
     """Builds the graph of one model. The weights must already be stored under their checkpoint names."""
 
-    def __init__(self, spec: ModelSpec, numerics: Numerics, builder: GraphBuilder):
-        self.spec, self.numerics, self.g = spec, numerics, builder
+    def __init__(self, spec: ModelSpec, weight_format: WeightFormat, builder: GraphBuilder):
+        self.spec, self.weight_format, self.g = spec, weight_format, builder
 
     def packing(self, mask: str) -> Packing:
         """Return the locations of the real tokens, computed from the attention mask `[B, T]`."""
@@ -74,7 +74,7 @@ class EncoderGraph:
     def embed(self, input_ids: str, packing: Packing) -> Residual:
         """Return the embeddings of the real tokens."""
         flat = self.g.node("Reshape", input_ids, self.g.constant([-1]))
-        return Residual(self.numerics.embed(self.g, TABLE, self.g.node("Gather", flat, packing.places)))
+        return Residual(self.weight_format.embed(self.g, TABLE, self.g.node("Gather", flat, packing.places)))
 
     def layer(self, index: int, x: Residual, packing: Packing) -> Residual:
         """Add one layer: pre-norm attention and MLP, each added to the residual stream."""
@@ -102,17 +102,17 @@ class EncoderGraph:
         The activation scale is not applied to q and k, because the norm that follows cancels it.
         """
         g, spec = self.g, self.spec
-        prepared = self.numerics.prepare(g, x)
+        prepared = self.weight_format.prepare(g, x)
         q = self.heads(prepared, prefix, "q", spec.q_size, packing)  # [S, 1, H * d]
         k = self.heads(prepared, prefix, "k", spec.kv_size, packing)  # [S, 1, K * d]
-        v = self.scaled(self.numerics.linear(g, prepared, prefix + "v_proj.weight"), prepared.scale)
+        v = self.scaled(self.weight_format.linear(g, prepared, prefix + "v_proj.weight"), prepared.scale)
         # Query heads that share a key head become additional queries of that head: [S, G, K * d] is reshaped to
         # [S * G, K * d], because q_proj is stored group by group. Keys and values are therefore never repeated.
         q, k, v = (g.node("Reshape", value, g.constant([1, -1, spec.kv_size])) for value in (q, k, v))
         mixed = self.per_row_attention(q, k, v, packing)
         mixed = g.node("Reshape", mixed, g.constant([-1, spec.q_size]))  # [S, H * d]
-        prepared = self.numerics.prepare(g, mixed)
-        return self.scaled(self.numerics.linear(g, prepared, prefix + "o_proj.weight"), prepared.scale)
+        prepared = self.weight_format.prepare(g, mixed)
+        return self.scaled(self.weight_format.linear(g, prepared, prefix + "o_proj.weight"), prepared.scale)
 
     def heads(self, x: Activations, prefix: str, which: str, size: int, packing: Packing) -> str:
         """Return queries or keys after projection, per-head normalization and rotation, `[S, 1, size]`.
@@ -120,7 +120,7 @@ class EncoderGraph:
         Each token is passed to the rotation as a separate row, because the operator rejects rows longer than its table.
         """
         g, spec = self.g, self.spec
-        projected = self.numerics.linear(g, x, f"{prefix}{which}_proj.weight")
+        projected = self.weight_format.linear(g, x, f"{prefix}{which}_proj.weight")
         per_head = g.node("Reshape", projected, g.constant([-1, spec.head_dim]))  # [S * heads, d]
         weight = f"{prefix}{which}_norm.weight"
         normed = g.node(
@@ -171,12 +171,12 @@ class EncoderGraph:
     def mlp(self, x: str, prefix: str) -> str:
         """Add SwiGLU, `[S, D]` to `[S, D]`. The scale of `up` is applied at the end, as one factor per token."""
         g = self.g
-        prepared = self.numerics.prepare(g, x)
-        gate = self.scaled(self.numerics.linear(g, prepared, prefix + "gate_proj.weight"), prepared.scale)
+        prepared = self.weight_format.prepare(g, x)
+        gate = self.scaled(self.weight_format.linear(g, prepared, prefix + "gate_proj.weight"), prepared.scale)
         gate = g.fused("QuickGelu", gate, alpha=1.0)
-        inner = g.node("Mul", gate, self.numerics.linear(g, prepared, prefix + "up_proj.weight"))
-        again = self.numerics.prepare(g, inner)
-        down = self.numerics.linear(g, again, prefix + "down_proj.weight")
+        inner = g.node("Mul", gate, self.weight_format.linear(g, prepared, prefix + "up_proj.weight"))
+        again = self.weight_format.prepare(g, inner)
+        down = self.weight_format.linear(g, again, prefix + "down_proj.weight")
         if not prepared.scale:
             return down
         return self.scaled(down, g.node("Mul", prepared.scale, again.scale))
@@ -240,9 +240,9 @@ class EncoderGraph:
         g.node("Identity", signs, outputs=("pooler_output_binary",))
 
 
-def whole_model(spec: ModelSpec, numerics: Numerics, builder: GraphBuilder) -> onnx.ModelProto:
+def whole_model(spec: ModelSpec, weight_format: WeightFormat, builder: GraphBuilder) -> onnx.ModelProto:
     """Return the complete model, with the official inputs and outputs, and the packed token states as an output."""
-    graph = EncoderGraph(spec, numerics, builder)
+    graph = EncoderGraph(spec, weight_format, builder)
     packing = graph.packing("attention_mask")
     x = graph.embed("input_ids", packing)
     for index in range(spec.n_layers):
@@ -262,19 +262,19 @@ def whole_model(spec: ModelSpec, numerics: Numerics, builder: GraphBuilder) -> o
     return builder.model(_TOKEN_INPUTS, outputs, "pplx-embed")
 
 
-def embedding_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder) -> onnx.ModelProto:
+def embedding_section(spec: ModelSpec, weight_format: WeightFormat, stored: GraphBuilder) -> onnx.ModelProto:
     """Return the embedding section as a model: `input_ids`, `attention_mask` to `residual` `[S, D]`."""
     builder = stored.with_weights((TABLE,))
-    graph = EncoderGraph(spec, numerics, builder)
+    graph = EncoderGraph(spec, weight_format, builder)
     x = graph.embed("input_ids", graph.packing("attention_mask"))
     builder.node("Identity", x.states, outputs=("residual",))
     return builder.model(_TOKEN_INPUTS, [_states_info("residual", spec)], "embedding")
 
 
-def layer_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder, index: int) -> onnx.ModelProto:
+def layer_section(spec: ModelSpec, weight_format: WeightFormat, stored: GraphBuilder, index: int) -> onnx.ModelProto:
     """Return one layer as a model: `attention_mask`, `residual_in` (and `pending_in`) to `residual`, `pending`."""
     builder = stored.with_weights((f"layers.{index}.", COS, SIN))
-    graph = EncoderGraph(spec, numerics, builder)
+    graph = EncoderGraph(spec, weight_format, builder)
     pending = "pending_in" if index else ""
     x = graph.layer(index, Residual("residual_in", pending), graph.packing("attention_mask"))
     builder.node("Identity", x.states, outputs=("residual",))
@@ -283,29 +283,31 @@ def layer_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder, ind
     return builder.model(inputs, [_states_info("residual", spec), _states_info("pending", spec)], f"layer_{index}")
 
 
-def final_section(spec: ModelSpec, numerics: Numerics, stored: GraphBuilder) -> onnx.ModelProto:
+def final_section(spec: ModelSpec, weight_format: WeightFormat, stored: GraphBuilder) -> onnx.ModelProto:
     """Return the final norm as a model: `residual_in`, `pending_in` to the packed token states."""
     builder = stored.with_weights((FINAL_NORM,))
-    states, _ = EncoderGraph(spec, numerics, builder).norm(Residual("residual_in", "pending_in"), FINAL_NORM)
+    states, _ = EncoderGraph(spec, weight_format, builder).norm(Residual("residual_in", "pending_in"), FINAL_NORM)
     builder.node("Identity", states, outputs=(PACKED_STATES,))
     inputs = [_states_info("residual_in", spec), _states_info("pending_in", spec)]
     return builder.model(inputs, [_states_info(PACKED_STATES, spec)], "final_norm")
 
 
 def store_weights(
-    checkpoint: Checkpoint, numerics: Numerics, builder: GraphBuilder, file: WeightFile, step: Callable[[], None]
+    checkpoint: Checkpoint,
+    weight_format: WeightFormat,
+    builder: GraphBuilder,
+    file: WeightFile,
+    step: Callable[[], None],
 ) -> None:
     """Write every tensor of a checkpoint to the data file, quantized or unchanged. Calls `step` after each layer."""
     spec = checkpoint.spec
-    numerics.store_table(builder, file, TABLE, checkpoint)
+    weight_format.store_table(builder, file, TABLE, checkpoint)
     for index in range(spec.n_layers):
-        for name in spec.layer_shapes():
-            full_name = f"layers.{index}.{name}"
-            weight = grouped_heads(name, checkpoint.read(full_name), spec)
+        for name, weight in layer_tensors(checkpoint, index):
             if weight.ndim == 1:
-                builder.weight(full_name, weight, file)
+                builder.weight(name, weight, file)
             else:
-                numerics.store(builder, file, full_name, weight)
+                weight_format.store(builder, file, name, weight)
         step()
     builder.weight(FINAL_NORM, checkpoint.read(FINAL_NORM), file)
     angles = rotary_angles(spec.max_tokens, spec)

@@ -1,4 +1,4 @@
-"""Storage and computation of linear layers and the embedding table, in float32 or int8.
+"""Weight formats of linear layers and the embedding table in an ONNX graph: float32 or int8.
 
 int8: weights have one scale per output channel, the table has one scale per row (`pplx_edge.weights.rounding`), and
 activations have one scale per token, computed at run time, so the result of a token never depends on its batch. Weights
@@ -12,11 +12,11 @@ from typing import Protocol
 import numpy as np
 
 from pplx_convert.onnx.builder import GraphBuilder, WeightFile
+from pplx_convert.tensors import row_blocks
 from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE, quantize_projection, quantize_rows
 
 ZERO_POINT = 128
-_TABLE_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,8 @@ class Activations:
     scale: str = ""
 
 
-class Numerics(Protocol):
-    """The numerics of one format. Values in the graph are passed and returned by name."""
-
-    format: str
+class WeightFormat(Protocol):
+    """Stores matrices and adds the operators that use them. Values in the graph are passed and returned by name."""
 
     def store(self, graph: GraphBuilder, file: WeightFile, name: str, weight: np.ndarray) -> None:
         """Store a projection `[out, in]` under a name."""
@@ -56,16 +54,14 @@ class Numerics(Protocol):
 class Float32:
     """Float32 weights, transposed for the runtime."""
 
-    format = "onnx-fp32"
-
     def store(self, graph: GraphBuilder, file: WeightFile, name: str, weight: np.ndarray) -> None:
         graph.weight(name, weight.T, file)
 
     def store_table(self, graph: GraphBuilder, file: WeightFile, name: str, checkpoint: Checkpoint) -> None:
         spec = checkpoint.spec
         offset, length = file.begin(), 0
-        for start, stop in row_blocks(spec.vocab_size):
-            length += file.write(checkpoint.read_block(name, start, stop))
+        for block in row_blocks(checkpoint, name):
+            length += file.write(block)
         graph.stored_weight(name, np.dtype(np.float32), (spec.vocab_size, spec.hidden_size), file, offset, length)
 
     def embed(self, graph: GraphBuilder, name: str, ids: str) -> str:
@@ -81,8 +77,6 @@ class Float32:
 class Int8:
     """int8 weights with a scale per output channel, activations with one per token, a table with one per row."""
 
-    format = "onnx-int8"
-
     def store(self, graph: GraphBuilder, file: WeightFile, name: str, weight: np.ndarray) -> None:
         codes, scales = quantize_projection(weight)
         graph.weight(name, codes.T, file)
@@ -91,8 +85,8 @@ class Int8:
     def store_table(self, graph: GraphBuilder, file: WeightFile, name: str, checkpoint: Checkpoint) -> None:
         spec = checkpoint.spec
         offset, length, all_scales = file.begin(), 0, []
-        for start, stop in row_blocks(spec.vocab_size):
-            codes, scales = quantize_rows(checkpoint.read_block(name, start, stop))
+        for block in row_blocks(checkpoint, name):
+            codes, scales = quantize_rows(block)
             length += file.write(codes)
             all_scales.append(scales)
         graph.stored_weight(name, np.dtype(np.int8), (spec.vocab_size, spec.hidden_size), file, offset, length)
@@ -120,12 +114,7 @@ class Int8:
         return graph.node("Expand", graph.constant([ZERO_POINT], np.uint8), graph.node("Shape", per_token))
 
 
-NUMERICS: dict[str, type[Float32] | type[Int8]] = {numerics.format: numerics for numerics in (Int8, Float32)}
-
-
-def row_blocks(n_rows: int) -> list[tuple[int, int]]:
-    """Return the bounds `[start, stop)` of blocks that cover the rows of a large table."""
-    return [(start, min(start + _TABLE_BLOCK_ROWS, n_rows)) for start in range(0, n_rows, _TABLE_BLOCK_ROWS)]
+WEIGHT_FORMATS: dict[str, WeightFormat] = {"onnx-int8": Int8(), "onnx-fp32": Float32()}
 
 
 def _scale_of(name: str) -> str:
