@@ -24,7 +24,7 @@ ROOTS = {
 }
 
 LAYERS = {
-    "types spec errors": "base",
+    "types spec errors files": "base",
     "text": "text",
     "vectors": "vectors",
     "weights": "weights",

@@ -13,8 +13,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from pplx_edge.errors import InputError
+from pplx_edge.files import replacing_file, storage_errors
 from pplx_edge.types import ChunkVector
-from pplx_edge.weights.artifact import storage_errors
 
 
 class VectorWriter(Protocol):
@@ -36,7 +36,7 @@ def open_writer(output: str | None, empty: np.ndarray) -> Iterator[VectorWriter]
         yield JsonLinesWriter(sys.stdout)
         return
     path = require_output(output)
-    with replacing(path) as file:
+    with storage_errors(path), replacing_file(path) as partial, partial.open("wb") as file:
         if path.suffix == ".npy":
             npy = NpyWriter(file, empty)
             yield npy
@@ -58,23 +58,6 @@ def require_output(output: str) -> Path:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise InputError(f"{output}: exists and is not a plain file; choose another name")
     return path
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes `path`'s place when the block ends well and vanishes when it raises."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with storage_errors(path):
-        file = open(partial, "xb")  # noqa: SIM115 (closed below, before it is renamed)
-    try:
-        with storage_errors(path), file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        with storage_errors(path):
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class NpyWriter:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pplx_edge.errors import StorageError
+from pplx_edge.files import replacing_directory, storage_errors
 from pplx_edge.weights import hub
-from pplx_edge.weights.artifact import writing
 
 NOTE_FILE = "bench.json"
 _SPARE_BYTES = 1_000_000_000  # what a run must leave free, so that it never fills the disk for others
@@ -37,7 +37,7 @@ def prepared(
     if is_current(directory, made_of):
         return directory
     require_free(directory, n_bytes + scratch_bytes)
-    with writing(directory, replace=True) as partial:
+    with storage_errors(directory), replacing_directory(directory, replace=True) as partial:
         make(partial)
         (partial / NOTE_FILE).write_text(_text(made_of), encoding="utf-8")
     return directory

@@ -19,6 +19,7 @@ import numpy as np
 from pplx_convert.parity import LIMITS, PROBE_TEXTS, ParityLimits, ParityReport
 from pplx_edge.backends import require_installed
 from pplx_edge.errors import InputError
+from pplx_edge.files import replacing_directory, storage_errors
 from pplx_edge.models.qwen3_numpy import layer_states
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.tokenization import Tokenizer
@@ -31,7 +32,6 @@ from pplx_edge.weights.artifact import (
     format_revision,
     sha256,
     write_manifest,
-    writing,
 )
 from pplx_edge.weights.checkpoint import Checkpoint
 
@@ -143,7 +143,7 @@ def convert(
     checkpoint = Checkpoint.open(source)
     rows = probe_rows(Tokenizer.open(source, checkpoint.spec), checkpoint.spec)
     step = _steps(checkpoint.spec, on_progress)
-    with writing(out, replace=replace) as directory:
+    with storage_errors(out), replacing_directory(out, replace=replace) as directory:
         copy_text_files(source, directory)
         written = made_by.write(
             Job(checkpoint=checkpoint, format=format, directory=directory, rows=rows, step=step, options=options)

@@ -3,9 +3,7 @@
 Only this module needs a Mac. It is covered by the tests marked `apple`, which do not run on other machines.
 """
 
-import os
 import platform
-import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from tqdm import tqdm
 
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.errors import InputError, ModelError
+from pplx_edge.files import move_into_place
 from pplx_edge.weights import hub
 
 LEAST_MACOS = 15  # the first release with fused attention and multifunction packages
@@ -108,16 +107,17 @@ def _compiled(package: Path, fingerprint: str) -> Path:
     from coremltools.models.utils import compile_model
 
     folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder))
     try:
-        with tqdm(desc="compiling for Core ML, once", total=1, disable=None, leave=False):
-            compile_model(str(package), str(partial / target.name))
-        os.rename(partial / target.name, target)
-    except OSError as error:
+        with (
+            tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as work,
+            tqdm(desc="compiling for Core ML, once", total=1, disable=None, leave=False),
+        ):
+            compiled = Path(work, target.name)
+            compile_model(str(package), str(compiled))
+            move_into_place(compiled, target)
+    except (OSError, InputError) as error:
         if not target.is_dir():  # otherwise another process finished the same compilation first
             raise ModelError(f"{target}: the compiled model cannot be stored ({error})") from error
     except Exception as error:  # the compiler raises RuntimeError and other types
         raise ModelError(f"{package}: Core ML cannot compile it ({error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target

@@ -1,39 +1,23 @@
 """Converted models on disk: a directory with a manifest that lists its files and its parity with the source model.
 
-Only this module defines the file names. A directory is written next to its target, flushed to disk and then renamed, so
-the target never contains a partial model.
+Only this module defines the file names. Artifacts are written with `files.replacing_directory`, so a directory never
+contains a partial model.
 """
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pplx_edge.errors import ArtifactError, InputError, StorageError
+from pplx_edge.errors import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "pplx-edge.json"
 _HASH_CHUNK = 1 << 20
 # Names of ONNX graphs in hub repositories, the best for CPUs first.
 _READY_GRAPHS = ("model_quantized.onnx", "model_int8.onnx", "model.onnx", "model_q4.onnx")
-_PARTIAL = ".partial-"  # followed by the id of the process that writes the directory
-_NOT_WRITABLE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-    errno.EEXIST,
-    errno.ENOTDIR,
-    errno.ENAMETOOLONG,
-)
-
 
 # The artifact formats by the backend that opens them; the first is the backend's default.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -200,28 +184,6 @@ def ready_graphs(directory: Path) -> list[Path]:
     return sorted((path for path in found if path.is_file()), key=lambda path: rank.get(path.name, len(rank)))
 
 
-@contextmanager
-def writing(target: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """Provide a temporary directory that is renamed to `target` when the block ends, or deleted if the block raises.
-
-    Raises InputError if the target exists and `replace` is False, and StorageError if the disk is full or not writable.
-    """
-    target = Path(target)
-    if target.exists() and not replace:
-        raise InputError(f"{target}: already exists; choose another directory, or replace it with --force")
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}{_PARTIAL}{os.getpid()}-", dir=target.parent))
-    try:
-        with storage_errors(target):
-            yield partial
-            _flush(partial)
-            _swap(partial, target, replace)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def write_manifest(
     directory: Path,
     *,
@@ -259,77 +221,3 @@ def sha256(path: Path) -> str:
         while block := file.read(_HASH_CHUNK):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def storage_errors(target: Path) -> Iterator[None]:
-    """Raise StorageError, naming the target, if the block fails because the disk is full or not writable."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageError(
-                f"{target}: the disk is full and nothing was written; free some space and try again"
-            ) from error
-        if error.errno in _NOT_WRITABLE:
-            raise StorageError(f"{target}: not writable ({error.strerror})") from error
-        raise
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Delete temporary directories left by processes that were killed while writing the same target."""
-    start = f".{target.name}{_PARTIAL}"
-    for path in target.parent.iterdir():
-        process, _, _ = path.name.removeprefix(start).partition("-")
-        if path.name.startswith(start) and process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # the process belongs to another user, or its state is unknown
-        return True
-    return True
-
-
-def _flush(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _swap(partial: Path, target: Path, replace: bool) -> None:
-    """Rename partial to target. An existing target is deleted only after the new directory is in place."""
-    os.chmod(partial, 0o755)
-    if not replace:
-        _rename_to_new(partial, target)
-    elif not target.exists():
-        os.rename(partial, target)
-    else:
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-        os.rename(target, old / target.name)
-        os.rename(partial, target)
-        shutil.rmtree(old)
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _rename_to_new(partial: Path, target: Path) -> None:
-    """Rename partial to target. Raises InputError if another process has created the target in the meantime."""
-    try:
-        os.rename(partial, target)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise InputError(
-                f"{target}: was created by another process in the meantime; it was not replaced"
-            ) from error
-        raise

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pplx_edge.errors import CheckpointError, InputError, ModelNotFound, OfflineError, StorageError
-from pplx_edge.weights.artifact import ready_graphs, storage_errors
+from pplx_edge.files import storage_errors
+from pplx_edge.weights.artifact import ready_graphs
 from pplx_edge.weights.checkpoint import weight_files
 
 BUILT_IN = "nano"

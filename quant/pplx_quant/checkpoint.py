@@ -5,7 +5,6 @@ checkpoint of a running stage also holds the optimiser's tensors and the step, a
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pplx_edge.errors import CheckpointError, StorageError
+from pplx_edge.files import left_by_crash, replacing_directory
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.spec import CONTEXTUAL_KEY, ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint
@@ -91,24 +91,19 @@ def writing_checkpoint(folder: Path, spec: ModelSpec, tokenizer_folder: Path, ve
 
     It takes the place of `folder` when the block ends, and goes away when the block raises. Raises StorageError.
     """
-    staging = folder.with_name(folder.name + ".partial")
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        (staging / CONFIG).write_text(json.dumps(hf_config(spec), indent=2) + "\n")
-        write_modules(staging, spec, vectors)
-        for name in TOKENIZER_FILES:
-            shutil.copyfile(tokenizer_folder / name, staging / name)
-        yield staging
-        for path in staging.glob("*.safetensors"):
-            path.chmod(0o644)  # the library writes for the owner alone
-        replace_folder(staging, folder)
+        with replacing_directory(folder, replace=True) as staging:
+            (staging / CONFIG).write_text(json.dumps(hf_config(spec), indent=2) + "\n")
+            write_modules(staging, spec, vectors)
+            for name in TOKENIZER_FILES:
+                shutil.copyfile(tokenizer_folder / name, staging / name)
+            yield staging
+            for path in staging.glob("*.safetensors"):
+                path.chmod(0o644)  # the library writes for the owner alone
     except OSError as error:
         raise StorageError(
             f"{folder}: checkpoint not written ({error.strerror or error}); the last one is kept"
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)  # gone already unless something failed
 
 
 def write_float32_weights(
@@ -125,25 +120,10 @@ def write_float32_weights(
                 file.append(name, np.ascontiguousarray(block, np.float32))
 
 
-def replace_folder(staging: Path, folder: Path) -> None:
-    """Make `staging` take the place of `folder`, with everything on disk before the first rename."""
-    for path in [*staging.rglob("*"), staging]:
-        _fsync(path)
-    retired = folder.with_name(folder.name + ".old")
-    shutil.rmtree(retired, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, retired)
-    os.rename(staging, folder)
-    _fsync(folder.parent)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
 def find_checkpoint(folder: Path) -> Path | None:
     """The checkpoint at `folder`, or the one a crash between two renames left beside it; None when there is none."""
-    for candidate in (folder, folder.with_name(folder.name + ".old")):
-        if (candidate / WEIGHTS).is_file():
-            return candidate
-    return None
+    found = left_by_crash(folder) or folder
+    return found if (found / WEIGHTS).is_file() else None
 
 
 def read_model(folder: Path) -> Qwen3Encoder:
@@ -165,11 +145,3 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
         raise CheckpointError(f"{folder}: training state not readable ({error})") from error
     except Exception as error:  # safetensors raises its own, which is only an Exception
         raise CheckpointError(f"{folder / STATE_TENSORS}: damaged ({error})") from error
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

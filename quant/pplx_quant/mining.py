@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 import pplx_edge
 from pplx_edge.errors import StorageError
+from pplx_edge.files import replacing_directory
 from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import quantize
 from pplx_edge.weights.artifact import sha256
-from pplx_quant.checkpoint import STATE_TENSORS, STATE_VALUES, replace_folder
+from pplx_quant.checkpoint import STATE_TENSORS, STATE_VALUES
 from pplx_quant.errors import ConfigError, DataError
 
 NEGATIVES, SETTINGS = "negatives.npy", "negatives.json"
@@ -313,15 +314,11 @@ def cached(folder: Path, settings: Mapping[str, object], make: Callable[[], np.n
     if found := _read_cache(folder, settings):
         return found[0]
     negatives = np.ascontiguousarray(make(), np.int32)
-    staging = folder.with_name(folder.name + ".partial")
     try:
-        for path in (staging / NEGATIVES, staging / SETTINGS):
-            path.unlink(missing_ok=True)  # left by a run that was killed
-        staging.mkdir(parents=True, exist_ok=True)
-        np.save(staging / NEGATIVES, negatives)
-        noted = {"settings": dict(settings), "sha256": sha256(staging / NEGATIVES)}
-        (staging / SETTINGS).write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
-        replace_folder(staging, folder)
+        with replacing_directory(folder, replace=True) as staging:
+            np.save(staging / NEGATIVES, negatives)
+            noted = {"settings": dict(settings), "sha256": sha256(staging / NEGATIVES)}
+            (staging / SETTINGS).write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{folder}: negatives not written ({error.strerror or error})") from error
     return negatives

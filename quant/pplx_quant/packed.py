@@ -23,7 +23,6 @@ A packed file is an `.npz` of plain arrays. Every distinct text stands in it onc
 """
 
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from pplx_edge.errors import StorageError
+from pplx_edge.files import replacing_file
 from pplx_quant.errors import DataError
 
 NEEDED = ("ids", "lengths", "lang", "pairs", "group", "held_out", "place", "chunks", "n_chunks", "titles", "info")
@@ -163,18 +163,12 @@ def decode_teacher(codes: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def writing_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends, and goes away when it raises. StorageError."""
-    partial = path.with_name(path.name + ".partial")
+    """Provide a path for a new file that replaces `path` when the block ends. Raises StorageError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, path)
+        with replacing_file(path) as partial:
+            yield partial
     except OSError as error:
         raise StorageError(f"{path}: not written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)  # gone already unless something failed
 
 
 def write_packed(path: Path, arrays: Mapping[str, np.ndarray], info: dict) -> int:

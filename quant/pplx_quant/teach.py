@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from pplx_edge.files import replacing_file
 from pplx_quant.errors import ConfigError
 from pplx_quant.options import run_command
 from pplx_quant.packed import PackedCorpus, encode_teacher, write_packed
@@ -85,9 +86,8 @@ def teacher_vectors(config: TeachConfig, texts: Callable[[slice], list[str]], n_
         if not path.exists():
             with torch.autocast(teacher.device.type, torch.bfloat16):
                 vectors = teacher.encode(texts(part), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
-            unfinished = path.with_suffix(".partial.npy")
-            np.save(unfinished, np.asarray(vectors, np.float32))
-            unfinished.rename(path)
+            with replacing_file(path) as unfinished:
+                np.save(unfinished, np.asarray(vectors, np.float32))
         shards.append(np.load(path))
         if len(shards[-1]) != part.stop - part.start:
             raise ConfigError(f"{work}: made with other options; remove it")

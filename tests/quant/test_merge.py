@@ -143,7 +143,7 @@ def test_every_tensor_is_merged(pair: tuple[Path, Path], tmp_path: Path, monkeyp
         np.testing.assert_allclose(merged.read(name), expected, rtol=1e-5, atol=1e-6)
     assert read_model(tmp_path / "m").spec == merged.spec
     assert (tmp_path / "m" / "tokenizer.json").read_bytes() == (pair[0] / "tokenizer.json").read_bytes()
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".m.*"))
 
 
 @pytest.mark.parametrize("weight", [0, 1])
@@ -233,7 +233,7 @@ def test_a_full_disk_keeps_what_was_there(pair: tuple[Path, Path], tmp_path: Pat
     with pytest.raises(StorageError, match="No space left on device"):
         merge(MergeConfig(*pair, tmp_path / "m", 0.9))
     assert (tmp_path / "m" / WEIGHTS).read_bytes() == before
-    assert not (tmp_path / "m.partial").exists()
+    assert not list(tmp_path.glob(".m.*"))
 
 
 def test_blocks_that_do_not_fill_a_tensor_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pplx_edge
+from pplx_edge import files
 from pplx_edge.errors import StorageError
 from pplx_quant import mining
 from pplx_quant.errors import ConfigError, DataError
@@ -231,11 +232,11 @@ def test_an_interrupted_replacement_keeps_the_old_cache(tmp_path: Path, monkeypa
     make, calls = counted(RESULT)
     cached(tmp_path / "mined", {"a": 1}, make)
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mining, "replace_folder", killed)
+        patch.setattr(files, "move_into_place", killed)
         with pytest.raises(KeyboardInterrupt):
             cached(tmp_path / "mined", {"a": 2}, make)
     assert np.array_equal(cached(tmp_path / "mined", {"a": 1}, make), RESULT)

@@ -3,7 +3,6 @@ encodes nothing twice."""
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.numpy import save_file
 
 from pplx_bench.quality.encoders import Encoded
 from pplx_bench.workdir import require_free
-from pplx_edge.weights.artifact import storage_errors
+from pplx_edge.files import replacing_file, storage_errors
 
 _TENSOR = "means"
 
@@ -47,11 +46,5 @@ def _read(path: Path) -> Encoded | None:
 def _write(path: Path, encoded: Encoded) -> None:
     about = {name: getattr(encoded, name) for name in ("n_tokens", "n_cut", "n_windows", "seconds")}
     require_free(path.parent, encoded.means.nbytes)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file({_TENSOR: encoded.means}, partial, metadata={"encoded": json.dumps(about)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with storage_errors(path), replacing_file(path) as partial:
+        save_file({_TENSOR: encoded.means}, partial, metadata={"encoded": json.dumps(about)})
