@@ -3,6 +3,7 @@
 Letters in shapes: B rows, T tokens in the longest row, D dimensions, N spans.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
@@ -178,6 +179,18 @@ class TokenRow:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @classmethod
+    def of_chunks(cls, chunks: Sequence[np.ndarray], sep_id: int | None) -> "TokenRow":
+        """Return the chunks of a document, int64 ids `[T]` each, as one row with one span per chunk.
+
+        `sep_id` is the token between two chunks; None joins them without one. Separators belong to no span.
+        """
+        separator = [] if sep_id is None else [np.array([sep_id], np.int64)]
+        joined = [ids for chunk in chunks for ids in (*separator, chunk)][len(separator) :]
+        stops = np.cumsum([len(ids) for ids in chunks], dtype=np.int64) + len(separator) * np.arange(len(chunks))
+        bounds = tuple((stop - len(ids), stop) for stop, ids in zip(stops.tolist(), chunks, strict=True))
+        return cls(np.concatenate([np.empty(0, np.int64), *joined]), bounds)
+
     def cut(self, limit: int) -> "TokenRow":
         """Return the row cut to its first `limit` tokens. Spans are clipped, so those past the limit become empty."""
         return TokenRow(self.ids[:limit], tuple((min(a, limit), min(b, limit)) for a, b in self.bounds))
@@ -230,3 +243,28 @@ class Session(Protocol):
     def span_means(self, batch: TokenBatch) -> np.ndarray:
         """Return the mean state of each span, float32 `[N, D]`, in the order of `batch.spans`; zeros if empty."""
         ...
+
+
+class SessionWrapper:
+    """A session that passes every batch on to another one. Subclasses override `compute` to act before or after."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.spec, self.policy, self.backend, self.device = (
+            session.spec,
+            session.policy,
+            session.backend,
+            session.device,
+        )
+
+    def token_states(self, batch: TokenBatch) -> np.ndarray:
+        """Return the final hidden states; see `Session`."""
+        return self.compute(self.session.token_states, batch)
+
+    def span_means(self, batch: TokenBatch) -> np.ndarray:
+        """Return the mean state of each span; see `Session`."""
+        return self.compute(self.session.span_means, batch)
+
+    def compute(self, run: Callable[[TokenBatch], np.ndarray], batch: TokenBatch) -> np.ndarray:
+        """Return the result of one of the wrapped session's two methods."""
+        return run(batch)

@@ -21,6 +21,7 @@ import numpy as np
 from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError
+from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.host import peak_rss
 from pplx_kit.terminal import printable
@@ -130,8 +131,7 @@ def judged(trial: Trial, measured: Measurement, reference: Measurement | None) -
         return Outcome(trial=trial, verdict="unfinished", why=why, measured=measured)
     n = min(measured.n_texts, reference.n_texts)
     ours, theirs = (np.array(one.codes[:n], np.float64) for one in (measured, reference))
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    cosine = float(np.divide((ours * theirs).sum(axis=1), norms, out=np.zeros(n), where=norms > 0).min())
+    cosine = float(paired_cosines(ours, theirs).min())
     sound = cosine >= trial.least_cosine
     return Outcome(
         trial=trial,

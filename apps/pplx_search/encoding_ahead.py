@@ -8,14 +8,14 @@ import contextlib
 import copy
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pplx_edge import ChunkVector, Embedder, StreamOptions
 from pplx_edge.errors import InputError
-from pplx_edge.types import TokenBatch
+from pplx_edge.types import Session, SessionWrapper, TokenBatch
 from pplx_search.store import Progress, Store
 
 _THREADS = 2
@@ -72,7 +72,7 @@ class EncodingAhead:
         self._messages: queue.Queue[Message] = queue.Queue(_VECTORS_AHEAD)
         self._closed = threading.Event()
         taking_turns = copy.copy(model)
-        taking_turns.session = _InTurns(model)
+        taking_turns.session = _InTurns(model.session)
         readers = [Store.open(store.directory) for _ in range(_THREADS)]
         self._threads = [
             threading.Thread(target=self._run, args=(taking_turns, each), name="pplx-search-encoding", daemon=True)
@@ -126,21 +126,16 @@ class EncodingAhead:
         return False
 
 
-class _InTurns:
-    """A model session with a lock, so that only one thread computes at a time."""
+class _InTurns(SessionWrapper):
+    """A session with a lock, so that only one thread computes at a time."""
 
-    def __init__(self, model: Embedder):
-        self._model, self._lock = model, threading.Lock()
-        self.spec, self.policy = model.session.spec, model.session.policy
-        self.backend, self.device = model.session.backend, model.session.device
+    def __init__(self, session: Session):
+        super().__init__(session)
+        self._lock = threading.Lock()
 
-    def token_states(self, batch: TokenBatch) -> np.ndarray:
+    def compute(self, run: Callable[[TokenBatch], np.ndarray], batch: TokenBatch) -> np.ndarray:
         with self._lock:
-            return self._model.session.token_states(batch)
-
-    def span_means(self, batch: TokenBatch) -> np.ndarray:
-        with self._lock:
-            return self._model.session.span_means(batch)
+            return run(batch)
 
 
 def _messages(work: Work, model: Embedder, reader: Store) -> Generator[Message, None, None]:

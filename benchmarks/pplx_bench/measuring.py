@@ -14,6 +14,7 @@ from pplx_bench.timing import Timing, measure
 from pplx_bench.workload import Row, operations, row_ids
 from pplx_edge.models.qwen3_numpy import encode_rows
 from pplx_edge.spec import ModelSpec
+from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.checkpoint import Checkpoint
 
 REFERENCE_FILE = "mean.npy"
@@ -120,7 +121,7 @@ def _trials(model: PeerModel, ids: list[np.ndarray]) -> dict[str, float]:
         picked = ids if name.startswith("one batch") else _sample(ids)
         rates[name], means = _rate(encode, picked)
         first = means if first is None else first
-        if (cosine := _cosine(first[0], means[0])) < _SAME_MEANS:
+        if (cosine := paired_cosines(first[:1], means[:1])[0]) < _SAME_MEANS:
             raise RuntimeError(f"{name!r} gives other vectors than {next(iter(ways))!r} (cosine {cosine:.4f})")
     return rates
 
@@ -142,8 +143,4 @@ def _rate(encode: Encode, ids: list[np.ndarray]) -> tuple[float, np.ndarray]:
 def _reference_cosine(model: PeerModel, spec: ModelSpec, reference: Path) -> float:
     ids = row_ids(_REFERENCE_ROW, spec.vocab_size)
     mean = next(iter(model.ways(ids).values()))(ids)[0]
-    return _cosine(mean, np.load(reference / REFERENCE_FILE))
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return float(paired_cosines(mean[None], np.load(reference / REFERENCE_FILE)[None])[0])

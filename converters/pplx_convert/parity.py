@@ -8,6 +8,7 @@ import numpy as np
 
 from pplx_edge.errors import ParityError
 from pplx_edge.vectors.codes import int8_codes, sign_codes
+from pplx_edge.vectors.similarity import paired_cosines
 
 # Sentences in several scripts, lengths and registers; the last one is repeated to form a longer passage.
 PROBE_TEXTS = (
@@ -59,7 +60,7 @@ class ParityReport:
         """Compare two float arrays of means `[N, D]`. Raises ParityError if `converted` has NaN or infinity."""
         if not np.isfinite(converted).all():
             raise ParityError("the converted model produced NaN or infinity on the probe texts; nothing was written")
-        similar = cosines(reference, converted)
+        similar = paired_cosines(reference, converted)
         steps = np.abs(int8_codes(reference).astype(int) - int8_codes(converted))
         return cls(
             n_vectors=len(reference),
@@ -80,7 +81,7 @@ class ParityReport:
         for of_reference, of_converted in zip(reference, converted, strict=True):
             n_tokens = sum(len(states) for states in of_reference)
             a, b = means_of(of_reference), means_of(of_converted)
-            similar.append(float(cosines(a, b).min()))
+            similar.append(float(paired_cosines(a, b).min()))
         return cls.compare(a, b, n_tokens, similar)
 
     def require(self, limits: "ParityLimits") -> None:
@@ -135,10 +136,3 @@ LIMITS = {
 def means_of(states: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean over tokens of each row's states `[T, D]`: float32 `[N, D]`."""
     return np.stack([x.mean(axis=0, dtype=np.float32) for x in states])
-
-
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the cosine of each row of `a` with the same row of `b`, both `[N, D]`: float64 `[N]`; 0 for zero rows."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)

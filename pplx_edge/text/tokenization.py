@@ -63,7 +63,7 @@ class Tokenizer:
         for i, chunks in enumerate(documents):
             require_texts(chunks, f"document {i}")
         encoded = iter(self._encode([chunk for chunks in documents for chunk in chunks]))
-        return [self._joined([next(encoded) for _ in chunks]) for chunks in documents]
+        return [TokenRow.of_chunks([next(encoded) for _ in chunks], self.sep_id) for chunks in documents]
 
     def count(self, text: str) -> int:
         """Return the number of tokens in a string."""
@@ -108,17 +108,6 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
-
-    def _joined(self, chunks: list[np.ndarray]) -> TokenRow:
-        pieces, bounds, position = [], [], 0
-        for i, ids in enumerate(chunks):
-            if i:
-                pieces.append(np.array([self.sep_id], np.int64))
-                position += 1
-            pieces.append(ids)
-            bounds.append((position, position + len(ids)))
-            position += len(ids)
-        return TokenRow(np.concatenate([np.empty(0, np.int64), *pieces]), tuple(bounds))
 
 
 def require_sequence(values: object, name: str, wanted: str) -> None:

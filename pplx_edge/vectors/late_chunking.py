@@ -152,6 +152,7 @@ class _Placed:
 class _Planner:
     def __init__(self, chunks: Iterator[ChunkTokens], sizes: WindowSizes, sep_id: int | None):
         self.chunks, self.sizes = chunks, sizes
+        self.sep_id = sep_id
         self.separator = np.array([] if sep_id is None else [sep_id], np.int64)
         self.placed: deque[_Placed] = deque()  # chunks from the left margin onward
         self.n_passed = 0  # how many of them are complete
@@ -236,8 +237,8 @@ class _Planner:
     def slice(self, start: int, stop: int) -> np.ndarray:
         """Return tokens `[start, stop)` of the document."""
         base = self.placed[0].start
-        pieces = [piece for placed in self.placed for piece in (placed.tokens.ids, self.separator)]
-        return np.concatenate(pieces)[start - base : stop - base]
+        ids = TokenRow.of_chunks([placed.tokens.ids for placed in self.placed], self.sep_id).ids
+        return ids[start - base : stop - base]
 
     def forget_before(self, position: int) -> None:
         while self.n_passed and self.placed[0].stop < position:

@@ -4,6 +4,7 @@ import numpy as np
 
 from pplx_edge.errors import InputError
 
+_EXACT_TERMS = 1024
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -23,7 +24,26 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the cosine of every pair of rows, float32 `[Na, Nb]`; 0 if either row is all zeros."""
-    return _unit(a) @ _unit(b).T
+    return unit_vectors(a) @ unit_vectors(b).T
+
+
+def paired_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the cosine of each row of `a` with the same row of `b`, both `[N, D]`: float64 `[N]`; 0 for zero rows."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)
+
+
+def code_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the exact dot product of every pair of int8 rows, float64 `[Na, Nb]`.
+
+    Float32 sums of up to 1,024 products of codes are exact, because 127² · 1,024 is less than 2²⁴.
+    """
+    dots = np.zeros((len(a), len(b)))
+    for start in range(0, a.shape[1], _EXACT_TERMS):
+        part = slice(start, start + _EXACT_TERMS)
+        dots += a[:, part].astype(np.float32) @ b[:, part].astype(np.float32).T
+    return dots
 
 
 def hamming_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -42,7 +62,8 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-scores, kind="stable")[:k]
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors `[N, D]` divided by their lengths, float32; zero vectors stay zero."""
     vectors = vectors.astype(np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms == 0, 1, norms)

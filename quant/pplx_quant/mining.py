@@ -24,12 +24,12 @@ from pplx_edge.files import replacing_directory
 from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import quantize
+from pplx_edge.vectors.similarity import code_dots
 from pplx_edge.weights.artifact import sha256
 from pplx_quant.checkpoint import STATE_TENSORS, STATE_VALUES
 from pplx_quant.errors import ConfigError, DataError
 
 NEGATIVES, SETTINGS = "negatives.npy", "negatives.json"
-EXACT_TERMS = 1024  # 127² × 1,024 < 2²⁴: a float32 sum of so many products of codes is exact, in any order
 PAIR_BLOCK = 8192
 
 
@@ -150,9 +150,7 @@ def mine(
 
 def cosines(queries: Vectors, passages: Vectors) -> np.ndarray:
     """Cosine of every pair, float32 `[Q, P]`, the same bits whatever else is in the block."""
-    scores = np.zeros((len(queries), len(passages)), np.float32)
-    for part in _exact_parts(queries.codes.shape[1]):
-        scores += queries.codes[:, part].astype(np.float32) @ passages.codes[:, part].astype(np.float32).T
+    scores = code_dots(queries.codes, passages.codes).astype(np.float32)
     scores *= queries.inverse[:, None]
     scores *= passages.inverse
     return scores
@@ -160,15 +158,8 @@ def cosines(queries: Vectors, passages: Vectors) -> np.ndarray:
 
 def pair_cosines(a: Vectors, b: Vectors) -> np.ndarray:
     """Cosine of each row of `a` with the same row of `b`, float32 `[N]`, with the bits of `cosines`."""
-    scores = np.zeros(len(a), np.float32)
-    for part in _exact_parts(a.codes.shape[1]):
-        scores += (a.codes[:, part].astype(np.float32) * b.codes[:, part]).sum(axis=1)
-    return scores * a.inverse * b.inverse
-
-
-def _exact_parts(dim: int) -> list[slice]:
-    """Slices of the dimensions over which float32 sums are exact; their results are added in this order."""
-    return [slice(start, start + EXACT_TERMS) for start in range(0, dim, EXACT_TERMS)]
+    dots = np.einsum("nd,nd->n", a.codes, b.codes, dtype=np.int64)
+    return dots.astype(np.float32) * a.inverse * b.inverse
 
 
 def score_limits(queries: Vectors, passages: Vectors, positives: Positives, margin: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import int8_codes, sign_codes
+from pplx_edge.vectors.similarity import unit_vectors
 from pplx_quant.errors import ConfigError
 from pplx_quant.model import plan_calls, whole_rows
 from pplx_quant.packed import PackedCorpus
@@ -82,5 +83,4 @@ def _means(texts: list[np.ndarray], encode: Encode, call_tokens: int) -> np.ndar
 
 def unit_codes(means: np.ndarray, dim: int) -> np.ndarray:
     """int8 codes of the first `dim` components, scaled to unit length: float32 `[N, dim]`."""
-    codes = int8_codes(means[:, :dim]).astype(np.float32)
-    return codes / np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-9)
+    return unit_vectors(int8_codes(means[:, :dim]))

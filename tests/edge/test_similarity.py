@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 from pplx_edge.errors import InputError
 from pplx_edge.types import PRECISIONS
 from pplx_edge.vectors.codes import quantize
-from pplx_edge.vectors.similarity import similarity, top_k
+from pplx_edge.vectors.similarity import code_dots, paired_cosines, similarity, top_k
 
 DIM = 16
 
@@ -135,3 +135,26 @@ def test_top_k_is_a_stable_sort(values: list[int], k: int):
     scores = np.array(values, np.float32)
     expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]
     assert top_k(scores, k).tolist() == expected
+
+
+@given(a=FLOAT_ROWS, b=FLOAT_ROWS)
+def test_paired_cosines_are_the_diagonal_of_all_pairs(a: np.ndarray, b: np.ndarray):
+    n = min(len(a), len(b))
+    found = paired_cosines(a[:n], b[:n])
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, np.diag(cosines(a[:n], b[:n])), atol=1e-12)
+
+
+def test_paired_cosines_of_a_zero_row_are_zero():
+    assert paired_cosines(np.zeros((1, 4)), np.ones((1, 4))).tolist() == [0]
+
+
+@given(rows(np.int8, st.integers(-127, 127), 3000), rows(np.int8, st.integers(-127, 127), 3000))
+@settings(max_examples=20)
+def test_dot_products_of_codes_are_exact(a: np.ndarray, b: np.ndarray):
+    np.testing.assert_array_equal(code_dots(a, b), a.astype(np.int64) @ b.astype(np.int64).T)
+
+
+def test_dot_products_of_the_largest_codes_are_exact():
+    a = np.full((1, 2561), 127, np.int8)
+    assert code_dots(a, -a).tolist() == [[-127 * 127 * 2561]]

@@ -8,7 +8,7 @@ import numpy as np
 
 from pplx_edge import ChunkVector, Embedder, StreamOptions
 from pplx_edge.text.sources import Source, pieces
-from pplx_edge.types import Precision, Session, TokenBatch
+from pplx_edge.types import Precision, SessionWrapper, TokenBatch
 
 _AT_ONCE = 64
 _DEFAULTS = StreamOptions()
@@ -62,15 +62,8 @@ def _kept(sources: Iterable[Source], texts: list[str]) -> Iterator[list[tuple[st
         yield found
 
 
-class _Uncomputed:
+class _Uncomputed(SessionWrapper):
     """A session that computes nothing: every mean is zero."""
-
-    def __init__(self, session: Session):
-        self.spec, self.policy = session.spec, session.policy
-        self.backend, self.device = session.backend, session.device
-
-    def token_states(self, batch: TokenBatch) -> np.ndarray:
-        return np.zeros((*batch.input_ids.shape, self.spec.dim), np.float32)
 
     def span_means(self, batch: TokenBatch) -> np.ndarray:
         return np.zeros((len(batch.spans), self.spec.dim), np.float32)

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pplx_bench import machine
 from pplx_bench.child import Send
 from pplx_bench.workdir import directory_bytes
 from pplx_edge import Embedder, StreamOptions
-from pplx_edge.types import Session, TokenBatch
+from pplx_edge.types import SessionWrapper, TokenBatch
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.host import proc_bytes
 from pplx_search.indexing import Indexer, Progress
@@ -29,30 +29,21 @@ class Enough(Exception):
     """The part of a run that was wanted is over."""
 
 
-class TimedSession:
-    """Another session, with the seconds that it computed, from when to when, and the tokens."""
+class TimedSession(SessionWrapper):
+    """Measures the seconds and tokens that a session has computed, and the times of its first and last batch."""
 
-    def __init__(self, session: Session):
-        self._session = session
-        self.spec, self.policy = session.spec, session.policy
-        self.backend, self.device = session.backend, session.device
-        self.seconds, self.first, self.last = 0.0, 0.0, 0.0
-        self.n_tokens, self.rss_before = 0, 0
+    seconds = first = last = 0.0
+    n_tokens = rss_before = 0
 
-    def token_states(self, batch: TokenBatch) -> np.ndarray:
-        """As the session has them."""
-        return self._session.token_states(batch)
-
-    def span_means(self, batch: TokenBatch) -> np.ndarray:
-        """As the session has them."""
+    def compute(self, run: Callable[[TokenBatch], np.ndarray], batch: TokenBatch) -> np.ndarray:
         started = time.perf_counter()
         if not self.first:
             self.first, self.rss_before = started, machine.peak_rss()
-        means = self._session.span_means(batch)
+        result = run(batch)
         self.last = time.perf_counter()
         self.seconds += self.last - started
         self.n_tokens += int(batch.attention_mask.sum())
-        return means
+        return result
 
 
 @dataclass(slots=True)

@@ -1,41 +1,25 @@
 """A session that counts what it computes, and a stream's pace in parts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pplx_edge.embedder import Embedder
-from pplx_edge.types import Session, TokenBatch
+from pplx_edge.types import SessionWrapper, TokenBatch
 
 
-class CountingSession:
-    """Another session, with the passes and the tokens that it computed so far."""
+class CountingSession(SessionWrapper):
+    """Counts the batches and tokens that a session has computed so far."""
 
-    def __init__(self, session: Session):
-        self._session = session
-        self.spec, self.backend, self.device, self.policy = (
-            session.spec,
-            session.backend,
-            session.device,
-            session.policy,
-        )
-        self.n_passes = self.n_tokens = self.longest = 0
+    n_passes = n_tokens = longest = 0
 
-    def token_states(self, batch: TokenBatch) -> np.ndarray:
-        """As the session has them."""
-        self._count(batch)
-        return self._session.token_states(batch)
-
-    def span_means(self, batch: TokenBatch) -> np.ndarray:
-        """As the session has them."""
-        self._count(batch)
-        return self._session.span_means(batch)
-
-    def _count(self, batch: TokenBatch) -> None:
+    def compute(self, run: Callable[[TokenBatch], np.ndarray], batch: TokenBatch) -> np.ndarray:
         self.n_passes += 1
         self.n_tokens += int(batch.attention_mask.sum())
         self.longest = max(self.longest, int(batch.lengths.max(initial=0)))
+        return run(batch)
 
 
 def counted(embedder: Embedder) -> tuple[Embedder, CountingSession]:

@@ -16,6 +16,7 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.types import ChunkVector, StreamOptions
 from pplx_edge.vectors.codes import quantize
 from pplx_edge.vectors.late_chunking import WindowSizes
+from pplx_edge.vectors.similarity import paired_cosines
 
 FULL = "full context"
 CLOSE = 0.002  # of mean cosine: settings as faithful as the best, for what difference this makes
@@ -84,8 +85,7 @@ def has_room(setting: Mapping[str, Any], spec: ModelSpec) -> bool:
 
 def compare(full: np.ndarray, windowed: np.ndarray) -> dict[str, Any]:
     """Cosines of rows, float32 `[N, D]` each, and the int8 codes that moved: figures of one document."""
-    norms = np.linalg.norm(full, axis=1) * np.linalg.norm(windowed, axis=1)
-    cosines = np.einsum("nd,nd->n", full, windowed) / norms
+    cosines = paired_cosines(full, windowed)
     steps = np.abs(quantize(full, "int8").astype(np.int16) - quantize(windowed, "int8"))
     return {
         "chunks": len(cosines),
