@@ -6,13 +6,15 @@ Background threads encode (see `encoding_ahead`), while the caller submits more 
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from types import TracebackType
 
 from pplx_edge import ChunkVector, Embedder, StreamOptions
 from pplx_search.encoding_ahead import Completed, EncodingAhead, Ended, Made, Message, Restarted, Work
-from pplx_search.store import Generation, Progress, Store
+from pplx_search.ids import EmbeddingId, TextId
+from pplx_search.store import EmbeddingProgress, Generation, Store
 
 BATCHES_AHEAD = 2  # started in addition to the one being waited for
 _BATCH_TEXTS = 64
@@ -25,8 +27,8 @@ OnVector = Callable[[ChunkVector], None]
 class Batch:
     """Texts that are embedded together. `postponed` texts were already in progress in an earlier batch."""
 
-    contents: list[int] = field(default_factory=list)
-    postponed: list[int] = field(default_factory=list)
+    text_ids: list[TextId] = field(default_factory=list)
+    postponed: list[TextId] = field(default_factory=list)
     n_open: int = 0  # unfinished works
     error: Exception | None = None
 
@@ -35,7 +37,7 @@ class TextEmbedder:
     """Computes the vectors of texts for a generation. Committed vectors survive any interruption.
 
     with embedder:
-        batch = embedder.begin(contents)  # ids of committed texts
+        batch = embedder.begin(text_ids)  # of committed texts
         …
         embedder.finish(batch)
     """
@@ -53,10 +55,10 @@ class TextEmbedder:
         self._depth = 0
         self._ahead: EncodingAhead | None = None
         self._batches: dict[Work, Batch] = {}  # batches of unfinished works
-        self._under_way: dict[int, Batch] = {}  # batches by text id
-        self._waiting: dict[int, list[ChunkVector]] = {}  # vectors to commit, by embedding id
-        self._completed: list[int] = []
-        self._n_waiting, self._since = 0, time.monotonic()
+        self._in_progress: dict[TextId, Batch] = {}
+        self._uncommitted: dict[EmbeddingId, list[ChunkVector]] = {}
+        self._completed: list[EmbeddingId] = []
+        self._n_uncommitted, self._last_commit = 0, time.monotonic()
 
     def __enter__(self) -> "TextEmbedder":
         self._depth += 1
@@ -75,43 +77,44 @@ class TextEmbedder:
             for message in ahead.close():
                 self._collect(message)
             self._commit()
-        self._batches, self._under_way, self._waiting, self._completed = {}, {}, {}, []
+        self._batches, self._in_progress, self._uncommitted, self._completed = {}, {}, {}, []
 
-    def embed(self, contents: Iterable[int]) -> None:
-        """Compute the missing vectors of texts, given by id. Raises any error of the model."""
-        under_way: deque[Batch] = deque()
+    def embed(self, text_ids: Iterable[TextId]) -> None:
+        """Compute the missing vectors of texts. Raises any error of the model."""
+        begun: deque[Batch] = deque()
+        remaining = iter(text_ids)
         with self:
             try:
-                for some in _some(contents):
-                    under_way.append(self.begin(some))
-                    if len(under_way) > BATCHES_AHEAD:
-                        self.finish(under_way.popleft())
-                while under_way:
-                    self.finish(under_way.popleft())
+                while some := list(islice(remaining, _BATCH_TEXTS)):
+                    begun.append(self.begin(some))
+                    if len(begun) > BATCHES_AHEAD:
+                        self.finish(begun.popleft())
+                while begun:
+                    self.finish(begun.popleft())
             except Exception:
-                for batch in under_way:
+                for batch in begun:
                     self._wait_for(batch)
                 raise
 
-    def begin(self, contents: Iterable[int]) -> Batch:
+    def begin(self, text_ids: Iterable[TextId]) -> Batch:
         """Submit the texts whose vectors are incomplete, and return their batch."""
         self._commit()
         batch, fresh, works = Batch(), {}, []
         with self.store.transaction():
-            for content in dict.fromkeys(contents):
-                if self._is_under_way(content):
-                    batch.postponed.append(content)
+            for text_id in dict.fromkeys(text_ids):
+                if self._is_in_progress(text_id):
+                    batch.postponed.append(text_id)
                     continue
-                progress = self.store.vectors.begin(content, self.generation)
+                progress = self.store.vectors.begin(text_id, self.generation)
                 if progress.complete:
                     continue
-                batch.contents.append(content)
-                text_format = self.store.text_format(content)
+                batch.text_ids.append(text_id)
+                markup = self.store.markup(text_id)
                 if progress.n_chunks:
-                    works.append(self._work(text_format, [progress]))
+                    works.append(self._work(markup, [progress]))
                 else:
-                    fresh.setdefault(text_format, []).append(progress)
-        works += [self._work(text_format, started) for text_format, started in fresh.items()]
+                    fresh.setdefault(markup, []).append(progress)
+        works += [self._work(markup, started) for markup, started in fresh.items()]
         self._submit(batch, works)
         return batch
 
@@ -121,18 +124,18 @@ class TextEmbedder:
         if batch.error is not None:
             raise batch.error
         if batch.postponed:
-            for other in {self._under_way[content] for content in batch.postponed if content in self._under_way}:
+            for other in {self._in_progress[each] for each in batch.postponed if each in self._in_progress}:
                 self._wait_for(other)
             self.embed(batch.postponed)  # already complete, unless the other batch failed
 
     def keep(self) -> None:
-        """Take finished vectors without blocking. Call this while waiting for something else."""
+        """Receive finished vectors without blocking. Call this while waiting for something else."""
         while self._ahead is not None and (message := self._ahead.get(0)) is not None:
             self._take(message)
         self._commit_when_due()
 
-    def _work(self, text_format: str, started: list[Progress]) -> Work:
-        return Work(replace(self.options, markup=text_format), started)  # type: ignore[arg-type]
+    def _work(self, markup: str, started: list[EmbeddingProgress]) -> Work:
+        return Work(replace(self.options, markup=markup), started)  # type: ignore[arg-type]
 
     def _submit(self, batch: Batch, works: list[Work]) -> None:
         if not works:
@@ -140,13 +143,13 @@ class TextEmbedder:
         if self._ahead is None:
             self._ahead = EncodingAhead(self.store, self.model)
         batch.n_open = len(works)
-        self._under_way |= dict.fromkeys(batch.contents, batch)
+        self._in_progress |= dict.fromkeys(batch.text_ids, batch)
         for work in works:
             self._batches[work] = batch
             self._ahead.put(work)
 
-    def _is_under_way(self, content: int) -> bool:
-        return content in self._under_way and self._under_way[content].n_open > 0
+    def _is_in_progress(self, text_id: TextId) -> bool:
+        return text_id in self._in_progress and self._in_progress[text_id].n_open > 0
 
     def _wait_for(self, batch: Batch) -> None:
         while batch.n_open:
@@ -157,9 +160,9 @@ class TextEmbedder:
             else:
                 self._take(message)
         self._commit()
-        for content in batch.contents:
-            if self._under_way.get(content) is batch:
-                del self._under_way[content]
+        for text_id in batch.text_ids:
+            if self._in_progress.get(text_id) is batch:
+                del self._in_progress[text_id]
 
     def _take(self, message: Message) -> None:
         self._collect(message)
@@ -169,42 +172,31 @@ class TextEmbedder:
 
     def _collect(self, message: Message) -> None:
         match message:
-            case Made(embedding, vector):
-                self._waiting.setdefault(embedding, []).append(vector)
-                self._n_waiting += 1
-            case Completed(embedding):
-                self._completed.append(embedding)
-            case Restarted(embedding):
+            case Made(embedding_id, vector):
+                self._uncommitted.setdefault(embedding_id, []).append(vector)
+                self._n_uncommitted += 1
+            case Completed(embedding_id):
+                self._completed.append(embedding_id)
+            case Restarted(embedding_id):
                 self._commit()
-                self.store.vectors.restart(embedding)
+                self.store.vectors.restart(embedding_id)
             case Ended(work, error):
                 batch = self._batches.pop(work)
                 batch.n_open -= 1
                 batch.error = batch.error or error
 
     def _commit_when_due(self) -> None:
-        if self._n_waiting >= _COMMIT_CHUNKS or time.monotonic() - self._since > _COMMIT_SECONDS:
+        if self._n_uncommitted >= _COMMIT_CHUNKS or time.monotonic() - self._last_commit > _COMMIT_SECONDS:
             self._commit()
 
     def _commit(self) -> None:
         """Commit the vectors received so far, and mark the texts that are complete."""
-        waiting, completed = self._waiting, self._completed
-        self._waiting, self._completed, self._n_waiting = {}, [], 0
-        if waiting or completed:
+        uncommitted, completed = self._uncommitted, self._completed
+        self._uncommitted, self._completed, self._n_uncommitted = {}, [], 0
+        if uncommitted or completed:
             with self.store.transaction():
-                for embedding, vectors in waiting.items():
-                    self.store.vectors.append(embedding, vectors)
-                for embedding in completed:
-                    self.store.vectors.complete(embedding)
-        self._since = time.monotonic()
-
-
-def _some(contents: Iterable[int]) -> Iterator[list[int]]:
-    found: list[int] = []
-    for content in contents:
-        found.append(content)
-        if len(found) == _BATCH_TEXTS:
-            yield found
-            found = []
-    if found:
-        yield found
+                for embedding_id, vectors in uncommitted.items():
+                    self.store.vectors.append(embedding_id, vectors)
+                for embedding_id in completed:
+                    self.store.vectors.complete(embedding_id)
+        self._last_commit = time.monotonic()

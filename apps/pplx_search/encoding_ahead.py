@@ -16,7 +16,8 @@ import numpy as np
 from pplx_edge import ChunkVector, Embedder, StreamOptions
 from pplx_edge.errors import InputError
 from pplx_edge.types import Session, SessionWrapper, TokenBatch
-from pplx_search.store import Progress, Store
+from pplx_search.ids import EmbeddingId
+from pplx_search.store import EmbeddingProgress, Store
 
 _THREADS = 2
 _VECTORS_AHEAD = 64  # small, because they are lost if the process is killed
@@ -28,14 +29,14 @@ class Work:
     """Texts of one format to embed from the start, or a single text to resume if it already has chunks."""
 
     options: StreamOptions
-    started: Sequence[Progress]
+    started: Sequence[EmbeddingProgress]
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
     """The next vector of a text is ready."""
 
-    embedding: int
+    embedding_id: EmbeddingId
     vector: ChunkVector
 
 
@@ -43,14 +44,14 @@ class Made:
 class Completed:
     """All vectors of a text are done."""
 
-    embedding: int
+    embedding_id: EmbeddingId
 
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
     """A text is embedded from the start again, because its resume position was not usable."""
 
-    embedding: int
+    embedding_id: EmbeddingId
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,22 +146,22 @@ def _messages(work: Work, model: Embedder, reader: Store) -> Generator[Message, 
             yield from _rest(progress, work.options, model, reader)
             return
         except InputError:  # the position comes from another release, or other weights
-            yield Restarted(progress.embedding)
+            yield Restarted(progress.embedding_id)
     sources = (_source(reader, progress) for progress in work.started)
     current = 0
     for index, vector in model.encode_streams(sources, options=work.options):
-        yield from (Completed(progress.embedding) for progress in work.started[current:index])
+        yield from (Completed(progress.embedding_id) for progress in work.started[current:index])
         current = index
-        yield Made(work.started[index].embedding, vector)
-    yield from (Completed(progress.embedding) for progress in work.started[current:])
+        yield Made(work.started[index].embedding_id, vector)
+    yield from (Completed(progress.embedding_id) for progress in work.started[current:])
 
 
-def _rest(progress: Progress, options: StreamOptions, model: Embedder, reader: Store) -> Iterator[Message]:
+def _rest(progress: EmbeddingProgress, options: StreamOptions, model: Embedder, reader: Store) -> Iterator[Message]:
     """Resume an interrupted text after its last chunk."""
     for vector in model.encode_stream(_source(reader, progress), options=options, resume=progress.position):
-        yield Made(progress.embedding, vector)
-    yield Completed(progress.embedding)
+        yield Made(progress.embedding_id, vector)
+    yield Completed(progress.embedding_id)
 
 
-def _source(reader: Store, progress: Progress) -> Iterable[tuple[str, int | None]]:
-    return ((piece.text, piece.page) for piece in reader.pieces(progress.content))
+def _source(reader: Store, progress: EmbeddingProgress) -> Iterable[tuple[str, int | None]]:
+    return ((piece.text, piece.page) for piece in reader.pieces(progress.text_id))

@@ -44,7 +44,7 @@ def passages(store: Store, wanted: Filter = _EVERYTHING, *, with_text: bool = Tr
             "kind": document.kind,
             "collection": document.collection,
         }
-        for chunk in store.chunks(document.content):
+        for chunk in store.chunks(document.text_id):
             row = about | {
                 "chunk": chunk.index,
                 "start": chunk.start,
@@ -54,7 +54,7 @@ def passages(store: Store, wanted: Filter = _EVERYTHING, *, with_text: bool = Tr
                 "heading": " > ".join(chunk.heading),
             }
             if with_text:
-                row["text"] = store.read(document.content, chunk.start, chunk.stop)
+                row["text"] = store.read(document.text_id, chunk.start, chunk.stop)
             yield row | {"vector": chunk.codes}
 
 

@@ -17,10 +17,11 @@ from itertools import islice
 from pplx_edge import ChunkVector, Embedder, StreamOptions
 from pplx_edge.errors import NumericalError
 from pplx_search.embedding import BATCHES_AHEAD, Batch, TextEmbedder
+from pplx_search.ids import FileId, TextId
 from pplx_search.ingest.reading import Reader, ReadFailed, ReadFile, ReadLimits
 from pplx_search.ingest.walk import Found, FoundFile, MissingRoot, SkippedFile, WalkRules, walk
+from pplx_search.null_baseline import measure_null_baseline
 from pplx_search.reading_ahead import ReadAhead, Task
-from pplx_search.relevance import measure_yardstick
 from pplx_search.settings import fingerprint_of
 from pplx_search.store import (
     Collection,
@@ -30,7 +31,7 @@ from pplx_search.store import (
     Root,
     Scan,
     Store,
-    content_digest,
+    text_digest,
 )
 from pplx_search.store.values import signed
 
@@ -81,7 +82,7 @@ class _Staged:
 
     task: Task
     read: ReadFile
-    contents: list[int]
+    text_ids: list[TextId]
 
 
 class Indexer:
@@ -102,7 +103,7 @@ class Indexer:
         self.texts = TextEmbedder(store, model, self.generation, options, self._count)
         self.report = Report()
         self._total_files = self._total_bytes = self._files = self._bytes = 0
-        self._embedding: dict[int, int] = {}  # size in bytes of files that are read but not finished, by file id
+        self._embedding: dict[FileId, int] = {}  # size in bytes of files that are read but not finished, by file id
         self._chars = 0  # characters of these files that have vectors
 
     def update(self, collections: Iterable[Collection] | None = None, *, retry: bool = False) -> Report:
@@ -120,22 +121,22 @@ class Indexer:
             for task in self._index(reader, changed):
                 self.report.changing += 1  # it keeps changing; the next run tries again
                 self._done(task)
-        self._measure_yardstick()
+        self._measure_null_baseline()
         return self.report
 
     def rebuild(self) -> None:
         """Re-embed all texts for the generation of this indexer, then make it the one that searches use."""
-        self._total_bytes = self._embedding[0] = self.store.status().n_chars
+        self._total_bytes = self._embedding[FileId(0)] = self.store.status().n_chars
         self._tell()
         self.texts.embed(self.store.vectors.pending(self.generation))
         self.store.vectors.switch(self.generation)
         self.store.compact()
-        self._measure_yardstick()
+        self._measure_null_baseline()
 
-    def _measure_yardstick(self) -> None:
+    def _measure_null_baseline(self) -> None:
         serving = self.store.vectors.serving
         if serving is not None and serving.id == self.generation.id:
-            measure_yardstick(self.store, self.texts.model, serving)
+            measure_null_baseline(self.store, self.texts.model, serving)
 
     def _scan(self, root: Root, rules: WalkRules, retry: bool) -> Iterator[Task]:
         scan, complete = self.store.files.scan(root.id), True
@@ -162,7 +163,7 @@ class Indexer:
         seen = scan.see(facts_of(found))
         hopeless = seen.state == FileState.FAILED and not retry
         if seen.state in _TO_READ or (seen.state == FileState.FAILED and retry):
-            yield Task(seen.file, found)
+            yield Task(seen.file_id, found)
         elif seen.state == FileState.MOVED:
             self.report.moved += 1
         else:
@@ -176,7 +177,7 @@ class Indexer:
         with ReadAhead(reader, tasks, self.texts.keep) as ahead:
             for group in _groups(ahead):
                 staged = self._stage_group(group, changed)
-                under_way.append((staged, self.texts.begin(content for each in staged for content in each.contents)))
+                under_way.append((staged, self.texts.begin(text_id for each in staged for text_id in each.text_ids)))
                 if len(under_way) > BATCHES_AHEAD:
                     self._embed_group(*under_way.popleft())
             while under_way:
@@ -193,23 +194,28 @@ class Indexer:
                         changed.append(task)
                     elif isinstance(outcome, ReadFailed):
                         self._fail(task, outcome.code, outcome.message, outcome.sha256)
-                    elif self.store.files.adopt(task.file, _facts_read(task, outcome), bytes.fromhex(outcome.sha256)):
+                    elif self.store.files.adopt(
+                        task.file_id, _facts_read(task, outcome), bytes.fromhex(outcome.sha256)
+                    ):
                         self.report.known += 1
                         self._done(task)
                     else:
                         staged.append(_Staged(task, outcome, self._stage(task, outcome)))
-                        self._embedding[task.file] = task.found.size
+                        self._embedding[task.file_id] = task.found.size
         finally:
             for _, outcome in group:
                 if isinstance(outcome, ReadFile):
                     outcome.close()
         return staged
 
-    def _stage(self, task: Task, read: ReadFile) -> list[int]:
+    def _adopt(self, task: Task, read: ReadFile) -> bool:
+        return self.store.files.adopt(task.file_id, _facts_read(task, read), bytes.fromhex(read.sha256))
+
+    def _stage(self, task: Task, read: ReadFile) -> list[TextId]:
         """Store the documents of a file and return the ids of their texts."""
-        self.store.files.begin(task.file)
+        self.store.files.begin(task.file_id)
         return [
-            self.store.files.stage(task.file, document, content_digest(document)).content for document in read.documents
+            self.store.files.stage(task.file_id, document, text_digest(document)).text_id for document in read.documents
         ]
 
     def _embed_group(self, staged: list[_Staged], batch: Batch) -> None:
@@ -223,7 +229,7 @@ class Indexer:
 
     def _embed_alone(self, staged: _Staged) -> None:
         try:
-            self.texts.embed(staged.contents)
+            self.texts.embed(staged.text_ids)
         except NumericalError as error:
             self._fail(staged.task, "model", str(error), staged.read.sha256)
         else:
@@ -233,7 +239,7 @@ class Indexer:
         with self.store.transaction():
             for each in staged:
                 facts = _facts_read(each.task, each.read)
-                self.store.files.finish(each.task.file, facts, bytes.fromhex(each.read.sha256))
+                self.store.files.finish(each.task.file_id, facts, bytes.fromhex(each.read.sha256))
         for each in staged:
             self.report.indexed += 1
             self._done(each.task)
@@ -242,13 +248,13 @@ class Indexer:
         facts = facts_of(task.found)
         with contextlib.suppress(OSError):
             facts = FileFacts.of(facts.path, os.stat(task.found.path))
-        self.store.files.fail(task.file, facts, bytes.fromhex(sha256) or None, code, message)
+        self.store.files.fail(task.file_id, facts, bytes.fromhex(sha256) or None, code, message)
         self.report.failed += 1
         self._done(task)
 
     def _done(self, task: Task) -> None:
         self._files, self._bytes = self._files + 1, self._bytes + task.found.size
-        self._chars = max(0, self._chars - self._embedding.pop(task.file, 0))
+        self._chars = max(0, self._chars - self._embedding.pop(task.file_id, 0))
         self._tell()
 
     def _count(self, vector: ChunkVector) -> None:

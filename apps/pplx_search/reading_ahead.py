@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from pplx_edge.errors import EdgeError
+from pplx_search.ids import FileId
 from pplx_search.ingest.reading import Reader, ReadFailed, ReadFile
 from pplx_search.ingest.walk import FoundFile
 
@@ -19,7 +20,7 @@ _POLL_SECONDS = 0.1
 class Task:
     """A file to read: its id in the store, and what the walk found."""
 
-    file: int
+    file_id: FileId
     found: FoundFile
 
 

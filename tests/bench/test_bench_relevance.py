@@ -9,7 +9,7 @@ from beir_folders import judged_lines, write_task
 
 from pplx_bench.searching.relevance import ANSWERABLE, FOREIGN, MISSING, Asked, error_of, fit, weights_of
 from pplx_cli import main
-from pplx_search.relevance import FEATURES
+from pplx_search.query.relevance import FEATURES
 
 THINGS = (
     "lamp",
@@ -87,7 +87,7 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     files = ["--calibration", str(written), "--json", str(results), "--work", str(tmp_path / "work")]
     assert main(["bench", "search", str(tmp_path / "bench"), *options, *files]) == 0
     printed = capsys.readouterr().out
-    for what in ("prices in prices", "owners in all together", "mean", "fitted to all: prominence"):
+    for what in ("prices in prices", "owners in all together", "mean", "fitted to all: cosine_z"):
         assert what in printed
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     assert [line["what"] for line in lines] == ["held out"] * 6 + ["calibration"]

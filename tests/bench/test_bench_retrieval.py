@@ -19,6 +19,7 @@ from pplx_bench.searching.passages import Passages, chunk_bounds, find_passages,
 from pplx_bench.searching.retrieval import sampled, score
 from pplx_cli import main
 from pplx_edge import Embedder, StreamOptions
+from pplx_search.ids import ChunkId, DocumentId, TextId
 from pplx_search.indexing import Indexer
 from pplx_search.settings import settings_of
 from pplx_search.store import Hit, Store
@@ -121,15 +122,17 @@ def test_passages_are_located_whatever_became_of_lines_hyphens_and_letters():
     assert spans[1] != spans[3]
 
 
-def hit(content: int, start: int, stop: int, chunk: int) -> Hit:
+def hit(text_id: int, start: int, stop: int, chunk_id: int) -> Hit:
     return Hit(
-        chunk=chunk,
-        document=content,
-        content=content,
+        chunk_id=ChunkId(chunk_id),
+        document_id=DocumentId(text_id),
+        text_id=TextId(text_id),
         path=b"",
         part="",
         title="",
         kind="text",
+        collection="files",
+        date=None,
         start=start,
         stop=stop,
         line=1,
@@ -192,8 +195,8 @@ def test_the_index_has_equal_chunks_in_both_readings(task: RetrievalTask, tmp_pa
     with indexed(tmp_path / "files", tmp_path / "alone", ChunksAlone(nano)) as store:
         assert chunk_bounds(store) == bounds
         (document, *_) = store.documents()
-        for chunk in store.chunks(document.content):
-            text = store.read(document.content, chunk.start, chunk.stop)
+        for chunk in store.chunks(document.text_id):
+            text = store.read(document.text_id, chunk.start, chunk.stop)
             assert np.array_equal(chunk.codes, nano.encode([text])[0])
 
 

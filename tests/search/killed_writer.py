@@ -27,20 +27,20 @@ def main() -> None:
         fingerprint = store.vectors.serving.fingerprint if store.vectors.serving else "model-1"
         store.vectors.use(fingerprint, {}, DIM)
         store.collections.add("home")
-        root = store.collections.add_root("home", b"/home").id
+        root_id = store.collections.add_root("home", b"/home").id
         say("ready")
         for number in range(1_000_000):
-            change(store, root, rng, seed * 1000 + number)
+            change(store, root_id, rng, seed * 1000 + number)
 
 
-def change(store: Store, root: int, rng: np.random.Generator, number: int) -> None:
+def change(store: Store, root_id: int, rng: np.random.Generator, number: int) -> None:
     path = PATHS[rng.integers(len(PATHS))]
     kind = rng.choice(["put", "put", "put", "remove", "compact", "re-embed"], p=[0.4, 0.2, 0.1, 0.15, 0.1, 0.05])
     if kind == "put":
         text_seed = int(rng.integers(1000))
         text = make_text(text_seed, 5 + text_seed % 400)
         say(f"try put {path} {text_seed}")
-        index_file(store, store.files.scan(root), facts(path, number + 1, number + 1), [document(text)])
+        index_file(store, store.files.scan(root_id), facts(path, number + 1, number + 1), [document(text)])
         say(f"put {path} {text_seed}")
     elif kind == "remove":
         say(f"try gone {path}")
@@ -50,8 +50,8 @@ def change(store: Store, root: int, rng: np.random.Generator, number: int) -> No
         store.compact()
     else:
         generation = store.vectors.use(f"model-{number}", {}, DIM)
-        for content in store.vectors.pending(generation):
-            embed(store, content, generation)
+        for text_id in store.vectors.pending(generation):
+            embed(store, text_id, generation)
         store.vectors.switch(generation)
 
 

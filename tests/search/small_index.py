@@ -9,7 +9,8 @@ import numpy as np
 
 from pplx_edge import ChunkVector
 from pplx_search.documents import Document, Piece
-from pplx_search.store import FileFacts, FileState, Generation, Root, Scan, Store, content_digest
+from pplx_search.ids import TextId
+from pplx_search.store import FileFacts, FileState, Generation, Root, Scan, Store, text_digest
 
 DIM = 128
 CHUNK_CHARS = 24
@@ -59,21 +60,21 @@ def facts(path: str | bytes, version: int = 0, inode: int = 0) -> FileFacts:
 
 def sha256(documents: Sequence[Document]) -> bytes:
     """What the file's bytes might hash to."""
-    return hashlib.sha256(b"".join(each.part.encode() + content_digest(each) for each in documents)).digest()
+    return hashlib.sha256(b"".join(each.part.encode() + text_digest(each) for each in documents)).digest()
 
 
-def embed(store: Store, content: int, generation: Generation, at_once: int = 3, most: int | None = None) -> bool:
+def embed(store: Store, text_id: TextId, generation: Generation, at_once: int = 3, most: int | None = None) -> bool:
     """Gives a text its vectors, some chunks a transaction and at most `most` times; whether it is complete."""
-    progress = store.vectors.begin(content, generation)
+    progress = store.vectors.begin(text_id, generation)
     if progress.complete:
         return True
-    text = store.read(content)
+    text = store.read(text_id)
     waiting = list(chunk_vectors(text, generation.fingerprint, generation.dim, progress.position))
     for count, start in enumerate(range(0, len(waiting), at_once)):
         if count == most:
             return False
-        store.vectors.append(progress.embedding, waiting[start : start + at_once])
-    store.vectors.complete(progress.embedding)
+        store.vectors.append(progress.embedding_id, waiting[start : start + at_once])
+    store.vectors.complete(progress.embedding_id)
     return True
 
 
@@ -84,17 +85,17 @@ def index_file(
     seen = scan.see(about)
     if seen.state in (FileState.UNCHANGED, FileState.MOVED, FileState.FAILED, FileState.SKIPPED):
         return seen.state
-    if store.files.adopt(seen.file, about, sha256(documents)):
+    if store.files.adopt(seen.file_id, about, sha256(documents)):
         return FileState.UNCHANGED
     generation = store.vectors.serving
     assert generation is not None
-    store.files.begin(seen.file)
+    store.files.begin(seen.file_id)
     complete = True
     for each in documents:
-        staged = store.files.stage(seen.file, each, content_digest(each))
-        complete &= embed(store, staged.content, generation, most=most)
+        staged = store.files.stage(seen.file_id, each, text_digest(each))
+        complete &= embed(store, staged.text_id, generation, most=most)
     if complete:
-        store.files.finish(seen.file, about, sha256(documents))
+        store.files.finish(seen.file_id, about, sha256(documents))
     return seen.state
 
 

@@ -82,7 +82,7 @@ def indexed(home: Path) -> dict[str, list[tuple[int, int, bytes]]]:
     with Store.open(home) as store:
         return {
             Path(os.fsdecode(found.path)).name: [
-                (chunk.start, chunk.stop, chunk.codes.tobytes()) for chunk in store.chunks(found.content)
+                (chunk.start, chunk.stop, chunk.codes.tobytes()) for chunk in store.chunks(found.text_id)
             ]
             for found in store.documents()
         }

@@ -20,7 +20,7 @@ from pplx_search.cli import index_health, installation
 from pplx_search.cli.filesystems import FileSystem, file_system_of, holder, linux_mounts, mac_mounts
 from pplx_search.cli.sample_files import SENTENCE, samples, unread_kinds
 from pplx_search.store import Store
-from pplx_search.store.locking import LOCK_FILE
+from pplx_search.store.writer_lock import LOCK_FILE
 
 Doctor = Callable[[], tuple[int, dict[str, dict[str, Any]]]]
 

@@ -15,8 +15,9 @@ from pplx_edge.errors import NumericalError
 from pplx_edge.types import TokenBatch
 from pplx_search.documents import Document, Piece
 from pplx_search.embedding import TextEmbedder
+from pplx_search.ids import TextId
 from pplx_search.settings import fingerprint_of, settings_of
-from pplx_search.store import FileFacts, Store, content_digest
+from pplx_search.store import FileFacts, Store, text_digest
 
 OPTIONS = StreamOptions(chunk_tokens=16, window=64, margin=8)
 
@@ -51,39 +52,39 @@ def embedder(store: Store, session: FakeSession, **options: object) -> TextEmbed
     return TextEmbedder(store, model, generation, OPTIONS, **options)  # type: ignore[arg-type]
 
 
-def stored(store: Store, texts: Sequence[str]) -> list[int]:
-    """The numbers of texts, a file each."""
-    contents = []
+def stored(store: Store, texts: Sequence[str]) -> list[TextId]:
+    """Store each text in a file of its own, and return their ids."""
+    text_ids = []
     (root,) = store.collections.get("default").roots
     scan = store.files.scan(root.id)
     with store.transaction():
         for text in texts:
             number = zlib.crc32(text.encode()) + 1
-            file = scan.see(FileFacts(path=f"/files/{number}.txt".encode(), size=len(text), inode=number)).file
+            file = scan.see(FileFacts(path=f"/files/{number}.txt".encode(), size=len(text), inode=number)).file_id
             store.files.begin(file)
             document = Document(kind="text", pieces=(Piece(text),))
-            contents.append(store.files.stage(file, document, content_digest(document)).content)
-    return contents
+            text_ids.append(store.files.stage(file, document, text_digest(document)).text_id)
+    return text_ids
 
 
 def text(number: int, n_sentences: int = 3) -> str:
     return " ".join(f"Text {number} says the {i}th time that foxes and dogs learn." for i in range(n_sentences))
 
 
-def n_chunks(store: Store, contents: Sequence[int]) -> list[int]:
-    return [len(list(store.chunks(content))) for content in contents]
+def n_chunks(store: Store, text_ids: Sequence[TextId]) -> list[int]:
+    return [len(list(store.chunks(text_id))) for text_id in text_ids]
 
 
 def test_the_model_computes_for_one_at_a_time_and_every_text_is_embedded_once(store: Store):
     session = SlowSession()
     texts = embedder(store, session)
-    contents = stored(store, [text(i, 1 + i % 7) for i in range(150)])
-    texts.embed(contents)
+    text_ids = stored(store, [text(i, 1 + i % 7) for i in range(150)])
+    texts.embed(text_ids)
     assert session.most_inside == 1
-    assert all(n_chunks(store, contents))
+    assert all(n_chunks(store, text_ids))
     assert list(store.vectors.pending(texts.generation)) == []
     n_batches = len(session.batches)
-    texts.embed(contents)
+    texts.embed(text_ids)
     assert len(session.batches) == n_batches
     assert not any(thread.name == "pplx-search-encoding" for thread in threading.enumerate())
 
@@ -91,10 +92,10 @@ def test_the_model_computes_for_one_at_a_time_and_every_text_is_embedded_once(st
 def test_a_text_in_two_batches_is_embedded_once(store: Store):
     session = SlowSession()
     texts = embedder(store, session)
-    contents = stored(store, [text(i) for i in range(6)])
+    text_ids = stored(store, [text(i) for i in range(6)])
     with texts:
-        first, second = texts.begin(contents[:4]), texts.begin(contents[2:])
-        assert second.postponed == contents[2:4]
+        first, second = texts.begin(text_ids[:4]), texts.begin(text_ids[2:])
+        assert second.postponed == text_ids[2:4]
         texts.finish(first)
         texts.finish(second)
         assert list(store.vectors.pending(texts.generation)) == []
@@ -128,13 +129,13 @@ def test_a_text_without_finite_vectors_fails_its_batch_and_no_other(store: Store
 def test_vectors_are_committed_while_one_waits_for_something_else(store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pplx_search.embedding._COMMIT_SECONDS", 0.0)
     texts = embedder(store, SlowSession())
-    contents = stored(store, [text(i) for i in range(40)])
+    text_ids = stored(store, [text(i) for i in range(40)])
     with texts, Store.open(store.directory) as reader:
-        batch = texts.begin(contents)
+        batch = texts.begin(text_ids)
         deadline = time.monotonic() + 30
-        while not all(n_chunks(reader, contents)) and time.monotonic() < deadline:
+        while not all(n_chunks(reader, text_ids)) and time.monotonic() < deadline:
             texts.keep()
-        assert all(n_chunks(reader, contents))
+        assert all(n_chunks(reader, text_ids))
         texts.finish(batch)
 
 
@@ -152,27 +153,27 @@ def test_what_came_before_an_interruption_is_committed(store: Store):
 
     session = SlowSession()
     texts = embedder(store, session, on_vector=interrupting)
-    contents = stored(store, [text(i) for i in range(60)])
+    text_ids = stored(store, [text(i) for i in range(60)])
     with pytest.raises(Interrupted):
-        texts.embed(contents)
-    assert sum(n_chunks(store, contents)) >= 20
+        texts.embed(text_ids)
+    assert sum(n_chunks(store, text_ids)) >= 20
     assert store.check() == []
     assert not any(thread.name == "pplx-search-encoding" for thread in threading.enumerate())
     rest = embedder(store, session)
-    rest.embed(contents)
+    rest.embed(text_ids)
     assert list(store.vectors.pending(rest.generation)) == []
     assert store.check() == []
 
 
 def test_a_text_whose_position_is_of_no_use_begins_again(store: Store):
     texts = embedder(store, FakeSession())
-    (content,) = stored(store, [text(1, 40)])
-    progress = store.vectors.begin(content, texts.generation)
+    (text_id,) = stored(store, [text(1, 40)])
+    progress = store.vectors.begin(text_id, texts.generation)
     vectors = list(fake_embedder().encode_stream(text(1, 40), options=OPTIONS))
     foreign = list(fake_embedder().encode_stream(text(2, 40), options=OPTIONS))
-    store.vectors.append(progress.embedding, foreign[:3])  # as after a release that cuts otherwise
-    texts.embed([content])
-    found = [(chunk.start, chunk.stop) for chunk in store.chunks(content)]
+    store.vectors.append(progress.embedding_id, foreign[:3])  # as after a release that cuts otherwise
+    texts.embed([text_id])
+    found = [(chunk.start, chunk.stop) for chunk in store.chunks(text_id)]
     assert found == [(vector.start, vector.stop) for vector in vectors]
-    assert all(np.array_equal(a.codes, b.codes) for a, b in zip(store.chunks(content), vectors, strict=True))
+    assert all(np.array_equal(a.codes, b.codes) for a, b in zip(store.chunks(text_id), vectors, strict=True))
     assert store.check() == []

@@ -284,7 +284,7 @@ def test_files_come_in_order_and_no_further_ahead_than_told() -> None:
     with ReadAhead(StubReader(answer), tasks(200)) as ahead:  # type: ignore[arg-type]
         came = []
         for task, _ in ahead:
-            came.append(task.file)
+            came.append(task.file_id)
             assert len(seen) <= len(came) + 34
     assert came == list(range(200))
 

@@ -27,7 +27,7 @@ def read(reader: Reader) -> Callable[[Path], Document]:
                 kind=document.kind,
                 pieces=tuple(document.pieces),
                 title=document.title,
-                text_format=document.text_format,
+                markup=document.markup,
                 metadata=document.metadata,
                 remarks=document.remarks,
             )
@@ -73,7 +73,7 @@ def test_a_page_keeps_headings_lists_and_tables_and_loses_scripts(tmp_path: Path
         "a picture\n"
     )
     assert headings(document) == [(1, "Top heading"), (3, "Third")]
-    assert (document.title, document.kind, document.text_format) == ("The & page", "html", "markdown")
+    assert (document.title, document.kind, document.markup) == ("The & page", "html", "markdown")
     assert document.metadata == {"author": "Ann Author", "date": "2026-01-31T12:00:00+01:00"}
 
 
@@ -322,7 +322,7 @@ def test_pages_of_a_pdf_keep_their_numbers(tmp_path: Path, read: Read):
     pdf.save()
     found = read(tmp_path / "a.pdf")
     assert pages(found) == {1: "first line\n# second line\n\n", 3: "third page\n\n"}
-    assert (found.title, found.kind, found.text_format) == ("The paper", "pdf", "text")
+    assert (found.title, found.kind, found.markup) == ("The paper", "pdf", "text")
     assert found.metadata["author"] == "Ann"
     assert datetime.datetime.fromisoformat(found.metadata["date"]).year >= 2024
     assert found.remarks == ()  # an empty page is no scan

@@ -34,7 +34,7 @@ def read(reader: Reader, path: Path, content: bytes | str) -> Document:
             kind=document.kind,
             pieces=tuple(document.pieces),
             title=document.title,
-            text_format=document.text_format,
+            markup=document.markup,
             metadata=document.metadata,
             remarks=document.remarks,
         )
@@ -55,7 +55,7 @@ def read(reader: Reader, path: Path, content: bytes | str) -> Document:
 def test_lines_stay_the_files_own(name: str, kind: str, text_format: str, tmp_path: Path, reader: Reader):
     text = "# one\n\n\n  two,\tthree\n\n{'four': 5}   \n```\n六 🦊\n"
     document = read(reader, tmp_path / name, text)
-    assert (document.kind, document.text_format, document.text) == (kind, text_format, text)
+    assert (document.kind, document.markup, document.text) == (kind, text_format, text)
     assert document.remarks == ()
 
 

@@ -30,7 +30,9 @@ def fill(store: Store, n_files: int = 5) -> Basket:
 
 
 def answer(store: Store) -> list[tuple[int, float | None]]:
-    return [(hit.chunk, hit.cosine) for hit in store.search(Query(codes=make_codes("x", 0, "x"), words="kiwi", k=999))]
+    return [
+        (hit.chunk_id, hit.cosine) for hit in store.search(Query(codes=make_codes("x", 0, "x"), words="kiwi", k=999))
+    ]
 
 
 # The bits file
@@ -111,7 +113,7 @@ def test_readers_of_the_time_before_a_compaction_are_not_disturbed(tmp_path: Pat
             assert len(old) < len(before)
             for number in range(4, 28):
                 store.files.remove(f"/home/{number}.txt".encode())
-            assert store.compact().dead_rows > 256
+            assert store.compact().slots > 256
             assert answer(reader) == old
         assert len(answer(reader)) < len(old) / 2
         assert store.check() == reader.check() == []
@@ -186,7 +188,7 @@ def test_a_disk_that_fails_at_any_write_loses_nothing(tmp_path: Path, error: typ
 
 def texts(store: Store) -> set[str]:
     """The texts of all files that are complete."""
-    return {store.read(each.content) for each in store.documents() if each.complete}
+    return {store.read(each.text_id) for each in store.documents() if each.complete}
 
 
 def test_a_database_that_may_not_grow_says_that_the_disk_is_full(tmp_path: Path):
@@ -323,9 +325,9 @@ def test_readers_see_whole_states_while_another_process_writes(tmp_path: Path):
             for _ in range(40):
                 with reader._database.reading():
                     found = {
-                        hit.chunk for hit in reader.search(Query(codes=make_codes("x", 0, "x"), k=9999, depth=9999))
+                        hit.chunk_id for hit in reader.search(Query(codes=make_codes("x", 0, "x"), k=9999, depth=9999))
                     }
-                    live = {chunk.id for each in reader.documents() for chunk in reader.chunks(each.content)}
+                    live = {chunk.id for each in reader.documents() for chunk in reader.chunks(each.text_id)}
                     assert found == live
                     sound = [said for said in reader.check() if "bits" not in said]  # a later epoch's may be there
                     assert sound == []
@@ -361,7 +363,7 @@ def test_an_index_of_any_earlier_version_is_read_and_brought_up_to_date(
     assert version_of(tmp_path) == version
     with Store.open(tmp_path) as store:
         assert answer(store) == expected
-        assert store.vectors.yardstick(basket.generation) is None
+        assert store.vectors.null_baseline(basket.generation) is None
     with Store.open(tmp_path, write=True) as store:
         assert answer(store) == expected
         assert store.check() == []
@@ -428,9 +430,9 @@ def test_deleting_gives_the_space_back(tmp_path: Path):
                 basket.add(f"/home/{number}.txt", make_text(number, 800))
         store.files.remove(b"/home")
         fill(store, 3)
-        swept = store.compact()
-        assert swept.contents == 60
-        assert swept.dead_rows > 5000
-        assert swept.bytes_after < swept.bytes_before / 4
+        compacted = store.compact()
+        assert compacted.texts == 60
+        assert compacted.slots > 5000
+        assert compacted.bytes_after < compacted.bytes_before / 4
         assert store.check() == []
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1.3 * small

@@ -22,7 +22,7 @@ STEPS = (
     "commit",
     "committed",
     "switch",
-    "contents dropped",
+    "texts dropped",
     "embeddings dropped",
     "generation dropped",
     "bits compacted",
@@ -100,7 +100,7 @@ def verify(directory: Path, ledger: Ledger) -> None:
 
 def indexed_texts(store: Store) -> dict[str, str | None]:
     """The text of every live document, by its path."""
-    return {os.fsdecode(found.path): store.read(found.content) for found in store.documents()}
+    return {os.fsdecode(found.path): store.read(found.text_id) for found in store.documents()}
 
 
 def text_of(seed: int | None) -> str | None:
@@ -114,15 +114,15 @@ def require_same_as_from_scratch(store: Store) -> None:
     query = make_codes("a question", 0, "any")
     scores = {}
     for found in store.documents():
-        text = store.read(found.content)
+        text = store.read(found.text_id)
         expected = [make_codes(text, index, serving.fingerprint) for index in range(-(-len(text) // CHUNK_CHARS))]
-        chunks = list(store.chunks(found.content))
+        chunks = list(store.chunks(found.text_id))
         assert len(chunks) == len(expected) or not found.complete
         for chunk, codes in zip(chunks, expected, strict=False):
             assert np.array_equal(chunk.codes, codes)
             scores[chunk.id] = cosine(query, codes)
     hits = store.search(Query(codes=query, k=100_000, depth=100_000))
-    assert {hit.chunk: hit.cosine for hit in hits} == scores
+    assert {hit.chunk_id: hit.cosine for hit in hits} == scores
     assert [hit.cosine for hit in hits] == sorted(scores.values(), reverse=True)
 
 

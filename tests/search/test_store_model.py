@@ -170,7 +170,7 @@ class Changes(RuleBasedStateMachine):
         """A new version that cannot be read leaves the one before."""
         about = self.fresh_facts(path)
         seen = self.store.files.scan(self.root).see(facts(path, *about))
-        self.store.files.fail(seen.file, facts(path, *about), b"broken", "unreadable", "it is torn")
+        self.store.files.fail(seen.file_id, facts(path, *about), b"broken", "unreadable", "it is torn")
         self.facts[path], self.dates[path] = about, about[0]
         self.hidden.pop(path, None)
         self.indexed.discard(path)

@@ -9,7 +9,8 @@ import pytest
 from small_index import DIM, Basket, document, facts, make_codes, make_text
 
 from pplx_edge.errors import InputError
-from pplx_search.store import Filter, Query, Store, searching, word_weights
+from pplx_search.query import bm25, legs
+from pplx_search.store import Filter, Query, Store
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ def test_no_question_is_taken_for_syntax(basket: Basket, words: str):
 
 
 def test_words_that_are_everywhere_are_passed_over_in_a_large_index(basket: Basket, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(searching, "COUNTED", 5)
-    monkeypatch.setattr(word_weights, "COUNTED", 5)
+    monkeypatch.setattr(legs, "MAX_COUNTED", 5)
+    monkeypatch.setattr(bm25, "MAX_COUNTED", 5)
     for number in range(9):
         put(basket, f"{number}.txt", f"the kiwi {number}" + " kumquat" * (number == 4))
     assert names(basket, "the kumquat of the kiwi") == ["4.txt"]
@@ -91,7 +92,7 @@ def test_both_legs_are_fused_and_explained(basket: Basket):
     assert hits[0].ranks["dense"] == 1
     assert all(hit.cosine is not None for hit in hits)
     assert all((hit.bm25 is not None) == ("words" in hit.ranks) for hit in hits)
-    assert len({hit.chunk for hit in hits}) == len(hits)
+    assert len({hit.chunk_id for hit in hits}) == len(hits)
 
 
 def test_a_hit_that_only_words_found_has_its_cosine_too(basket: Basket):
@@ -157,7 +158,7 @@ def test_scans_in_parts_and_threads_find_the_same(tmp_path: Path):
     answers = []
     for kernel, threads in (("numpy", 1), ("numkong", 1), ("numpy", 3)):
         with Store.open(tmp_path, kernel=kernel, threads=threads) as store:
-            store._searcher._scanner.block, store._searcher._scanner.least_for_threads = 16, 1
+            store._scanner.block, store._scanner.min_rows_for_threads = 16, 1
             answers.append(store.search(query))
     assert answers[0] == answers[1] == answers[2]
 

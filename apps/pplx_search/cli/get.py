@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     with open_index(args) as store:
         document = store.document(number)
         if line is not None:
-            _write(store.lines(document.content, line, count))
+            _write(store.lines(document.text_id, line, count))
         else:
-            for piece in store.pieces(document.content):
+            for piece in store.pieces(document.text_id):
                 _write(piece.text)
     return 0
 

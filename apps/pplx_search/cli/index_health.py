@@ -57,7 +57,7 @@ def index_health(home: Path) -> Iterator[Finding]:
 
 
 def _place(home: Path, is_there: bool) -> Finding:
-    from pplx_search.store.locking import LOCK_FILE
+    from pplx_search.store.writer_lock import LOCK_FILE
 
     existing = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
     # The lock file is not counted: every writer rewrites it, including this command.
@@ -93,7 +93,7 @@ def _place(home: Path, is_there: bool) -> Finding:
 def _writer(home: Path) -> Finding:
     """Check the writer lock by taking and releasing it, as every writer does first."""
     from pplx_search.store import StoreBusy
-    from pplx_search.store.locking import LOCK_FILE, WriterLock
+    from pplx_search.store.writer_lock import LOCK_FILE, WriterLock
 
     try:
         WriterLock(home).release()

@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
             store.collections.remove(args.collection)
         for path in args.paths:
             _remove(store, os.fsencode(path.expanduser().absolute()))
-        swept = store.compact()
-    say(f"done; freed {human_bytes(max(0, swept.bytes_before - swept.bytes_after))} of disk space")
+        compacted = store.compact()
+    say(f"done; freed {human_bytes(max(0, compacted.bytes_before - compacted.bytes_after))} of disk space")
     return 0
 
 

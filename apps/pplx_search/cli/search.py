@@ -14,9 +14,9 @@ from pplx_edge.errors import InputError
 from pplx_kit.options import add_command, positive
 from pplx_kit.terminal import colours, paint, printable
 from pplx_search.cli.opening import add_model_options, model_of, open_index, say, shown_path
-from pplx_search.relevance import Verdict, judge
-from pplx_search.snippets import snippet_lines
-from pplx_search.store import Filter, Hit, Query, Store
+from pplx_search.query.relevance import Verdict, judge
+from pplx_search.query.snippets import snippet_lines
+from pplx_search.store import Answer, Filter, Hit, Query
 
 _SCHEMA = 1
 _WIDTH, _INDENT = 100, "    "
@@ -94,35 +94,34 @@ def run(args: argparse.Namespace) -> int:
             with model:
                 (codes,) = model.encode_query([args.query], show_progress=False)
         query = Query(codes=codes, words=args.query, k=args.k, filter=_filter(args))
-        hits = store.search(query)
+        answer = store.answer(query)
         if pending := store.n_pending():
             say(f"{pending:,} files are not indexed yet; to index them, run: pplx-search update")
-        verdict = judge(store, query, hits)
-        if args.explain:
-            say(_explained(verdict))
-        if hits and not verdict.relevant and not args.all:
-            say(f"nothing relevant (chance of an answer: {_percent(verdict)}); to see the nearest passages, use --all")
-            return _NOTHING
-        for number, hit in enumerate(hits, start=1):
-            text = store.text(hit)
-            print(_json(hit, text, verdict, store) if args.json else _block(number, hit, text, args))
-    return _FOUND if hits else _NOTHING
+    verdict = judge(answer, args.home)
+    if args.explain:
+        say(_explained(answer, verdict))
+    if answer.hits and not verdict.relevant and not args.all:
+        say(f"nothing relevant (chance of an answer: {_percent(verdict)}); to see the nearest passages, use --all")
+        return _NOTHING
+    for number, (hit, text) in enumerate(zip(answer.hits, answer.texts, strict=True), start=1):
+        print(_json(hit, text, verdict) if args.json else _block(number, hit, text, args))
+    return _FOUND if answer.hits else _NOTHING
 
 
 def _percent(verdict: Verdict) -> str:
     return "unknown" if verdict.chance is None else f"{100 * verdict.chance:.0f} %"
 
 
-def _explained(verdict: Verdict) -> str:
-    """Describe the evidence for an answer, comparing each figure with that of unanswerable questions."""
-    evidence, nothing = verdict.evidence, verdict.yardstick
-    if verdict.chance is None or nothing is None:
+def _explained(answer: Answer, verdict: Verdict) -> str:
+    """Return the evidence for an answer as text, comparing each figure with that of unanswerable questions."""
+    evidence, baseline = answer.evidence, answer.null_baseline
+    if verdict.chance is None or baseline is None:
         return "chance of an answer: unknown; it requires vectors, a calibrated model and more than a few documents"
     figures = (
-        ("vectors", evidence.prominence or 0.0, nothing.prominence, nothing.prominence_spread),
-        ("words", evidence.share_of_words, nothing.share_of_words, nothing.share_of_words_spread),
+        ("vectors", evidence.cosine_z or 0.0, baseline.cosine_z_mean, baseline.cosine_z_std),
+        ("words", evidence.bm25_share, baseline.bm25_share_mean, baseline.bm25_share_std),
     )
-    told = [f"{name} {found:.2f} (unanswerable: {mean:.2f} ± {spread:.2f})" for name, found, mean, spread in figures]
+    told = [f"{name} {value:.2f} (unanswerable: {mean:.2f} ± {std:.2f})" for name, value, mean, std in figures]
     exact = ["exact phrase or file name found"] if evidence.exact else []
     return f"chance of an answer: {_percent(verdict)}; {', '.join(told + exact)}"
 
@@ -155,7 +154,7 @@ def _block(number: int, hit: Hit, text: str, args: argparse.Namespace) -> str:
     score = "" if hit.cosine is None else f"  {paint(f'{hit.cosine:.3f}', 'score', wanted)}"
     name = paint(shown_path(hit.path), "path", wanted)
     more = f"  and {hit.copies} copies" if hit.copies else ""
-    lines = [f"{number:2}  {name}{place}{score}  [{hit.document}]{more}"]
+    lines = [f"{number:2}  {name}{place}{score}  [{hit.document_id}]{more}"]
     width = max(40, (shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH) - len(_INDENT))
     told = " > ".join(dict.fromkeys(part for part in (hit.title, *hit.heading) if part))
     if told:
@@ -168,18 +167,17 @@ def _block(number: int, hit: Hit, text: str, args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _json(hit: Hit, text: str, verdict: Verdict, store: Store) -> str:
-    document = store.document(hit.document)
+def _json(hit: Hit, text: str, verdict: Verdict) -> str:
     return json.dumps(
         {
             "schema": _SCHEMA,
-            "document": hit.document,
+            "document": hit.document_id,
             "path": os.fsdecode(hit.path).encode("utf-8", "replace").decode(),
             "part": hit.part,
             "title": hit.title,
             "kind": hit.kind,
-            "collection": document.collection,
-            "date": document.date,
+            "collection": hit.collection,
+            "date": hit.date,
             "line": hit.line,
             "page": hit.page,
             "heading": list(hit.heading),

@@ -58,7 +58,7 @@ def _file_line(report: FileReport) -> str:
 def _lines(store: Store, status: Status) -> list[tuple[str, str]]:
     total = status.indexed + status.pending + status.failed
     to_come = f", {status.pending:,} pending" if status.pending else ""
-    so_far = " so far" if status.n_embedded < status.n_contents else ""
+    so_far = " so far" if status.n_embedded < status.n_texts else ""
     texts = f"{status.n_chars:,} characters of {status.n_documents:,} documents in {status.n_chunks:,} passages{so_far}"
     size = human_bytes(status.database_bytes + status.bits_bytes)
     lines = [
@@ -72,7 +72,7 @@ def _lines(store: Store, status: Status) -> list[tuple[str, str]]:
         about = f"{serving.dim} dimensions, {serving.settings['chunk_tokens']} tokens per passage"
         lines.append(("model", f"{serving.settings['model']}, {about}"))
     if status.building is not None:
-        done = f"{status.n_rebuilt:,} of {status.n_contents:,} distinct documents"
+        done = f"{status.n_rebuilt:,} of {status.n_texts:,} distinct documents"
         told = f"{status.building.settings['model']}: {done}; to continue, run: pplx-search reembed"
         lines.append(("new model", told))
     for collection in store.collections.all():

@@ -106,7 +106,7 @@ class SpooledDocuments(Sequence[Document]):
             pieces=SpooledPieces(self._spool, pieces_at, end_at),
             part=head["part"],
             title=end["title"],
-            text_format=head["text_format"],
+            markup=head["text_format"],
             metadata=end["metadata"],
             remarks=tuple(end["remarks"]),
         )

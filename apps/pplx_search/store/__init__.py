@@ -1,36 +1,35 @@
 """The on-disk search index: texts, full-text index and vectors of a person's files. See `store.Store`."""
 
-from pplx_search.store.digests import content_digest
+from pplx_search.query.types import Answer, Evidence, Filter, Hit, NullBaseline, Query
 from pplx_search.store.errors import StoreBusy, StoreDamaged
 from pplx_search.store.files import Files, Scan
 from pplx_search.store.roots import Collections
 from pplx_search.store.store import Store
-from pplx_search.store.sweeping import Swept
+from pplx_search.store.text_digest import text_digest
 from pplx_search.store.values import (
     Collection,
-    Evidence,
+    Compaction,
+    EmbeddingProgress,
     FileFacts,
     FileReport,
     FileState,
-    Filter,
     Generation,
-    Hit,
     Passage,
-    Progress,
-    Query,
     Root,
-    Seen,
-    Staged,
+    ScannedFile,
+    StagedDocument,
     Status,
     StoredChunk,
     StoredDocument,
-    Yardstick,
 )
 from pplx_search.store.vectors import Vectors
 
 __all__ = [
+    "Answer",
     "Collection",
     "Collections",
+    "Compaction",
+    "EmbeddingProgress",
     "Evidence",
     "FileFacts",
     "FileReport",
@@ -39,21 +38,19 @@ __all__ = [
     "Filter",
     "Generation",
     "Hit",
+    "NullBaseline",
     "Passage",
-    "Progress",
     "Query",
     "Root",
     "Scan",
-    "Seen",
-    "Staged",
+    "ScannedFile",
+    "StagedDocument",
     "Status",
     "Store",
     "StoreBusy",
     "StoreDamaged",
     "StoredChunk",
     "StoredDocument",
-    "Swept",
     "Vectors",
-    "Yardstick",
-    "content_digest",
+    "text_digest",
 ]

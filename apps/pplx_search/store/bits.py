@@ -3,10 +3,10 @@
     header (64 bytes)   magic, version, generation, epoch, dim, checksum of these
     row 0, row 1, …     dim / 8 bytes each
 
-The file is derived from the database and never trusted. The database assigns its rows to chunks, with a checksum per
-run, and a missing, truncated or invalid file is rebuilt. Rows are written before the transaction that refers to them
-commits, and rows left by a crash are overwritten. A row never changes while a reader may use it: compaction writes a
-new file for the next epoch.
+A row of the file is called a slot. The file is derived from the database and never trusted: the database assigns slots
+to chunks, with a checksum per run, and a missing, truncated or invalid file is rebuilt. Slots are written before the
+transaction that refers to them commits, and slots left by a crash are overwritten. A slot never changes while a reader
+may use it, because compaction writes a new file for the next epoch.
 """
 
 import mmap
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pplx_edge.vectors.codes import packed_signs
+from pplx_search.query.kernels import row_bytes
 from pplx_search.store.errors import translated
 
 _MAGIC, _VERSION = b"PPLXBITS", 1
@@ -92,19 +92,6 @@ class BitsFile:
     def _header(self) -> bytes:
         fields = _HEADER.pack(_MAGIC, _VERSION, self.generation, self.epoch, self.dim)
         return (fields + _CHECKSUM.pack(zlib.crc32(fields))).ljust(HEADER_BYTES, b"\0")
-
-
-def row_bytes(dim: int) -> int:
-    """Return the bytes per row: padded to 8-byte words, so that rows can be compared word by word."""
-    return -(-dim // 64) * 8
-
-
-def signs(codes: np.ndarray) -> np.ndarray:
-    """Return the packed signs of int8 codes `[N, D]`, zero-padded to whole words, uint8 `[N, row_bytes]`."""
-    rows = np.zeros((len(codes), row_bytes(codes.shape[1])), np.uint8)
-    packed = packed_signs(codes)
-    rows[:, : packed.shape[1]] = packed
-    return rows
 
 
 def checksum(rows: np.ndarray, before: int = 0) -> int:

@@ -28,7 +28,7 @@ class Database:
     def __init__(self, path: Path, *, write: bool, on_step: Step, vfs: str | None = None):
         require_engine(apsw.sqlite_lib_version())
         self.path, self.writable, self.step = path, write, on_step
-        self.n_undone = 0
+        self.n_rollbacks = 0
         self._depth = 0
         with translated(path):
             self._connection = _open(path, write, vfs)
@@ -36,7 +36,7 @@ class Database:
                 self._connection.set_busy_timeout(_BUSY_MS)
                 for pragma, value in (("mmap_size", 0), ("foreign_keys", 1), ("cache_size", -_CACHE_KIB)):
                     self._connection.pragma(pragma, value)
-                self._connection.create_scalar_function("holds", _holds, 2, deterministic=True)
+                self._connection.create_scalar_function("contains", _contains, 2, deterministic=True)
                 self._prepare(write)
             except BaseException:
                 self._connection.close()
@@ -64,7 +64,7 @@ class Database:
     def state(self) -> tuple[int, int, int]:
         """A value that changes with every commit of any process, and every change or rollback of this connection."""
         version: int = self._connection.pragma("data_version")
-        return version, self._connection.total_changes(), self.n_undone
+        return version, self._connection.total_changes(), self.n_rollbacks
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -82,14 +82,14 @@ class Database:
                 self.step("commit")
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._undo()
+                self._rollback()
                 raise
             finally:
                 self._depth -= 1
         self.step("committed")
 
-    def _undo(self) -> None:
-        self.n_undone += 1
+    def _rollback(self) -> None:
+        self.n_rollbacks += 1
         if self._connection.in_transaction:  # a full disk may have rolled it back already
             self._connection.execute("ROLLBACK")
 
@@ -193,7 +193,7 @@ def _open(path: Path, write: bool, vfs: str | None) -> apsw.Connection:
     return connection
 
 
-def _holds(*values: object) -> bool:
-    """Return whether the first text contains the second, ignoring case."""
-    text, wanted = values
-    return str(wanted).casefold() in str(text or "").casefold()
+def _contains(*values: object) -> bool:
+    """Return True if the first text contains the second, ignoring case."""
+    text, part = values
+    return str(part).casefold() in str(text or "").casefold()

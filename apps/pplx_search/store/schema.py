@@ -1,15 +1,16 @@
 """The tables of an index, and the numbered migrations from older versions.
 
-One SQLite file contains everything: the files and their state, the texts, the chunks and their vectors.
+One SQLite file contains everything: the files and their state, the texts, the chunks and their vectors. The table of
+texts is called `contents`, and columns called `content` are text ids. The null baselines are in `yardsticks`.
 
     collections ─< roots ─< files ─< documents >─ contents ─< blocks          texts, compressed
                                                      │
                                      generations ─< embeddings ─< runs, chunks          vectors
                                           └── words_<generation>                        chunks' words, FTS5
 
-A text is stored once, no matter how many documents contain it, and has one set of vectors per generation. Chunk ids are
-assigned in order and never reused, so the chunks of one text form a few runs of consecutive ids. A run also records its
-rows in the bits file of the generation, and their checksum. Rows of the bits file without a run are dead.
+A text is stored once, no matter how many documents contain it, and has one embedding (set of vectors) per generation.
+Chunk ids are assigned in order and never reused, so the chunks of one text form a few runs of consecutive ids. A run
+also records its slots (rows in the bits file of the generation) and their checksum. Slots without a run are unused.
 """
 
 from collections.abc import Callable, Sequence
@@ -160,17 +161,17 @@ def require_readable(database: apsw.Connection, newest: int = len(MIGRATIONS)) -
     return version
 
 
-def create_words(database: apsw.Connection, generation: int) -> None:
+def create_words(database: apsw.Connection, generation_id: int) -> None:
     """Create the full-text index for the chunks of a generation.
 
     The text is the first column, because FTS5 needs two more bytes per word in any other column.
     """
     database.execute(
-        f"CREATE VIRTUAL TABLE {words_table(generation)} USING"
+        f"CREATE VIRTUAL TABLE {words_table(generation_id)} USING"
         f" fts5(text, heading, content='', contentless_delete=1, tokenize='{TOKENIZER}')"
     )
 
 
-def words_table(generation: int) -> str:
+def words_table(generation_id: int) -> str:
     """Return the table name of the full-text index of a generation."""
-    return f"words_{generation:d}"
+    return f"words_{generation_id:d}"

@@ -1,36 +1,38 @@
-"""An in-memory snapshot of one index state: arrays that map rows of the bits file to chunks and texts.
+"""A snapshot of the serving generation: in-memory arrays that map rows of the bits file to chunks and texts.
 
-It is loaded once per state, so that repeated searches do not read it from the database again.
+The arrays are loaded once per state of the index, so that repeated searches do not load them again.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pplx_search.store.bits import BitsFile, checksum, signs
+from pplx_search.ids import ChunkId, TextId
+from pplx_search.query.kernels import row_bytes, signs
+from pplx_search.query.snapshot import Passing
+from pplx_search.query.types import EVERYTHING, Filter
+from pplx_search.store.bits import BitsFile, checksum
 from pplx_search.store.database import Database
-from pplx_search.store.files import below
-from pplx_search.store.values import EVERYTHING, Filter, Generation
+from pplx_search.store.files import inside
+from pplx_search.store.schema import words_table
+from pplx_search.store.values import Generation
 
 _CACHED_FILTERS = 32
 _REBUILD_ROWS = 4096
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Allowed:
-    """The result of a filter: a flag per text id, and per row of the bits file (None: every row passes)."""
-
-    contents: np.ndarray
-    slots: np.ndarray | None
-    n_slots: int
-
-
 @dataclass(slots=True, eq=False)
-class Snapshot:
-    """The runs of a generation as int64 arrays, in ascending order of chunks and slots, and its rows of sign bits."""
+class GenerationSnapshot:
+    """The state of a generation, as `query.snapshot.Snapshot` describes it.
+
+    A run is a range of consecutive chunk ids of one text with consecutive slots. `first_chunks`, `counts`,
+    `first_slots` and `text_ids` describe the runs, int64, in ascending order of chunks and slots. `rebuilt` is True if
+    the bits file was invalid and the bits were computed from the vectors.
+    """
 
     generation: Generation
     epoch: int
@@ -38,75 +40,117 @@ class Snapshot:
     first_chunks: np.ndarray
     counts: np.ndarray
     first_slots: np.ndarray
-    contents: np.ndarray
+    text_ids: np.ndarray
     bits: np.ndarray
-    n_contents: int
-    mended: bool
-    chunks_with: dict[str, int] = field(default_factory=dict)  # cached number of chunks per word
-    _allowed: "OrderedDict[Filter, Allowed]" = field(default_factory=OrderedDict)
+    max_text_id: int
+    rebuilt: bool
+    _database: Database
+    _counts_of_terms: dict[tuple[str, int], int] = field(default_factory=dict)
+    _passing: "OrderedDict[Filter, Passing]" = field(default_factory=OrderedDict)
 
-    def chunks_at(self, slots: np.ndarray) -> np.ndarray:
-        """Return the chunk ids of used rows of the bits file, int64."""
-        runs = np.searchsorted(self.first_slots, slots, side="right") - 1
-        return self.first_chunks[runs] + slots - self.first_slots[runs]
+    @property
+    def dim(self) -> int:
+        """The dimension of the vectors."""
+        return self.generation.dim
 
     @property
     def n_chunks(self) -> int:
         """The number of chunks."""
         return int(self.counts.sum())
 
-    def spread(self, count: int) -> np.ndarray:
-        """Return the ids of `count` chunks, or all if there are fewer, spread evenly over the index, int64."""
+    def chunks_at(self, slots: np.ndarray) -> np.ndarray:
+        """See `Snapshot`."""
+        runs = np.searchsorted(self.first_slots, slots, side="right") - 1
+        return self.first_chunks[runs] + slots - self.first_slots[runs]
+
+    def slots_of(self, chunk_ids: np.ndarray) -> np.ndarray:
+        """See `Snapshot`."""
+        runs = self._runs_of(chunk_ids)
+        return self.first_slots[runs] + chunk_ids - self.first_chunks[runs]
+
+    def text_ids_of(self, chunk_ids: np.ndarray) -> np.ndarray:
+        """See `Snapshot`."""
+        return self.text_ids[self._runs_of(chunk_ids)]
+
+    def first_chunk(self, text_id: TextId) -> ChunkId | None:
+        """See `Snapshot`."""
+        runs = np.flatnonzero(self.text_ids == text_id)
+        return ChunkId(int(self.first_chunks[runs[0]])) if len(runs) else None
+
+    def sample(self, count: int) -> np.ndarray:
+        """Return the ids of `count` evenly spaced chunks, or of all if there are fewer, int64."""
         ends = np.cumsum(self.counts)
         places = np.unique(np.linspace(0, self.n_chunks - 1, min(count, self.n_chunks)).astype(np.int64))
         runs = np.searchsorted(ends, places, side="right")
         return self.first_chunks[runs] + places - (ends[runs] - self.counts[runs])
 
-    def slots_of(self, chunks: np.ndarray) -> np.ndarray:
-        """Return the rows of the bits file of chunks in this generation, int64."""
-        runs = np.searchsorted(self.first_chunks, chunks, side="right") - 1
-        return self.first_slots[runs] + chunks - self.first_chunks[runs]
+    def codes(self, chunk_ids: np.ndarray) -> np.ndarray:
+        """See `Snapshot`."""
+        order = np.argsort(chunk_ids)  # read neighboring rows of the file together
+        rows = np.empty((len(chunk_ids), self.dim), np.int8)
+        self._database.read_blobs("chunks", "codes", chunk_ids[order].tolist(), rows.data.cast("B"), self.dim)
+        unsorted = np.empty_like(rows)
+        unsorted[order] = rows
+        return unsorted
 
-    def contents_of(self, chunks: np.ndarray) -> np.ndarray:
-        """Return the text ids of chunks, int64; 0 (never a valid id) for chunks that are not in this generation."""
-        if not len(self.first_chunks):
-            return np.zeros(len(chunks), np.int64)
-        runs = np.maximum(np.searchsorted(self.first_chunks, chunks, side="right") - 1, 0)
-        inside = (chunks >= self.first_chunks[runs]) & (chunks < self.first_chunks[runs] + self.counts[runs])
-        return np.where(inside, self.contents[runs], 0)
+    def matches(self, expression: str) -> Iterator[tuple[ChunkId, float]]:
+        """See `Snapshot`."""
+        table = words_table(self.generation.id)
+        sql = f"SELECT rowid, -bm25({table}) AS score FROM {table} WHERE {table} MATCH ? ORDER BY score DESC, rowid"
+        return ((chunk_id, score) for chunk_id, score in self._database.each(sql, (expression,)))
 
-    def allowed(self, database: Database, wanted: Filter) -> Allowed:
-        """Return the texts and rows that pass a filter, cached for the next search."""
-        if wanted not in self._allowed:
-            self._allowed[wanted] = self._look_up(database, wanted)
-            while len(self._allowed) > _CACHED_FILTERS:
-                self._allowed.popitem(last=False)
-        self._allowed.move_to_end(wanted)
-        return self._allowed[wanted]
+    def n_chunks_with(self, term: str, limit: int) -> int:
+        """See `Snapshot`."""
+        if (term, limit) not in self._counts_of_terms:
+            table = words_table(self.generation.id)
+            sql = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {table} MATCH ? LIMIT ?)"
+            self._counts_of_terms[term, limit] = self._database.value(sql, (term, limit))
+        return self._counts_of_terms[term, limit]
 
-    def _look_up(self, database: Database, wanted: Filter) -> Allowed:
+    def texts_named(self, expression: str, limit: int) -> list[TextId]:
+        """See `Snapshot`."""
+        rows = self._database.rows(
+            "SELECT DISTINCT content FROM (SELECT content FROM names JOIN documents ON documents.id = names.rowid"
+            " WHERE names MATCH ? ORDER BY rank, documents.id LIMIT ?)",
+            (expression, limit),
+        )
+        return [text_id for (text_id,) in rows]
+
+    def passing(self, wanted: Filter) -> Passing:
+        """See `Snapshot`. The results of recent filters are kept for the next search."""
+        if wanted not in self._passing:
+            self._passing[wanted] = self._look_up(wanted)
+            while len(self._passing) > _CACHED_FILTERS:
+                self._passing.popitem(last=False)
+        self._passing.move_to_end(wanted)
+        return self._passing[wanted]
+
+    def _runs_of(self, chunk_ids: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.first_chunks, chunk_ids, side="right") - 1
+
+    def _look_up(self, wanted: Filter) -> Passing:
         condition, values = filter_sql(wanted)
-        found = database.rows(
+        rows = self._database.rows(
             "SELECT DISTINCT documents.content FROM documents JOIN files ON files.id = file"
             f" JOIN roots ON roots.id = root WHERE {condition}",
             values,
         )
-        contents = np.zeros(self.n_contents + 1, np.bool_)
-        contents[np.fromiter((row[0] for row in found), np.int64, len(found))] = True
-        runs = contents[self.contents]
+        texts = np.zeros(self.max_text_id + 1, np.bool_)
+        texts[np.fromiter((row[0] for row in rows), np.int64, len(rows))] = True
+        runs = texts[self.text_ids]
         n_slots = int(self.counts[runs].sum())
         if n_slots == self.n_slots:
-            return Allowed(contents, None, n_slots)
+            return Passing(texts, None, n_slots)
         edges = np.zeros(self.n_slots + 1, np.int8)  # +1 at the start of a run, -1 after its end; runs do not overlap
         np.add.at(edges, self.first_slots[runs], 1)
         np.add.at(edges, self.first_slots[runs] + self.counts[runs], -1)
-        return Allowed(contents, np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_), n_slots)
+        return Passing(texts, np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_), n_slots)
 
 
 def load_snapshot(
-    database: Database, generation: Generation, directory: Path, before: Snapshot | None = None
-) -> Snapshot:
-    """Load the current state of a generation. If the bits file is invalid, the bits are rebuilt in memory.
+    database: Database, generation: Generation, directory: Path, before: GenerationSnapshot | None = None
+) -> GenerationSnapshot:
+    """Return the current state of a generation. If the bits file is invalid, the bits are rebuilt in memory.
 
     Rows that the previous snapshot `before` has verified are not verified again, because the rows of an epoch never
     change.
@@ -118,31 +162,29 @@ def load_snapshot(
         (generation.id,),
     )
     table = np.array(runs, np.int64).reshape(len(runs), 5)
-    first_chunks, counts, first_slots, contents, checksums = (np.ascontiguousarray(column) for column in table.T)
-    known = 0
-    if before is not None and not before.mended and (before.generation.id, before.epoch) == (generation.id, epoch):
-        known = before.n_slots
-    fresh = first_slots + counts > known
+    first_chunks, counts, first_slots, text_ids, checksums = (np.ascontiguousarray(column) for column in table.T)
+    n_verified = 0
+    if before is not None and not before.rebuilt and (before.generation.id, before.epoch) == (generation.id, epoch):
+        n_verified = before.n_slots
+    new = first_slots + counts > n_verified
     file = BitsFile(directory, generation.id, epoch, generation.dim)
-    bits = sound_bits(file, n_slots, first_slots[fresh], counts[fresh], checksums[fresh])
-    mended = bits is None
-    if bits is None:
-        bits = made_bits(database, generation, n_slots)
-    return Snapshot(
+    bits = verified_bits(file, n_slots, first_slots[new], counts[new], checksums[new])
+    return GenerationSnapshot(
         generation=generation,
         epoch=epoch,
         n_slots=n_slots,
         first_chunks=first_chunks,
         counts=counts,
         first_slots=first_slots,
-        contents=contents,
-        bits=bits,
-        n_contents=database.value("SELECT coalesce(max(id), 0) FROM contents"),
-        mended=mended,
+        text_ids=text_ids,
+        bits=rebuilt_bits(database, generation, n_slots) if bits is None else bits,
+        max_text_id=database.value("SELECT coalesce(max(id), 0) FROM contents"),
+        rebuilt=bits is None,
+        _database=database,
     )
 
 
-def sound_bits(
+def verified_bits(
     file: BitsFile, n_slots: int, slots: np.ndarray, counts: np.ndarray, checksums: np.ndarray
 ) -> np.ndarray | None:
     """Return the memory-mapped rows of a bits file, or None if the checksum of any run does not match."""
@@ -155,9 +197,9 @@ def sound_bits(
     return bits
 
 
-def made_bits(database: Database, generation: Generation, n_slots: int) -> np.ndarray:
-    """Build the bits of a generation from its vectors, in memory. Rows without a run are zero."""
-    bits = np.zeros((n_slots, signs(np.zeros((1, generation.dim), np.int8)).shape[1]), np.uint8)
+def rebuilt_bits(database: Database, generation: Generation, n_slots: int) -> np.ndarray:
+    """Return the bits of a generation, computed from its vectors, uint8 `[n_slots, W]`. Rows without a run are zero."""
+    bits = np.zeros((n_slots, row_bytes(generation.dim)), np.uint8)
     rows = database.each(
         "SELECT slot + chunks.id - first_chunk, codes FROM runs JOIN embeddings ON embeddings.id = runs.embedding"
         " JOIN chunks ON chunks.id BETWEEN first_chunk AND first_chunk + runs.n_chunks - 1 WHERE generation = ?",
@@ -182,7 +224,7 @@ def filter_sql(wanted: Filter) -> tuple[str, list[Any]]:
         each = "files.path = ? OR (files.path >= ? AND files.path < ?)"
         parts.append(f"({' OR '.join([each] * len(wanted.folders))})")
         for folder in wanted.folders:
-            values += [folder.rstrip(b"/") or b"/", *below(folder)]
+            values += [folder.rstrip(b"/") or b"/", *inside(folder)]
     if wanted.kinds:
         parts.append(f"documents.kind IN ({', '.join('?' * len(wanted.kinds))})")
         values += wanted.kinds
@@ -193,6 +235,6 @@ def filter_sql(wanted: Filter) -> tuple[str, list[Any]]:
             values.append(bound)
     for column, text in (("author", wanted.author), ("recipient", wanted.recipient)):
         if text:
-            parts.append(f"holds(documents.{column}, ?)")
+            parts.append(f"contains(documents.{column}, ?)")
             values.append(text)
     return " AND ".join(parts), values

@@ -2,37 +2,35 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from pplx_search.documents import Piece
-from pplx_search.store import sweeping
-from pplx_search.store.checking import check
+from pplx_search.ids import DocumentId, TextId
+from pplx_search.query.evidence import evidence_of
+from pplx_search.query.kernels import open_kernel
+from pplx_search.query.ranking import rank
+from pplx_search.query.scanner import Scanner
+from pplx_search.query.types import EVERYTHING, Answer, Evidence, Filter, Hit, Query
+from pplx_search.store import compaction, integrity
 from pplx_search.store.database import DATABASE_FILE, Database, Step
 from pplx_search.store.errors import translated
 from pplx_search.store.files import Files
-from pplx_search.store.kernel import Kernel, open_kernel
-from pplx_search.store.locking import WriterLock
+from pplx_search.store.hits import read_hits
+from pplx_search.store.listing import read_chunks, read_document, read_documents, read_lines, read_passage
 from pplx_search.store.roots import Collections
-from pplx_search.store.searching import Searcher
-from pplx_search.store.status import read_chunks, read_document, read_documents, read_lines, read_pending, read_status
-from pplx_search.store.sweeping import Swept
+from pplx_search.store.snapshot import GenerationSnapshot, load_snapshot
+from pplx_search.store.status import read_pending, read_status
 from pplx_search.store.texts import Texts
-from pplx_search.store.values import (
-    EVERYTHING,
-    Evidence,
-    Filter,
-    Hit,
-    Passage,
-    Query,
-    Status,
-    StoredChunk,
-    StoredDocument,
-)
+from pplx_search.store.values import Compaction, Passage, Status, StoredChunk, StoredDocument
 from pplx_search.store.vectors import Vectors
+from pplx_search.store.writer_lock import WriterLock
 
 _MAX_THREADS = 4
+_NO_EVIDENCE = Evidence(cosine_z=None, bm25_share=0.0, exact=False)
 
 
 class Store:
@@ -40,11 +38,11 @@ class Store:
 
     `collections`, `files` and `vectors` modify the index and require `write=True`; only one process can write at a
     time. Each of their calls is a transaction, unless it is inside an open one: `with store.transaction(): …`. Reading
-    is always possible, also from other processes, and each call sees a consistent state. A store must be used by one
+    is always possible, also from other processes, and each call reads one consistent state. A store must be used by one
     thread at a time; calls such as `search` and `text` take a lock.
     """
 
-    def __init__(self, directory: Path, database: Database, lock: WriterLock | None, kernel: Kernel, threads: int):
+    def __init__(self, directory: Path, database: Database, lock: WriterLock | None, scanner: Scanner):
         self.directory = directory
         self._database, self._lock = database, lock
         self._guard = threading.RLock()
@@ -52,7 +50,9 @@ class Store:
         self.collections = Collections(database)
         self.vectors = Vectors(database, directory, self._texts)
         self.files = Files(database, self._texts)
-        self._searcher = Searcher(database, directory, self.vectors, kernel, threads)
+        self._scanner = scanner
+        self._cached_snapshot: GenerationSnapshot | None = None
+        self._cached_state: tuple[int, int, int] | None = None
         self.transaction = database.transaction
 
     @classmethod
@@ -68,7 +68,7 @@ class Store:
     ) -> "Store":
         """Open the index in a directory, creating it if `write` is True.
 
-        `kernel` selects the search kernel (see `kernel.KERNELS`), and `threads` how many threads scan a large index.
+        `kernel` selects the search kernel (see `kernels.KERNELS`), and `threads` how many threads scan a large index.
         `on_step` is called with the name of each write step, and `vfs` names an SQLite virtual file system.
 
         Raises StoreBusy if another process is writing, StoreDamaged if the file is not an index or comes from a newer
@@ -76,7 +76,7 @@ class Store:
         """
         directory = Path(directory)
         path = directory / DATABASE_FILE
-        opened_kernel = open_kernel(kernel)
+        scanner = Scanner(open_kernel(kernel), threads or min(_MAX_THREADS, os.cpu_count() or 1))
         lock = None
         if write:
             with translated(directory):
@@ -85,10 +85,10 @@ class Store:
         try:
             database = Database(path, write=write, on_step=on_step, vfs=vfs)
             try:
-                store = cls(directory, database, lock, opened_kernel, threads or min(_MAX_THREADS, os.cpu_count() or 1))
+                store = cls(directory, database, lock, scanner)
                 if write:
-                    sweeping.mend(database, directory)
-                    sweeping.tidy(database, directory)
+                    compaction.repair_bits(database, directory)
+                    compaction.remove_old_bits(database, directory)
             except BaseException:
                 database.close()
                 raise
@@ -115,25 +115,56 @@ class Store:
                 if self._lock is not None:
                     self._lock.release()
 
+    def answer(self, query: Query) -> Answer:
+        """Return the best chunks for a query, best first, with their texts and the evidence that they answer it.
+
+        Raises InputError if the query vector has the wrong dimension.
+        """
+        with self._guard, self._database.reading():
+            snapshot = self._snapshot()
+            if snapshot is None:
+                return Answer(hits=[], texts=[], evidence=_NO_EVIDENCE, model=None, null_baseline=None)
+            ranked = rank(query, snapshot, self._scanner)
+            hits = read_hits(self._database, ranked, query.filter)
+            return Answer(
+                hits=hits,
+                texts=[self._texts.read(hit.text_id, hit.start, hit.stop) for hit in hits],
+                evidence=evidence_of(query, ranked, snapshot, self._scanner.kernel),
+                model=snapshot.generation.settings.get("model"),
+                null_baseline=self.vectors.null_baseline(snapshot.generation),
+            )
+
     def search(self, query: Query) -> list[Hit]:
-        """Return the best chunks for a query, best first."""
-        with self._guard:
-            return self._searcher.search(query)
+        """Return only the hits of an answer, which is faster."""
+        with self._guard, self._database.reading():
+            snapshot = self._snapshot()
+            if snapshot is None:
+                return []
+            return read_hits(self._database, rank(query, snapshot, self._scanner), query.filter)
 
-    def evidence(self, query: Query, hits: Sequence[Hit]) -> Evidence:
-        """Return the evidence that the answer to a query is among its hits."""
-        with self._guard:
-            return self._searcher.evidence(query, hits)
+    def evidence_elsewhere(self, query: Query, text_id: TextId) -> Evidence | None:
+        """Return the evidence among the best chunks that are not part of a text, or None if all of them are."""
+        with self._guard, self._database.reading():
+            snapshot = self._snapshot()
+            if snapshot is None:
+                return None
+            ranked = rank(query, snapshot, self._scanner)
+            of_other_texts = snapshot.text_ids_of(np.array([chunk.chunk_id for chunk in ranked], np.int64)) != text_id
+            others = [chunk for chunk, is_other in zip(ranked, of_other_texts, strict=True) if is_other]
+            return evidence_of(query, others, snapshot, self._scanner.kernel) if others else None
 
-    def spread(self, count: int) -> list[Passage]:
-        """Return `count` passages, or all if there are fewer, spread evenly over the index."""
-        with self._guard:
-            return self._searcher.spread(count)
+    def sample_passages(self, count: int) -> list[Passage]:
+        """Return `count` evenly spaced passages of the index, or all if there are fewer."""
+        with self._guard, self._database.reading():
+            snapshot = self._snapshot()
+            chunk_ids = [] if snapshot is None else snapshot.sample(count).tolist()
+            return [read_passage(self._database, self._texts, chunk_id) for chunk_id in chunk_ids]
 
     def n_chunks(self) -> int:
         """Return the number of chunks that an unfiltered search covers."""
-        with self._guard:
-            return self._searcher.n_chunks()
+        with self._guard, self._database.reading():
+            snapshot = self._snapshot()
+            return 0 if snapshot is None else snapshot.n_chunks
 
     def n_pending(self) -> int:
         """Return the number of files that are known to be new or changed but not indexed yet. Cheaper than `status`."""
@@ -142,56 +173,65 @@ class Store:
 
     def text(self, hit: Hit, around: int = 0) -> str:
         """Return the text of a hit, with `around` characters of context on each side."""
-        return self.read(hit.content, hit.start - around, hit.stop + around)
+        return self.read(hit.text_id, hit.start - around, hit.stop + around)
 
-    def read(self, content: int, start: int = 0, stop: int | None = None) -> str:
+    def read(self, text_id: TextId, start: int = 0, stop: int | None = None) -> str:
         """Return the slice `[start, stop)` of a text. Raises InputError if it is no longer in the index."""
         with self._guard, self._database.reading():
-            return self._texts.read(content, start, stop)
+            return self._texts.read(text_id, start, stop)
 
-    def lines(self, content: int, first: int, count: int) -> str:
+    def lines(self, text_id: TextId, first: int, count: int) -> str:
         """Return up to `count` lines of a text from line `first` (1-based) on, including line endings."""
         with self._guard, self._database.reading():
-            return read_lines(self._database, self._texts, content, first, count)
+            return read_lines(self._database, self._texts, text_id, first, count)
 
-    def pieces(self, content: int) -> Iterator[Piece]:
-        """Yield a whole text with its pages, as needed to embed it again. Iterate in a single thread."""
-        return self._texts.pieces(content)
+    def pieces(self, text_id: TextId) -> Iterator[Piece]:
+        """Yield a whole text in pieces, each on a single page. Iterate in a single thread."""
+        return self._texts.pieces(text_id)
 
-    def text_format(self, content: int) -> str:
+    def markup(self, text_id: TextId) -> str:
         """Return the markup of a text, which determines its headings: `markdown`, `text` or `code`."""
         with self._guard:
-            return self._database.value("SELECT text_format FROM contents WHERE id = ?", (content,))
+            return self._database.value("SELECT text_format FROM contents WHERE id = ?", (text_id,))
 
-    def document(self, document: int) -> StoredDocument:
+    def document(self, document_id: DocumentId) -> StoredDocument:
         """Return a document by id. Raises InputError if it is no longer in the index."""
         with self._guard, self._database.reading():
-            return read_document(self._database, self.vectors, document)
+            return read_document(self._database, self.vectors, document_id)
 
     def documents(self, wanted: Filter = EVERYTHING) -> Iterator[StoredDocument]:
         """Yield the documents that match a filter, in the order they were added."""
         return read_documents(self._database, self.vectors, wanted)
 
-    def chunks(self, content: int) -> Iterator[StoredChunk]:
+    def chunks(self, text_id: TextId) -> Iterator[StoredChunk]:
         """Yield the chunks of a text with their vectors in the serving generation, in order."""
-        return read_chunks(self._database, content)
+        return read_chunks(self._database, text_id)
 
     def status(self) -> Status:
         """Return how much is indexed, and the size of the index."""
         with self._guard, self._database.reading():
-            snapshot = self._searcher.snapshot()
-            mended = snapshot is not None and snapshot.mended
-            return read_status(self._database, self.directory, self.vectors, self._searcher.kernel.name, mended)
+            snapshot = self._snapshot()
+            rebuilt = snapshot is not None and snapshot.rebuilt
+            return read_status(self._database, self.directory, self.vectors, self._scanner.kernel.name, rebuilt)
 
     def check(self) -> list[str]:
         """Check every invariant of the index and return the violations as messages. Reads the whole index once."""
         with self._guard:
-            return check(self._database, self.directory)
+            return integrity.problems(self._database, self.directory)
 
-    def compact(self) -> Swept:
+    def compact(self) -> Compaction:
         """Delete unreferenced texts and retired generations, and return the space to the file system.
 
         Each step is its own transaction: searches continue meanwhile, and an interrupted call is continued by the next.
         """
         with self._guard:
-            return sweeping.sweep(self._database, self.directory)
+            return compaction.compact(self._database, self.directory)
+
+    def _snapshot(self) -> GenerationSnapshot | None:
+        """Return the state of the serving generation in this transaction, or None in an index without vectors."""
+        state = self._database.state
+        if state != self._cached_state:
+            generation, before = self.vectors.serving, self._cached_snapshot
+            self._cached_snapshot = generation and load_snapshot(self._database, generation, self.directory, before)
+            self._cached_state = state
+        return self._cached_snapshot

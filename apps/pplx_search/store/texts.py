@@ -1,4 +1,4 @@
-"""Texts, compressed in blocks of equal length, so that a passage can be read without the rest."""
+"""Texts, compressed in blocks of equal length, so that a passage can be read without the rest of its text."""
 
 import bz2
 import json
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from pplx_edge.errors import InputError
 from pplx_search.documents import Piece
+from pplx_search.ids import TextId
 from pplx_search.store.database import Database
 
 BLOCK_CHARS = 65_536
@@ -23,53 +24,55 @@ class Texts:
 
     def __init__(self, database: Database):
         self._database = database
-        self._cache: OrderedDict[tuple[int, int], str] = OrderedDict()
-        self._cached_at = database.n_undone
+        self._cache: OrderedDict[tuple[TextId, int], str] = OrderedDict()
+        self._n_rollbacks = database.n_rollbacks
 
-    def add(self, digest: bytes, text_format: str, pieces: Iterable[Piece]) -> int:
-        """Store a text and return its id. It is written block by block, and visible once the transaction commits."""
-        content = self._database.insert(
-            "INSERT INTO contents(digest, text_format, n_chars) VALUES (?, ?, 0)", (digest, text_format)
+    def add(self, digest: bytes, markup: str, pieces: Iterable[Piece]) -> TextId:
+        """Store a text, block by block, and return its id."""
+        text_id = TextId(
+            self._database.insert(
+                "INSERT INTO contents(digest, text_format, n_chars) VALUES (?, ?, 0)", (digest, markup)
+            )
         )
         pages: list[tuple[int, int | None]] = []
         n_chars = 0
         for number, block in enumerate(_blocks(_counted(pieces, pages))):
-            values = (content, number, packed(block))
+            values = (text_id, number, packed(block))
             self._database.run("INSERT INTO blocks(content, number, data) VALUES (?, ?, ?)", values)
             n_chars += len(block)
-        told = packed(json.dumps(pages)) if pages and pages != [(0, None)] else None
-        self._database.run("UPDATE contents SET n_chars = ?, pages = ? WHERE id = ?", (n_chars, told, content))
-        return content
+        page_blob = packed(json.dumps(pages)) if pages and pages != [(0, None)] else None
+        self._database.run("UPDATE contents SET n_chars = ?, pages = ? WHERE id = ?", (n_chars, page_blob, text_id))
+        return text_id
 
-    def read(self, content: int, start: int = 0, stop: int | None = None) -> str:
-        """Return the slice `[start, stop)` of a text, clipped to its length."""
-        n_chars = self._database.value("SELECT n_chars FROM contents WHERE id = ?", (content,))
+    def read(self, text_id: TextId, start: int = 0, stop: int | None = None) -> str:
+        """Return the slice `[start, stop)` of a text, clipped to its length. Raises InputError if it does not exist."""
+        n_chars = self._database.value("SELECT n_chars FROM contents WHERE id = ?", (text_id,))
         if n_chars is None:
-            raise InputError(f"text {content} is no longer in the index; search again")
+            raise _missing(text_id)
         begin, end = max(0, start), n_chars if stop is None else min(stop, n_chars)
         if end <= begin:
             return ""
         first, last = begin // BLOCK_CHARS, (end - 1) // BLOCK_CHARS
-        text = "".join(self._block(content, number) for number in range(first, last + 1))
+        text = "".join(self._block(text_id, number) for number in range(first, last + 1))
         return text[begin - first * BLOCK_CHARS : end - first * BLOCK_CHARS]
 
-    def pieces(self, content: int) -> Iterator[Piece]:
-        """Yield a whole text in pieces, each on a single page, for embedding it again."""
-        row = self._database.row("SELECT n_chars, pages FROM contents WHERE id = ?", (content,))
+    def pieces(self, text_id: TextId) -> Iterator[Piece]:
+        """Yield a whole text in pieces, each on a single page. Raises InputError if it does not exist."""
+        row = self._database.row("SELECT n_chars, pages FROM contents WHERE id = ?", (text_id,))
         if row is None:
-            raise InputError(f"text {content} is no longer in the index; search again")
-        n_chars, told = row
-        pages = json.loads(unpacked(told)) if told else [(0, None)]
+            raise _missing(text_id)
+        n_chars, page_blob = row
+        pages = json.loads(unpacked(page_blob)) if page_blob else [(0, None)]
         edges = [*(start for start, _ in pages), n_chars]
         for (start, page), stop in zip(pages, edges[1:], strict=True):
             for position in range(start, stop, BLOCK_CHARS):
-                yield Piece(self.read(content, position, min(stop, position + BLOCK_CHARS)), page)
+                yield Piece(self.read(text_id, position, min(stop, position + BLOCK_CHARS)), page)
 
-    def _block(self, content: int, number: int) -> str:
-        if self._cached_at != self._database.n_undone:  # ids from a rolled-back transaction are reused
+    def _block(self, text_id: TextId, number: int) -> str:
+        if self._n_rollbacks != self._database.n_rollbacks:  # ids from a rolled-back transaction are reused
             self._cache.clear()
-            self._cached_at = self._database.n_undone
-        key = (content, number)
+            self._n_rollbacks = self._database.n_rollbacks
+        key = (text_id, number)
         if key not in self._cache:
             data = self._database.value("SELECT data FROM blocks WHERE content = ? AND number = ?", key)
             self._cache[key] = unpacked(data)
@@ -77,6 +80,10 @@ class Texts:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
         return self._cache[key]
+
+
+def _missing(text_id: TextId) -> InputError:
+    return InputError(f"text {text_id} is no longer in the index; search again")
 
 
 def packed(text: str) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_edge.errors import InputError
+from pplx_search.ids import ChunkId, DocumentId, EmbeddingId, FileId, TextId
 
 
 class FileState(StrEnum):
@@ -51,10 +51,10 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ScannedFile:
     """A file in a scan: its id, its state, the number of failed attempts, and the reason code if failed or skipped."""
 
-    file: int
+    file_id: FileId
     state: FileState
     attempts: int = 0
     code: str = ""
@@ -90,139 +90,55 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """Embedding progress of a text: chunks committed, and the position to resume from (None: the start)."""
+class EmbeddingProgress:
+    """The number of committed chunks of a text, and the position to resume embedding from (None: the start).
 
-    embedding: int
-    content: int
+    An embedding is the set of a text's vectors in one generation.
+    """
+
+    embedding_id: EmbeddingId
+    text_id: TextId
     n_chunks: int
     position: str | None
     complete: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
+class StagedDocument:
     """A staged document: its id, the id of its text, and whether the text was already stored."""
 
-    document: int
-    content: int
+    document_id: DocumentId
+    text_id: TextId
     known: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """Limits a search to some documents; empty or None fields do not filter.
-
-    `folders` are absolute paths, which match the path itself and everything below it. `since` (inclusive) and `until`
-    (exclusive) are seconds since 1970, compared with the date of the document, or of the file if the document has
-    none. `author` and `recipient` match any part of the field, ignoring case.
-    """
-
-    collections: tuple[str, ...] = ()
-    folders: tuple[bytes, ...] = ()
-    kinds: tuple[str, ...] = ()
-    since: float | None = None
-    until: float | None = None
-    author: str = ""
-    recipient: str = ""
-
-
-EVERYTHING = Filter()
-MAX_DEPTH = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Query:
-    """A query: its int8 vector `[D]`, its words, or both, for the `k` best hits that pass the filter.
-
-    `depth` is the maximum number of chunks that are scored exactly after the scan of the sign bits.
-    """
-
-    codes: np.ndarray | None = None
-    words: str = ""
-    k: int = 10
-    filter: Filter = EVERYTHING
-    depth: int = MAX_DEPTH
-
-    def __post_init__(self) -> None:
-        if self.k < 1 or self.depth < 1:
-            raise InputError(f"k {self.k} and depth {self.depth} must be at least 1")
-        if self.codes is not None and (self.codes.dtype != np.int8 or self.codes.ndim != 1):
-            raise InputError(f"a query vector must be int8 [D], got {self.codes.dtype} {list(self.codes.shape)}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hit:
-    """A search result: a chunk, which is `[start, stop)` of its document's text, with its scores.
-
-    Hits are sorted by `score` (see `fusing`). `cosine` is exact (None without a query vector); higher `bm25` is better
-    (None if no word matched). `ranks` maps each ranking that includes the chunk (`dense`, `words`, `phrase`, `name`) to
-    its 1-based rank. `copies` counts other documents with the same text.
-    """
-
-    chunk: int
-    document: int
-    content: int
-    path: bytes
-    part: str
-    title: str
-    kind: str
-    start: int
-    stop: int
-    line: int
-    page: int | None
-    heading: tuple[str, ...]
-    score: float
-    cosine: float | None
-    bm25: float | None
-    ranks: Mapping[str, int]
-    copies: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A chunk as the slice `[start, stop)` of its text."""
+    """The text of a chunk, and the text that it is part of."""
 
-    content: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """Evidence that the answer is among the first hits (see `evidence`).
-
-    `prominence` is the z-score of the best hit's similarity to the query within the index (None without a query
-    vector). `share_of_words` is the best hit's BM25 as a share of its upper bound. `exact` is True if a hit contains
-    the query word for word, or matches it by name.
-    """
-
-    prominence: float | None
-    share_of_words: float
-    exact: bool
+    text_id: TextId
+    text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Yardstick:
-    """The null baseline: means and standard deviations of the evidence for unanswerable questions.
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """The number of texts, generations and unused slots that were deleted, and the size of the database in bytes."""
 
-    The questions are sentences of the index itself, searched in every document except the one each came from.
-    `n_chunks` is the size of the index when it was measured, and `n_sentences` the number of sentences.
-    """
-
-    n_chunks: int
-    n_sentences: int
-    prominence: float
-    prominence_spread: float
-    share_of_words: float
-    share_of_words_spread: float
+    texts: int
+    generations: int
+    slots: int
+    bytes_before: int
+    bytes_after: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDocument:
-    """A document for display: its location, kind and length."""
+    """A document for display: its location, kind and length.
 
-    id: int
+    `complete` is True if its text has all its vectors in the serving generation, and `n_chunks` counts them.
+    """
+
+    id: DocumentId
     path: bytes
     part: str
     collection: str
@@ -231,7 +147,7 @@ class StoredDocument:
     date: float | None
     metadata: Mapping[str, str]
     remarks: tuple[str, ...]
-    content: int
+    text_id: TextId
     n_chars: int
     n_chunks: int
     complete: bool
@@ -239,9 +155,9 @@ class StoredDocument:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredChunk:
-    """A chunk of a text with its vector, int8 `[D]`."""
+    """A chunk, which is the slice `[start, stop)` of its text, with its vector, int8 `[D]`."""
 
-    id: int
+    id: ChunkId
     index: int
     start: int
     stop: int
@@ -268,7 +184,7 @@ class FileReport:
 class Status:
     """What an index contains: files by state, skipped and failed files by reason code, and sizes.
 
-    Of `n_contents` texts, `n_embedded` have all their vectors in the serving generation, and `n_rebuilt` in the
+    Of `n_texts` distinct texts, `n_embedded` have all their vectors in the serving generation, and `n_rebuilt` in the
     generation that is being built, if any.
     """
 
@@ -280,7 +196,7 @@ class Status:
     n_documents: int
     n_chunks: int
     n_chars: int
-    n_contents: int
+    n_texts: int
     n_embedded: int
     n_rebuilt: int | None
     serving: Generation | None

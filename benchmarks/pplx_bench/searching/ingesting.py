@@ -122,13 +122,13 @@ def _index(
 def _alone(store: Store, model: Embedder, session: TimedSession, options: StreamOptions) -> dict[str, Any]:
     """The texts of an index through `encode_streams`, those of a format together."""
     texts: dict[str, list[list[tuple[str, int | None]]]] = {}
-    for content in {document.content for document in store.documents()}:
-        pieces = [(piece.text, piece.page) for piece in store.pieces(content)]
-        texts.setdefault(store.text_format(content), []).append(pieces)
+    for text_id in {document.text_id for document in store.documents()}:
+        pieces = [(piece.text, piece.page) for piece in store.pieces(text_id)]
+        texts.setdefault(store.markup(text_id), []).append(pieces)
     before, computed = session.n_tokens, session.seconds
     started = time.perf_counter()
-    for text_format, sources in texts.items():
-        for _ in model.encode_streams(sources, options=replace(options, markup=text_format)):  # type: ignore[arg-type]
+    for markup, sources in texts.items():
+        for _ in model.encode_streams(sources, options=replace(options, markup=markup)):  # type: ignore[arg-type]
             pass
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "tokens": session.n_tokens - before, "computed": session.seconds - computed}

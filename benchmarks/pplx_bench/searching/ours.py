@@ -14,9 +14,10 @@ from pplx_bench.searching.made_up import CHUNKS_PER_DOCUMENT, Chunks
 from pplx_bench.workdir import directory_bytes
 from pplx_edge import ChunkVector
 from pplx_search.documents import Document, Piece
+from pplx_search.query.kernels import cosines, open_kernel
+from pplx_search.query.scanner import Scanner
 from pplx_search.settings import fingerprint_of
-from pplx_search.store import FileFacts, Filter, Query, Store, content_digest
-from pplx_search.store.kernel import Scanner, cosines, open_kernel
+from pplx_search.store import FileFacts, Filter, Query, Store, text_digest
 
 K = 10
 _DOCUMENTS_A_COMMIT = 200
@@ -62,14 +63,14 @@ def build(
                     text, ends = chunks.text(number)
                     document = Document(kind="text", pieces=(Piece(text),))
                     seen = scan.see(about)
-                    store.files.begin(seen.file)
-                    staged = store.files.stage(seen.file, document, content_digest(document))
-                    embedding = store.vectors.begin(staged.content, generation).embedding
+                    store.files.begin(seen.file_id)
+                    staged = store.files.stage(seen.file_id, document, text_digest(document))
+                    embedding = store.vectors.begin(staged.text_id, generation).embedding_id
                     start = number * CHUNKS_PER_DOCUMENT
                     rows = vectors[start : start + CHUNKS_PER_DOCUMENT]
                     store.vectors.append(embedding, list(_chunk_vectors(rows, ends)))
                     store.vectors.complete(embedding)
-                    store.files.finish(seen.file, about, number.to_bytes(32, "little"))
+                    store.files.finish(seen.file_id, about, number.to_bytes(32, "little"))
         seconds = time.perf_counter() - started
         compacting = time.perf_counter()
         store.compact()
@@ -95,14 +96,14 @@ def measure_index(
         yield {"what": "open and first query", "seconds": [time.perf_counter() - started]}
 
         def dense(index: int) -> list[int]:
-            return [hit.chunk - 1 for hit in store.search(Query(codes=asked.codes[index], k=K))]
+            return [hit.chunk_id - 1 for hit in store.search(Query(codes=asked.codes[index], k=K))]
 
         def words(index: int) -> list[int]:
-            return [hit.chunk - 1 for hit in store.search(Query(words=asked.words[index], k=K))]
+            return [hit.chunk_id - 1 for hit in store.search(Query(words=asked.words[index], k=K))]
 
         def both(index: int) -> list[int]:
             query = Query(codes=asked.codes[index], words=asked.words[index], k=K)
-            return [hit.chunk - 1 for hit in store.search(query)]
+            return [hit.chunk_id - 1 for hit in store.search(query)]
 
         yield {"what": "dense"} | timed(dense, asked, asked.nearest)
         yield {"what": "words"} | timed(words, asked)
@@ -137,7 +138,7 @@ def _filtered(store: Store, asked: Questions, vectors: np.ndarray, share: float)
     first = time.perf_counter() - started
 
     def ask(index: int) -> list[int]:
-        return [hit.chunk - 1 for hit in store.search(Query(codes=asked.codes[index], k=K, filter=wanted))]
+        return [hit.chunk_id - 1 for hit in store.search(Query(codes=asked.codes[index], k=K, filter=wanted))]
 
     yield {"what": f"dense, {share:.1%} of documents", "first_seconds": first} | timed(ask, asked, nearest)
 

@@ -33,14 +33,14 @@ class Passages:
 
         Of equal shares, whole passages as a rule, those first that come first in the text.
         """
-        if hit.chunk not in self._shown:
+        if hit.chunk_id not in self._shown:
             shares = []
-            for start, stop, place in self.spans.get(hit.content, ()):
+            for start, stop, place in self.spans.get(hit.text_id, ()):
                 inside = min(stop, hit.stop) - max(start, hit.start)
                 if inside > 0:
                     shares.append((-inside / (stop - start), start, place))
-            self._shown[hit.chunk] = [place for *_, place in sorted(shares)]
-        return self._shown[hit.chunk]
+            self._shown[hit.chunk_id] = [place for *_, place in sorted(shares)]
+        return self._shown[hit.chunk_id]
 
     def ranking(self, hits: Iterable[Hit]) -> list[int]:
         """Passages in the order in which a reader of the hits meets them."""
@@ -49,7 +49,7 @@ class Passages:
 
 def find_passages(store: Store, task: RetrievalTask, files: Sequence[WrittenFile]) -> Passages:
     """Looks for every passage in the text of the file that it was written into."""
-    contents = {document.path: document.content for document in store.documents()}
+    contents = {document.path: document.text_id for document in store.documents()}
     spans: dict[int, list[Span]] = {}
     texts: dict[int, set[int]] = {}
     located: set[int] = set()
@@ -70,7 +70,7 @@ def find_passages(store: Store, task: RetrievalTask, files: Sequence[WrittenFile
 def chunk_bounds(store: Store) -> Bounds:
     """`[start, stop)` of the chunks of each file, by its path."""
     return {
-        document.path: [(chunk.start, chunk.stop) for chunk in store.chunks(document.content)]
+        document.path: [(chunk.start, chunk.stop) for chunk in store.chunks(document.text_id)]
         for document in store.documents()
     }
 

@@ -13,9 +13,9 @@ from pplx_bench.searching.ours import build
 from pplx_edge import ChunkVector, Embedder
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_search.documents import Document, Piece
-from pplx_search.relevance import measure_yardstick
+from pplx_search.null_baseline import measure_null_baseline
 from pplx_search.settings import fingerprint_of, options_for, settings_of
-from pplx_search.store import FileFacts, Generation, Scan, Store, content_digest
+from pplx_search.store import FileFacts, Generation, Scan, Store, text_digest
 
 _FILES_A_COMMIT = 1000
 
@@ -44,22 +44,22 @@ def index_of_chunks(n_chunks: int, home: Path, model: Embedder, threads: int) ->
     with Store.open(home, write=True, threads=threads) as store:
         serving = store.vectors.serving
         assert serving is not None  # it was just made
-        measure_yardstick(store, model, serving)  # as indexing does at its end
+        measure_null_baseline(store, model, serving)  # as indexing does at its end
     return chunks.questions(10)
 
 
 def _index_file(store: Store, scan: Scan, generation: Generation, path: Path, codes: np.ndarray) -> None:
     content = path.read_bytes()
     facts = FileFacts.of(os.fsencode(path), os.stat(path))
-    file = scan.see(facts).file
-    store.files.begin(file)
+    file_id = scan.see(facts).file_id
+    store.files.begin(file_id)
     text = content.decode()
-    document = Document(kind="text", pieces=(Piece(text),), text_format="text")
-    staged = store.files.stage(file, document, content_digest(document))
-    embedding = store.vectors.begin(staged.content, generation).embedding
+    document = Document(kind="text", pieces=(Piece(text),), markup="text")
+    staged = store.files.stage(file_id, document, text_digest(document))
+    embedding = store.vectors.begin(staged.text_id, generation).embedding_id
     vector = ChunkVector(
         index=0, start=0, stop=len(text), codes=codes, line=1, page=None, heading=(), tokens=1, position=""
     )
     store.vectors.append(embedding, [vector])
     store.vectors.complete(embedding)
-    store.files.finish(file, facts, hashlib.sha256(content).digest())
+    store.files.finish(file_id, facts, hashlib.sha256(content).digest())

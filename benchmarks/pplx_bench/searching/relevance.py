@@ -32,10 +32,11 @@ from pplx_edge.errors import InputError, MissingExtra
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_search.documents import Document, Piece
 from pplx_search.embedding import TextEmbedder
-from pplx_search.relevance import FEATURES, Calibration, features, measure_yardstick
+from pplx_search.null_baseline import measure_null_baseline
+from pplx_search.query.evidence import FIRST_HITS
+from pplx_search.query.relevance import FEATURES, Calibration, features
 from pplx_search.settings import fingerprint_of, options_for, settings_of
-from pplx_search.store import FileFacts, Query, Store, content_digest
-from pplx_search.store.evidence import FIRST_HITS
+from pplx_search.store import FileFacts, Query, Store, text_digest
 
 TASKS = (
     *("squad-dev", "squad-context", "tydi-en-dev", "scitldr", "sealtools-ood", "tydi-sw-dev", "tydi-ko-dev"),
@@ -141,8 +142,8 @@ def weights_of(asked: Sequence[Asked]) -> np.ndarray:
 
 def chances_of(asked: Sequence[Asked], coefficients: Sequence[float], intercept: float) -> np.ndarray:
     """The chance of each."""
-    leanings = np.array([each.features for each in asked]) @ np.array(coefficients) + intercept
-    return 1 / (1 + np.exp(-leanings))
+    logits = np.array([each.features for each in asked]) @ np.array(coefficients) + intercept
+    return 1 / (1 + np.exp(-logits))
 
 
 def error_of(asked: Sequence[Asked], coefficients: Sequence[float], intercept: float, least: float) -> Figures:
@@ -203,17 +204,16 @@ def _ask(
         _index(store, inside, model, args.model)
         serving = store.vectors.serving
         assert serving is not None
-        measure_yardstick(store, model, serving)
-        yardstick = store.vectors.yardstick(serving)
-        if yardstick is None:
-            raise InputError(f"{name}: too few documents for a yardstick; name larger tasks with --calibrated-on")
+        measure_null_baseline(store, model, serving)
+        baseline = store.vectors.null_baseline(serving)
+        if baseline is None:
+            raise InputError(f"{name}: too few documents for a null baseline; name larger tasks with --calibrated-on")
         for task in inside:
             questions = _questions(task, inside, tasks, args.questions)
             codes = model.encode_query([query.text for query, _ in questions], show_progress=False)
             for (query, kind), row in zip(questions, codes, strict=True):
-                wanted = Query(codes=row, words=query.text, k=FIRST_HITS)
-                evidence = store.evidence(wanted, store.search(wanted))
-                found = features(evidence, yardstick)
+                evidence = store.answer(Query(codes=row, words=query.text, k=FIRST_HITS)).evidence
+                found = features(evidence, baseline)
                 assert found is not None  # the query has a vector
                 yield Asked(name, task.name, kind, found, evidence.exact)
 
@@ -233,14 +233,14 @@ def _index(store: Store, tasks: Sequence[RetrievalTask], model: Embedder, name: 
             facts = FileFacts(path=f"/tasks/{task.name}/{number}.txt".encode(), size=len(text), inode=number + 1)
             seen = scan.see(facts)
             with store.transaction():
-                store.files.begin(seen.file)
+                store.files.begin(seen.file_id)
                 document = Document(kind="text", pieces=(Piece(text),))
-                content = store.files.stage(seen.file, document, content_digest(document)).content
-            staged.append((seen.file, facts, content))
-        embedder.embed(content for _, _, content in staged)
+                text_id = store.files.stage(seen.file_id, document, text_digest(document)).text_id
+            staged.append((seen.file_id, facts, text_id))
+        embedder.embed(text_id for _, _, text_id in staged)
         with store.transaction():
-            for file, facts, content in staged:
-                store.files.finish(file, facts, content.to_bytes(32, "little"))
+            for file_id, facts, text_id in staged:
+                store.files.finish(file_id, facts, text_id.to_bytes(32, "little"))
 
 
 def _documents(task: RetrievalTask) -> Iterator[tuple[str, str]]:

@@ -202,7 +202,7 @@ def _of_hits(
         texts = {text for place in right for text in passages.texts.get(place, ())}
         for k in (1, _K):
             counts[f"shown@{k}"] += any(right.intersection(passages.shown(hit)) for hit in hits[:k])
-            counts[f"file@{k}"] += any(hit.content in texts for hit in hits[:k])
+            counts[f"file@{k}"] += any(hit.text_id in texts for hit in hits[:k])
     return {name: count / len(queries) for name, count in counts.items()}
 
 

@@ -16,7 +16,7 @@ from pplx_bench.searching.peers import PEERS, measure_peer
 from pplx_bench.searching.plots import draw_scale
 from pplx_bench.workdir import require_free, say
 from pplx_kit.options import positive
-from pplx_search.store.bits import signs
+from pplx_search.query.kernels import signs
 
 _OURS = "pplx-search"
 _BYTES_PER_CHUNK = 6.0  # of disk for everything at once, for each dimension

@@ -1,4 +1,4 @@
-"""Check every invariant of an index, and describe each violation."""
+"""Check every invariant of an index and describe each violation."""
 
 import zlib
 from collections.abc import Iterator
@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pplx_search.store.bits import BitsFile, checksum, signs
+from pplx_search.query.kernels import signs
+from pplx_search.store.bits import BitsFile, checksum
 from pplx_search.store.database import Database
 from pplx_search.store.schema import words_table
 from pplx_search.store.texts import BLOCK_CHARS, unpacked
 
 _ROWS = 4096
 
-_SENTENCES = {  # problem, and a query that returns the affected rows
+_VIOLATIONS = {  # problem, and a query that returns the affected rows
     "embeddings of a missing text": "SELECT embeddings.id FROM embeddings LEFT JOIN contents"
     " ON contents.id = content WHERE contents.id IS NULL",
     "chunks of a missing embedding": "SELECT chunks.id FROM chunks LEFT JOIN embeddings ON embeddings.id = embedding"
@@ -47,59 +48,60 @@ _SENTENCES = {  # problem, and a query that returns the affected rows
 }
 
 
-def check(database: Database, directory: Path) -> list[str]:
-    """Return all problems of an index as messages; empty if it is sound. Reads the whole index once."""
+def problems(database: Database, directory: Path) -> list[str]:
+    """Return the problems of an index as messages, an empty list if it is sound. Reads the whole index once."""
     with database.reading():
-        return list(_complaints(database, directory))
+        return list(_problems(database, directory))
 
 
-def _complaints(database: Database, directory: Path) -> Iterator[str]:
+def _problems(database: Database, directory: Path) -> Iterator[str]:
     for (table,) in database.rows("SELECT name FROM sqlite_schema WHERE sql LIKE 'CREATE VIRTUAL TABLE%'"):
         # Opening a cursor makes FTS5 notice other writers; integrity_check alone would use its cached state.
         database.row(f"SELECT rowid FROM {table} LIMIT 1")
-    for (said,) in database.rows("PRAGMA integrity_check(10)"):
-        if said != "ok":
-            yield f"the database is damaged: {said}"
+    for (result,) in database.rows("PRAGMA integrity_check(10)"):
+        if result != "ok":
+            yield f"the database is damaged: {result}"
     for table, row, parent, _ in database.rows("PRAGMA foreign_key_check"):
         yield f"{table} {row} refers to a missing row of {parent}"
-    for what, query in _SENTENCES.items():
+    for problem, query in _VIOLATIONS.items():
         found = [row[0] for row in database.rows(f"{query} LIMIT 4")]
         if found:
-            yield f"{what}: {', '.join(map(str, found[:3]))}{' …' if len(found) > 3 else ''}"
+            yield f"{problem}: {', '.join(map(str, found[:3]))}{' …' if len(found) > 3 else ''}"
     yield from _texts(database)
-    for number, dim, n_slots, epoch, state in database.rows("SELECT id, dim, next_slot, epoch, state FROM generations"):
+    generations = database.rows("SELECT id, dim, next_slot, epoch, state FROM generations")
+    for generation_id, dim, n_slots, epoch, state in generations:
         if state != "retired":  # retired generations are being deleted
-            yield from _words(database, number)
-            yield from _bits(database, BitsFile(directory, number, epoch, dim), n_slots)
+            yield from _words(database, generation_id)
+            yield from _bits(database, BitsFile(directory, generation_id, epoch, dim), n_slots)
 
 
 def _texts(database: Database) -> Iterator[str]:
-    for content, n_chars in database.rows("SELECT id, n_chars FROM contents"):
+    for text_id, n_chars in database.rows("SELECT id, n_chars FROM contents"):
         length = 0
-        blocks = database.each("SELECT number, data FROM blocks WHERE content = ? ORDER BY number", (content,))
+        blocks = database.each("SELECT number, data FROM blocks WHERE content = ? ORDER BY number", (text_id,))
         for expected, (number, data) in enumerate(blocks):
             try:
                 text = unpacked(data)
             except (zlib.error, OSError, ValueError) as error:
-                yield f"text {content}, block {number} cannot be read: {error}"
+                yield f"text {text_id}, block {number} cannot be read: {error}"
                 continue
             if number != expected or length != number * BLOCK_CHARS:
-                yield f"text {content} is missing a block before block {number}"
+                yield f"text {text_id} is missing a block before block {number}"
             length += len(text)
         if length != n_chars:
-            yield f"text {content} has {length:,} characters instead of {n_chars:,}"
+            yield f"text {text_id} has {length:,} characters instead of {n_chars:,}"
 
 
-def _words(database: Database, generation: int) -> Iterator[str]:
-    table = words_table(generation)
+def _words(database: Database, generation_id: int) -> Iterator[str]:
+    table = words_table(generation_id)
     chunks = "SELECT chunks.id FROM chunks JOIN embeddings ON embeddings.id = embedding WHERE generation = ?"
-    for what, query in (
+    for problem, query in (
         ("chunks missing from the full-text index", f"{chunks} EXCEPT SELECT rowid FROM {table}"),
         ("full-text rows without a chunk", f"SELECT rowid FROM {table} EXCEPT {chunks}"),
     ):
-        found = database.rows(f"{query} LIMIT 3", (generation,))
+        found = database.rows(f"{query} LIMIT 3", (generation_id,))
         if found:
-            yield f"{what}: {', '.join(str(row[0]) for row in found)}"
+            yield f"{problem}: {', '.join(str(row[0]) for row in found)}"
 
 
 def _bits(database: Database, file: BitsFile, n_slots: int) -> Iterator[str]:
@@ -118,11 +120,11 @@ def _bits(database: Database, file: BitsFile, n_slots: int) -> Iterator[str]:
         yield f"{file.path.name} is missing, truncated or invalid; opening the index for writing repairs it"
         return
     for slot, count, first, expected in runs:
-        if checksum(bits[slot : slot + count]) != expected or not _is_sign(database, file, bits, slot, first, count):
+        if checksum(bits[slot : slot + count]) != expected or not _are_signs(database, file, bits, slot, first, count):
             yield f"{file.path.name}: rows from {slot} on do not match the signs of the vectors from chunk {first} on"
 
 
-def _is_sign(database: Database, file: BitsFile, bits: np.ndarray, slot: int, first: int, count: int) -> bool:
+def _are_signs(database: Database, file: BitsFile, bits: np.ndarray, slot: int, first: int, count: int) -> bool:
     for start in range(0, count, _ROWS):
         n_rows = min(_ROWS, count - start)
         rows = database.rows(

@@ -1,11 +1,11 @@
-"""The digest that identifies a text, covering everything that its vectors and their positions depend on."""
+"""The digest that identifies a text. It covers everything that the vectors and positions of its chunks depend on."""
 
 import hashlib
 
 from pplx_search.documents import Document
 
 
-def content_digest(document: Document) -> bytes:
+def text_digest(document: Document) -> bytes:
     """Return the SHA-256 of a document's text, page breaks and markup.
 
     The split of a page into pieces does not matter, and neither do name, title and metadata.
@@ -18,5 +18,5 @@ def content_digest(document: Document) -> bytes:
             pages.update(f"{position} {page};".encode())
         position += len(piece.text)
         text.update(piece.text.encode("utf-8", "surrogatepass"))
-    parts = [document.text_format.encode(), text.hexdigest().encode(), pages.hexdigest().encode()]
+    parts = [document.markup.encode(), text.hexdigest().encode(), pages.hexdigest().encode()]
     return hashlib.sha256(b" ".join(parts)).digest()

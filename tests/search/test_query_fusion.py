@@ -1,6 +1,7 @@
-"""The order of hits: the weighted sum against its formula, and what has to win whatever the vectors say."""
+"""The order of hits: the weighted sum against its formula, and matches that must win whatever the vectors say."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_index import Basket, document, facts, make_codes, make_text
 
+from pplx_search.ids import ChunkId
+from pplx_search.query.fusion import BONUS, COSINE_WEIGHT, Legs, best_chunks, fuse
 from pplx_search.store import Query, Store
-from pplx_search.store.fusing import BONUS, COSINE_WEIGHT, Rankings
 
 CHUNKS = st.lists(st.integers(1, 30), unique=True, max_size=12)
 SHARES = st.floats(0, 1)
@@ -31,9 +33,15 @@ def basket(tmp_path: Path) -> Iterator[Basket]:
 def test_scores_are_the_sum_and_descend(
     cosines: dict[int, float], bm25: dict[int, float], phrase: list[int], name: list[int]
 ):
-    legs = {"dense": list(cosines), "words": list(bm25), "phrase": phrase, "name": name}
-    scores = Rankings(legs=legs, cosines=cosines, bm25=bm25, most=20.0).scores()
-    assert set(scores) == {chunk for leg in legs.values() for chunk in leg}
+    legs = Legs(
+        dense=chunks(cosines),
+        words=chunks(bm25),
+        phrase=chunks({chunk: bm25.get(chunk, 0.0) for chunk in phrase}),
+        name=list(chunks(dict.fromkeys(name, 0.0))),
+        bm25_bound=20.0,
+    )
+    scores = fuse(legs)
+    assert set(scores) == {*cosines, *bm25, *phrase, *name}
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
     least = min(cosines.values(), default=0)
     for chunk, score in scores.items():
@@ -42,12 +50,23 @@ def test_scores_are_the_sum_and_descend(
         assert score == pytest.approx(COSINE_WEIGHT * cosines.get(chunk, least) + words + bonus)
 
 
-def test_one_leg_alone_keeps_its_order_and_equals_keep_theirs():
-    assert list(Rankings(legs={"dense": [3, 1, 2]}, cosines={3: 0.9, 1: 0.5, 2: 0.1}).scores()) == [3, 1, 2]
-    assert list(Rankings(legs={"words": [2, 1]}, bm25={2: 5.0, 1: 4.0}, most=9.0).scores()) == [2, 1]
-    assert list(Rankings(legs={"dense": [7, 5, 6]}, cosines={7: 0.5, 5: 0.5, 6: 0.5}).scores()) == [7, 5, 6]
-    assert Rankings().scores() == {}
-    assert list(Rankings(legs={"words": [1]}, bm25={1: 0.0}, most=0.0).scores()) == [1]
+def chunks(scores: Mapping[int, float]) -> dict[ChunkId, float]:
+    return {ChunkId(chunk): score for chunk, score in scores.items()}
+
+
+def test_one_leg_alone_keeps_its_order_and_equal_scores_keep_theirs():
+    assert list(fuse(Legs(dense=chunks({3: 0.9, 1: 0.5, 2: 0.1})))) == [3, 1, 2]
+    assert list(fuse(Legs(words=chunks({2: 5.0, 1: 4.0}), bm25_bound=9.0))) == [2, 1]
+    assert list(fuse(Legs(dense=chunks({7: 0.5, 5: 0.5, 6: 0.5})))) == [7, 5, 6]
+    assert fuse(Legs()) == {}
+    assert list(fuse(Legs(words=chunks({1: 0.0}), bm25_bound=0.0))) == [1]
+
+
+def test_the_best_chunks_have_their_values_and_ranks():
+    legs = Legs(dense=chunks({1: 0.9, 2: 0.4}), words=chunks({3: 8.0, 1: 3.0}), name=[ChunkId(2)], bm25_bound=10.0)
+    ranked = best_chunks(replace(legs, cosines=chunks({3: 0.2})), 2)
+    assert [(chunk.chunk_id, chunk.cosine, chunk.bm25) for chunk in ranked] == [(3, 0.2, 8.0), (1, 0.9, 3.0)]
+    assert [chunk.ranks for chunk in ranked] == [{"words": 1}, {"dense": 1, "words": 2}]
 
 
 def test_a_rare_name_wins_over_the_nearest_vectors(basket: Basket):
@@ -60,7 +79,7 @@ def test_a_rare_name_wins_over_the_nearest_vectors(basket: Basket):
     assert hits[1].cosine == pytest.approx(1)
 
 
-def test_a_file_that_is_called_so_wins_over_one_that_says_so(basket: Basket):
+def test_a_match_of_the_file_name_wins_over_a_match_in_the_text(basket: Basket):
     basket.add("/home/a.txt", "melon melon melon kiwi")
     basket.index(facts("/home/melon.txt"), document("a melon and plum"))
     for number in range(20):
@@ -70,12 +89,12 @@ def test_a_file_that_is_called_so_wins_over_one_that_says_so(basket: Basket):
     assert "name" in hits[0].ranks
 
 
-def test_hits_say_their_scores_in_order(basket: Basket):
+def test_hits_have_their_scores_in_descending_order(basket: Basket):
     for number in range(40):
         basket.add(f"/home/{number}.txt", make_text(number, 4))
     hits = basket.store.search(Query(codes=make_codes("kiwi plum", 0, "model-1"), words="kiwi plum", k=30))
     scores = [hit.score for hit in hits]
     assert scores == sorted(scores, reverse=True)
-    for hit in hits:  # all of so few are compared exactly
+    for hit in hits:  # with so few chunks, all have an exact cosine
         assert hit.cosine is not None
         assert hit.score >= COSINE_WEIGHT * hit.cosine

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pplx_edge.errors import InputError
-from pplx_search.store.bits import row_bytes, signs
-from pplx_search.store.kernel import KERNELS, NumpyKernel, Scanner, cosines, leanings, open_kernel
+from pplx_search.query.kernels import KERNELS, NumpyKernel, asymmetric_scores, cosines, open_kernel, row_bytes, signs
+from pplx_search.query.scanner import Scanner
 
 dims = st.sampled_from([128, 130, 256, 512, 1024, 1000, 2560])
 seeds = st.integers(0, 2**32 - 1)
@@ -48,7 +48,7 @@ def test_kernels_give_the_same_cosines_to_the_bit(seed: int, dim: int):
 def test_rows_are_put_in_order_by_the_sizes_of_the_query(name: str, seed: int, dim: int):
     query, *_ = rows = make_rows(seed, 30, dim)
     ones = (rows >= 0).astype(np.int64)
-    assert leanings(open_kernel(name), query, signs(rows)).tolist() == (ones @ query.astype(np.int64)).tolist()
+    assert asymmetric_scores(open_kernel(name), query, signs(rows)).tolist() == (ones @ query.astype(np.int64)).tolist()
 
 
 @given(
@@ -64,7 +64,7 @@ def test_the_scan_finds_what_a_full_sort_finds(seed: int, n_rows: int, count: in
     query = rng.integers(0, 256, 8).astype(np.uint8)
     allowed = rng.random(n_rows) < share
     scanner = Scanner(NumpyKernel(), threads)
-    scanner.block, scanner.least_for_threads = 32, 1
+    scanner.block, scanner.min_rows_for_threads = 32, 1
     distances = scanner.kernel.hamming(query, bits)
     inside = np.flatnonzero(allowed)
     expected = inside[np.argsort(distances[inside], kind="stable")][:count]
@@ -97,7 +97,7 @@ def test_an_unknown_kernel_is_refused():
 def test_a_limit_guessed_from_a_sample_changes_nothing(
     threads: int, share: float | None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Scanner, "least_for_threads", 1000)
+    monkeypatch.setattr(Scanner, "min_rows_for_threads", 1000)
     monkeypatch.setattr(Scanner, "sample", 512)
     rng = np.random.default_rng(1)
     rows = rng.integers(0, 256, (40_000, 16), np.uint8)
