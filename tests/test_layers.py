@@ -43,6 +43,8 @@ LAYER_OF = {f"pplx_edge.{module}": layer for modules, layer in LAYERS.items() fo
     "pplx_kit": "kit",
     "pplx_cli": "cli",
     "pplx_search": "search",
+    "pplx_search.query": "query",
+    "pplx_search.ids": "ids",
 }
 
 COLUMNS = {"base", "text", "vectors", "weights", "models", "backends"}
@@ -63,8 +65,10 @@ BELOW = {
     "cli": LIBRARY | {"kit", "cli"},
     "convert": COLUMNS | {"convert"},
     "quant": COLUMNS | {"facade", "quant"},
-    "search": {"base", "text", "vectors", "facade", "kit", "search"},
-    "bench": LIBRARY | {"kit", "cli", "search", "convert", "quant", "bench"},
+    "ids": set(),
+    "query": {"base", "text", "vectors", "ids", "query"},
+    "search": {"base", "text", "vectors", "facade", "kit", "ids", "query", "search"},
+    "bench": LIBRARY | {"kit", "cli", "ids", "query", "search", "convert", "quant", "bench"},
 }
 LAZILY = {"preparation": {"convert"}, "cli": {"convert", "quant", "bench"}}
 
@@ -72,7 +76,7 @@ HEAVY = {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "
 HEAVY_LAYERS = {"backends", "models", "convert", "quant", "bench"}
 NETWORK = {"huggingface_hub", "requests", "httpx", "urllib3", "aiohttp", "socket", "urllib.request", "http.client"}
 NETWORK_MODULES = {"pplx_edge.weights.hub", "pplx_edge.server"}
-BASE_PACKAGES = {"numpy"}
+PACKAGES = {"base": {"numpy"}, "query": {"numpy", "numkong", "regex"}}  # of layers that may import few
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,9 @@ def absolute_base(node: ast.ImportFrom, module: str, path: Path) -> str:
 
 def layer_of(module: str) -> str | None:
     """The layer of one of our modules, None for one that is in no layer."""
-    parts = module.split(".")
-    if parts[0] == "pplx_edge" and len(parts) > 1:
-        return LAYER_OF.get(".".join(parts[:2]))
-    return LAYER_OF.get(parts[0])
+    package, *below = module.split(".")[:2]
+    layer = LAYER_OF.get(".".join([package, *below]))
+    return LAYER_OF.get(package) if layer is None and package != "pplx_edge" else layer
 
 
 def backend_of(module: str) -> str:
@@ -176,8 +179,8 @@ def outside_complaint(found: Import, layer: str) -> str | None:
     on_network = top in NETWORK or found.target in NETWORK
     if on_network and layer != "bench" and not any(found.importer.startswith(name) for name in NETWORK_MODULES):
         return f"only hub touches the network, not {found.target}"
-    if layer == "base" and top not in BASE_PACKAGES | sys.stdlib_module_names:
-        return f"types, spec and errors stand on the standard library and numpy, not on {top}"
+    if layer in PACKAGES and top not in PACKAGES[layer] | sys.stdlib_module_names:
+        return f"{layer} may only import the standard library and {', '.join(sorted(PACKAGES[layer]))}, not {top}"
     return None
 
 
@@ -245,7 +248,9 @@ PLANTED = {
     "onnx in a program": ("apps/pplx_cli/commands/embed.py", "import onnx", "onnx belongs in"),
     "network": ("pplx_edge/text/tokenization.py", "from huggingface_hub import x", "only hub touches"),
     "network in the library": ("pplx_edge/weights/artifact.py", "import urllib.request", "only hub touches"),
-    "heavy base": ("pplx_edge/errors.py", "import tqdm", "stand on the standard library"),
+    "heavy base": ("pplx_edge/errors.py", "import tqdm", "may only import the standard library"),
+    "storage in ranking": ("apps/pplx_search/query/legs.py", "import pplx_search.store", "query may not import"),
+    "SQLite in ranking": ("apps/pplx_search/query/legs.py", "import apsw", "may only import the standard library"),
     "no layer": ("pplx_edge/utils.py", "", "is in no layer"),
 }
 

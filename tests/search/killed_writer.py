@@ -1,8 +1,8 @@
-"""A writer that is to be killed: changes an index without end, and says on stdout what is committed.
+"""A writer to be killed: it changes an index endlessly, and reports on stdout which changes are committed.
 
 `python killed_writer.py DIRECTORY SEED [STEP COUNT]` kills itself at the count-th step of that name, or waits to be
-killed. Each line says which file has which text for good: `put PATH SEED`, `gone PATH`; a line that begins with `try`
-announces a change that may or may not come to be.
+killed. The lines `put PATH SEED` and `gone PATH` report a committed change: the text of a file, or its removal. A line
+that starts with `try` announces a change that may not be committed yet.
 """
 
 import os
@@ -60,7 +60,7 @@ def say(line: str) -> None:
 
 
 def kill_at(name: str, count: int) -> Callable[[str], None]:
-    """Counts steps of a name and ends this process without a farewell at one of them."""
+    """Return a step handler that kills this process at the count-th step of that name."""
     left = [count]
 
     def on_step(step: str) -> None:

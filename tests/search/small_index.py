@@ -1,4 +1,4 @@
-"""A small index for tests: texts of a few words, vectors that follow from the text, and an obvious search over them."""
+"""Build small indexes for tests: texts of a few words, with vectors that are a function of the text."""
 
 import hashlib
 import zlib
@@ -18,19 +18,19 @@ WORDS = ("kiwi", "plum", "pear", "fig", "lime", "quince", "melon", "date", "grap
 
 
 def make_text(seed: int, n_words: int) -> str:
-    """Some words, the same for the same seed."""
+    """Return some words, the same for the same seed."""
     rng = np.random.default_rng(seed)
     return " ".join(WORDS[i] for i in rng.integers(0, len(WORDS), n_words))
 
 
 def make_codes(text: str, index: int, fingerprint: str, dim: int = DIM) -> np.ndarray:
-    """The vector of a text's chunk by a model: int8 `[dim]`, always the same."""
+    """Return the vector of a chunk of a text, int8 `[dim]`, which is the same in each call."""
     seed = zlib.crc32(f"{fingerprint} {index} {text}".encode("utf-8", "surrogatepass"))
     return np.random.default_rng(seed).integers(-127, 128, dim).astype(np.int8)
 
 
 def chunk_vectors(text: str, fingerprint: str, dim: int = DIM, position: str | None = None) -> Iterator[ChunkVector]:
-    """The chunks of a text from a position on, as a stream gives them."""
+    """Yield the chunks of a text after a position, as a stream does."""
     for index in range(int(position or 0), -(-len(text) // CHUNK_CHARS)):
         start = index * CHUNK_CHARS
         yield ChunkVector(
@@ -47,24 +47,24 @@ def chunk_vectors(text: str, fingerprint: str, dim: int = DIM, position: str | N
 
 
 def document(text: str, part: str = "", title: str = "", kind: str = "text", **metadata: str) -> Document:
-    """A document of one piece."""
+    """Return a document of one piece."""
     return Document(kind=kind, pieces=(Piece(text),), part=part, title=title, metadata=metadata)
 
 
 def facts(path: str | bytes, version: int = 0, inode: int = 0) -> FileFacts:
-    """A file as the system might describe it."""
+    """Return plausible metadata of a file."""
     name = path if isinstance(path, bytes) else path.encode()
     number = inode or zlib.crc32(name) + 1
     return FileFacts(path=name, size=100 + version, mtime_ns=version * 10**9, inode=number, device=1)
 
 
 def sha256(documents: Sequence[Document]) -> bytes:
-    """What the file's bytes might hash to."""
+    """Return a hash that stands in for that of the file's bytes."""
     return hashlib.sha256(b"".join(each.part.encode() + text_digest(each) for each in documents)).digest()
 
 
 def embed(store: Store, text_id: TextId, generation: Generation, at_once: int = 3, most: int | None = None) -> bool:
-    """Gives a text its vectors, some chunks a transaction and at most `most` times; whether it is complete."""
+    """Append vectors of a text in at most `most` transactions of `at_once` chunks. Returns True if it is complete."""
     progress = store.vectors.begin(text_id, generation)
     if progress.complete:
         return True
@@ -81,7 +81,7 @@ def embed(store: Store, text_id: TextId, generation: Generation, at_once: int = 
 def index_file(
     store: Store, scan: Scan, about: FileFacts, documents: Sequence[Document], most: int | None = None
 ) -> FileState:
-    """Takes a file up as an indexer does; with `most`, it may be left unfinished."""
+    """Index a file and return its state in the scan. With `most` (see `embed`), it may remain unfinished."""
     seen = scan.see(about)
     if seen.state in (FileState.UNCHANGED, FileState.MOVED, FileState.FAILED, FileState.SKIPPED):
         return seen.state
@@ -101,7 +101,7 @@ def index_file(
 
 @dataclass
 class Basket:
-    """A store with a generation and a root, ready to index files one by one."""
+    """A store with a generation and a root, for indexing files one at a time."""
 
     store: Store
     root: Root = field(init=False)
@@ -113,16 +113,16 @@ class Basket:
         self.root = self.store.collections.add_root("home", b"/home")
 
     def index(self, about: FileFacts, *documents: Document, most: int | None = None) -> FileState:
-        """Indexes one file, and says what was known of it."""
+        """Index a file and return its state in the scan."""
         return index_file(self.store, self.store.files.scan(self.root.id), about, documents, most)
 
     def add(self, path: str, text: str, version: int = 0, most: int | None = None) -> FileState:
-        """Indexes a file of one text."""
+        """Index a file that is one document."""
         return self.index(facts(path, version), document(text), most=most)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two int8 vectors, in plain float64."""
+    """Return the cosine of two int8 vectors, computed in float64."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     lengths = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / lengths) if lengths else 0.0

@@ -1,4 +1,4 @@
-"""Texts embedded in threads: each once, in turns at the model, committed as they come; a bad one fails alone."""
+"""Embedding in threads: each text once, one thread at a time in the model, timely commits and isolated failures."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ OPTIONS = StreamOptions(chunk_tokens=16, window=64, margin=8)
 
 
 class SlowSession(FakeSession):
-    """Takes a moment for each pass, and remembers how many threads were in it at once."""
+    """Sleeps in each pass, and records the highest number of threads that were in it at once."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +75,7 @@ def n_chunks(store: Store, text_ids: Sequence[TextId]) -> list[int]:
     return [len(list(store.chunks(text_id))) for text_id in text_ids]
 
 
-def test_the_model_computes_for_one_at_a_time_and_every_text_is_embedded_once(store: Store):
+def test_the_model_runs_one_thread_at_a_time_and_embeds_every_text_once(store: Store):
     session = SlowSession()
     texts = embedder(store, session)
     text_ids = stored(store, [text(i, 1 + i % 7) for i in range(150)])
@@ -107,7 +107,7 @@ def test_a_text_in_two_batches_is_embedded_once(store: Store):
     assert sum(batch.lengths.sum() for batch in session.batches) == sum(b.lengths.sum() for b in alone.batches)
 
 
-def test_a_text_without_finite_vectors_fails_its_batch_and_no_other(store: Store):
+def test_a_text_without_finite_vectors_only_fails_its_batches(store: Store):
     session = FakeSession()
     texts = embedder(store, session)
     session.nan_id = int(fake_embedder(session).tokenizer.text_rows(["Ω"])[0].ids[0])
@@ -116,7 +116,7 @@ def test_a_text_without_finite_vectors_fails_its_batch_and_no_other(store: Store
         first, second = texts.begin([bad, shared]), texts.begin([good, shared, bad])
         with pytest.raises(NumericalError):
             texts.finish(first)
-        with pytest.raises(NumericalError):  # of the text that both have
+        with pytest.raises(NumericalError):  # because of the text that both contain
             texts.finish(second)
         assert all(n_chunks(store, [good]))
         texts.embed([shared])
@@ -126,7 +126,7 @@ def test_a_text_without_finite_vectors_fails_its_batch_and_no_other(store: Store
     assert list(store.vectors.pending(texts.generation)) == [bad]
 
 
-def test_vectors_are_committed_while_one_waits_for_something_else(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_vectors_are_committed_while_the_caller_waits_for_something_else(store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pplx_search.embedding._COMMIT_SECONDS", 0.0)
     texts = embedder(store, SlowSession())
     text_ids = stored(store, [text(i) for i in range(40)])
@@ -143,7 +143,7 @@ class Interrupted(Exception):
     """Stands in for Ctrl-C."""
 
 
-def test_what_came_before_an_interruption_is_committed(store: Store):
+def test_vectors_before_an_interruption_are_committed(store: Store):
     came: list[ChunkVector] = []
 
     def interrupting(vector: ChunkVector) -> None:
@@ -165,13 +165,13 @@ def test_what_came_before_an_interruption_is_committed(store: Store):
     assert store.check() == []
 
 
-def test_a_text_whose_position_is_of_no_use_begins_again(store: Store):
+def test_a_text_with_an_unusable_position_is_embedded_from_the_start(store: Store):
     texts = embedder(store, FakeSession())
     (text_id,) = stored(store, [text(1, 40)])
     progress = store.vectors.begin(text_id, texts.generation)
     vectors = list(fake_embedder().encode_stream(text(1, 40), options=OPTIONS))
     foreign = list(fake_embedder().encode_stream(text(2, 40), options=OPTIONS))
-    store.vectors.append(progress.embedding_id, foreign[:3])  # as after a release that cuts otherwise
+    store.vectors.append(progress.embedding_id, foreign[:3])  # as after an update that changes the chunks
     texts.embed([text_id])
     found = [(chunk.start, chunk.stop) for chunk in store.chunks(text_id)]
     assert found == [(vector.start, vector.stop) for vector in vectors]

@@ -64,7 +64,7 @@ def test_one_leg_alone_keeps_its_order_and_equal_scores_keep_theirs():
 
 def test_the_best_chunks_have_their_values_and_ranks():
     legs = Legs(dense=chunks({1: 0.9, 2: 0.4}), words=chunks({3: 8.0, 1: 3.0}), name=[ChunkId(2)], bm25_bound=10.0)
-    ranked = best_chunks(replace(legs, cosines=chunks({3: 0.2})), 2)
+    ranked = best_chunks(replace(legs, other_cosines=chunks({3: 0.2})), 2)
     assert [(chunk.chunk_id, chunk.cosine, chunk.bm25) for chunk in ranked] == [(3, 0.2, 8.0), (1, 0.9, 3.0)]
     assert [chunk.ranks for chunk in ranked] == [{"words": 1}, {"dense": 1, "words": 2}]
 

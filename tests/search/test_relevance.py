@@ -100,7 +100,7 @@ def test_bm25_share_weighs_words_by_how_rare_they_are(basket: Basket):
     assert ask(basket, "kumquat")[1].bm25_share > 0.5
 
 
-def test_a_filter_changes_neither_figure_of_a_hit_that_it_lets_through(basket: Basket):
+def test_a_filter_does_not_affect_the_evidence_of_a_hit_that_passes(basket: Basket):
     for number in range(20):
         basket.add(f"/home/{number % 2}/{number}.txt", f"{make_text(number, 4)} {number}")
     basket.add("/home/0/wanted.txt", "loganberry")
@@ -197,7 +197,7 @@ def test_a_calibration_in_the_index_directory_applies_to_its_model_only(tmp_path
     "text",
     ["{", "[]", "{}", '{"model": "m", "coefficients": [1], "intercept": 0, "least_chance": 0, "made": {}}'],
 )
-def test_a_file_that_is_no_calibration_is_named(tmp_path: Path, text: str):
+def test_an_invalid_calibration_raises_an_error_that_names_the_file(tmp_path: Path, text: str):
     (tmp_path / CALIBRATION_FILE).write_text(text)
     with pytest.raises(InputError, match=r"calibration\.json: invalid calibration .* create it again"):
         calibration_for("nano", tmp_path)
@@ -273,7 +273,7 @@ def test_search_finds_answers_and_reports_when_there_are_none(home: Path, capsys
     assert json.loads(out.splitlines()[0])["chance"] > 0.5 > nothing
     assert err.startswith("pplx-search: chance of an answer: ")
     assert "(unanswerable: " in err
-    status, out, _ = search("moraines")  # a name alone, found word for word
+    status, out, _ = search("moraines")  # a single word in the text
     assert status == 0
     assert "glacier-2.txt" in out.splitlines()[0]
     status, out, _ = search(question, "--words-only", "--all")  # no vectors, no verdict

@@ -1,6 +1,7 @@
-"""A disk that is full or fails, torn files, two processes at once, other versions: what is said and what stays."""
+"""Full and failing disks, damaged files, concurrent processes and other versions: the errors, and what remains."""
 
 import errno
+import json
 import os
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from small_index import Basket, make_codes, make_text
 
 from pplx_edge.errors import InputError, StorageError
-from pplx_search.store import Query, Store, StoreBusy, StoreDamaged, schema
+from pplx_search.store import NullBaseline, Query, Store, StoreBusy, StoreDamaged, schema
 from pplx_search.store import database as database_module
 from pplx_search.store.database import DATABASE_FILE, require_engine
 
@@ -76,7 +77,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_torn_bits_file_is_made_again(tmp_path: Path, how: str):
+def test_a_damaged_bits_file_is_rebuilt(tmp_path: Path, how: str):
     with Store.open(tmp_path, write=True) as store:
         fill(store)
         expected = answer(store)
@@ -94,7 +95,7 @@ def test_a_torn_bits_file_is_made_again(tmp_path: Path, how: str):
     assert bits.read_bytes() == sound
 
 
-def test_bits_files_of_nobody_are_removed(tmp_path: Path):
+def test_bits_files_without_a_generation_are_removed(tmp_path: Path):
     with Store.open(tmp_path, write=True) as store:
         fill(store)
     (tmp_path / "bits-7-1.bin").write_bytes(b"old")
@@ -103,7 +104,7 @@ def test_bits_files_of_nobody_are_removed(tmp_path: Path):
     assert [path.name for path in tmp_path.glob("bits-*")] == ["bits-1-1.bin"]
 
 
-def test_readers_of_the_time_before_a_compaction_are_not_disturbed(tmp_path: Path):
+def test_a_reader_of_an_earlier_state_is_not_affected_by_compaction(tmp_path: Path):
     with Store.open(tmp_path, write=True) as store, Store.open(tmp_path) as reader:
         fill(store, 30)
         before = answer(reader)
@@ -123,7 +124,7 @@ def test_readers_of_the_time_before_a_compaction_are_not_disturbed(tmp_path: Pat
 
 
 class Faults(apsw.VFS):
-    """A file system that refuses to write, from some call on: `left` counts the calls until then."""
+    """A file system whose writes fail after `left` more calls."""
 
     def __init__(self, name: str, error: type[apsw.Error]):
         self.left, self.error = 10**9, error
@@ -187,11 +188,11 @@ def test_a_disk_that_fails_at_any_write_loses_nothing(tmp_path: Path, error: typ
 
 
 def texts(store: Store) -> set[str]:
-    """The texts of all files that are complete."""
+    """Return the texts of all complete documents."""
     return {store.read(each.text_id) for each in store.documents() if each.complete}
 
 
-def test_a_database_that_may_not_grow_says_that_the_disk_is_full(tmp_path: Path):
+def test_a_database_that_cannot_grow_reports_that_the_disk_is_full(tmp_path: Path):
     with Store.open(tmp_path, write=True) as store:
         basket = fill(store)
         expected = answer(store)
@@ -229,7 +230,7 @@ with Store.open({directory!r}, write=True) as store:
 """
 
 
-def test_files_that_may_not_grow_undo_what_was_begun(tmp_path: Path):
+def test_a_file_size_limit_rolls_back_the_transaction(tmp_path: Path):
     with Store.open(tmp_path, write=True) as store:
         fill(store)
         expected = answer(store)
@@ -243,7 +244,7 @@ def test_files_that_may_not_grow_undo_what_was_begun(tmp_path: Path):
         assert set(expected) <= set(answer(store))
 
 
-def test_rows_of_bits_that_only_half_fit_undo_what_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_partial_write_of_bits_rolls_back_the_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with Store.open(tmp_path, write=True) as store:
         basket = fill(store)
         expected, write = answer(store), os.pwrite
@@ -271,7 +272,7 @@ def test_a_file_that_is_not_an_index_is_refused(tmp_path: Path, content: bytes):
             Store.open(tmp_path, write=write)
 
 
-def test_a_database_of_another_program_is_left_alone(tmp_path: Path):
+def test_a_database_of_another_program_is_refused(tmp_path: Path):
     other = sqlite3.connect(tmp_path / DATABASE_FILE)
     other.execute("CREATE TABLE mine(x)")
     other.close()
@@ -279,7 +280,7 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path):
         Store.open(tmp_path, write=True)
 
 
-def test_check_names_what_is_wrong(tmp_path: Path):
+def test_check_describes_each_problem(tmp_path: Path):
     with Store.open(tmp_path, write=True) as store:
         fill(store)
         database = store._database
@@ -303,7 +304,7 @@ def test_check_names_what_is_wrong(tmp_path: Path):
 # Two processes
 
 
-def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path):
+def test_a_second_writer_gets_an_error_that_names_the_first(tmp_path: Path):
     with (
         Store.open(tmp_path, write=True),
         pytest.raises(StoreBusy, match=rf"process {os.getpid()} \(.*, since .*\) is"),
@@ -312,7 +313,7 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path):
     Store.open(tmp_path, write=True).close()
 
 
-def test_readers_see_whole_states_while_another_process_writes(tmp_path: Path):
+def test_readers_see_consistent_states_while_another_process_writes(tmp_path: Path):
     writer = subprocess.Popen(
         [sys.executable, killed_writer.__file__, str(tmp_path), "5"], stdout=subprocess.PIPE, text=True
     )
@@ -329,8 +330,8 @@ def test_readers_see_whole_states_while_another_process_writes(tmp_path: Path):
                     }
                     live = {chunk.id for each in reader.documents() for chunk in reader.chunks(each.text_id)}
                     assert found == live
-                    sound = [said for said in reader.check() if "bits" not in said]  # a later epoch's may be there
-                    assert sound == []
+                    # Only the bits file may differ, because the writer may be in a later epoch.
+                    assert [problem for problem in reader.check() if "bits" not in problem] == []
     finally:
         writer.kill()
         writer.communicate()
@@ -352,7 +353,7 @@ def test_a_reader_does_not_write(tmp_path: Path):
 
 
 @pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
-def test_an_index_of_any_earlier_version_is_read_and_brought_up_to_date(
+def test_an_index_of_an_earlier_version_can_be_read_and_is_migrated_by_a_writer(
     version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as earlier:
@@ -370,7 +371,24 @@ def test_an_index_of_any_earlier_version_is_read_and_brought_up_to_date(
     assert version_of(tmp_path) == len(schema.MIGRATIONS)
 
 
-def test_a_step_that_breaks_off_leaves_the_version_before_it(tmp_path: Path):
+def test_a_null_baseline_keeps_its_names_in_the_database(tmp_path: Path):
+    stored = (
+        '{"n_chunks": 7, "n_sentences": 5, "prominence": 3.5, "prominence_spread": 0.5,'
+        ' "share_of_words": 0.25, "share_of_words_spread": 0.125}'
+    )
+    expected = NullBaseline(
+        n_chunks=7, n_sentences=5, cosine_z_mean=3.5, cosine_z_std=0.5, bm25_share_mean=0.25, bm25_share_std=0.125
+    )
+    with Store.open(tmp_path, write=True) as store:
+        generation = fill(store).generation
+        with store.transaction():
+            store._database.run("INSERT INTO yardsticks(generation, figures) VALUES (?, ?)", (generation.id, stored))
+        assert store.vectors.null_baseline(generation) == expected
+        store.vectors.set_null_baseline(generation, expected)
+        assert json.loads(store._database.value("SELECT figures FROM yardsticks")) == json.loads(stored)
+
+
+def test_a_failed_migration_step_leaves_the_previous_version(tmp_path: Path):
     with Store.open(tmp_path, write=True) as store:
         fill(store)
         expected = answer(store)
@@ -403,7 +421,7 @@ def test_a_step_that_breaks_off_leaves_the_version_before_it(tmp_path: Path):
 
 
 def version_of(directory: Path) -> int:
-    """The version that an index says it has."""
+    """Return the version of an index."""
     database = apsw.Connection(str(directory / DATABASE_FILE))
     try:
         return database.pragma("user_version")
@@ -411,7 +429,7 @@ def version_of(directory: Path) -> int:
         database.close()
 
 
-def test_an_old_engine_is_refused():
+def test_an_old_sqlite_is_refused():
     require_engine("3.51.3")
     with pytest.raises(StorageError, match=r"SQLite 3\.50\.4 may lose commits; install 3\.51\.3 or newer: pip install"):
         require_engine("3.50.4")

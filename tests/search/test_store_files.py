@@ -1,4 +1,4 @@
-"""Files and their documents: what a scan finds out, what is found meanwhile, what goes and what stays."""
+"""Files and their documents: their states in scans, and which documents are searchable, replaced, kept and deleted."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -39,7 +39,7 @@ def test_a_file_that_was_only_touched_is_adopted_without_being_read_twice(basket
     assert basket.add("/home/a.txt", LONG, version=5) == FileState.UNCHANGED
 
 
-def test_a_copy_costs_nothing_and_is_found_beside_the_first(basket: Basket):
+def test_a_copy_is_not_embedded_again_and_both_files_are_found(basket: Basket):
     basket.add("/home/a.txt", LONG)
     before = basket.store.status()
     assert basket.add("/home/b.txt", LONG) == FileState.UNCHANGED
@@ -50,7 +50,7 @@ def test_a_copy_costs_nothing_and_is_found_beside_the_first(basket: Basket):
     assert paths_found(basket.store, "kiwi", folders=(b"/home/b.txt",))[0] == b"/home/b.txt"
 
 
-def test_a_renamed_file_keeps_its_document_and_goes_by_its_new_name(basket: Basket):
+def test_a_renamed_file_keeps_its_document_and_is_found_by_its_new_name(basket: Basket):
     basket.add("/home/report.txt", LONG)
     number = basket.store.search(Query(words="report.txt"))[0].document_id
     assert basket.index(facts("/home/x/summary.txt", inode=facts("/home/report.txt").inode)) == FileState.MOVED
@@ -59,7 +59,7 @@ def test_a_renamed_file_keeps_its_document_and_goes_by_its_new_name(basket: Bask
     assert paths_found(basket.store, "report.txt") == []
 
 
-def test_a_hard_link_is_a_second_file(basket: Basket, tmp_path: Path):
+def test_a_hard_link_is_another_file(basket: Basket, tmp_path: Path):
     first = tmp_path / "first.txt"
     first.write_text(LONG)
     (tmp_path / "second.txt").hardlink_to(first)
@@ -78,7 +78,7 @@ def test_a_file_of_another_type_is_read_even_if_its_content_is_known(basket: Bas
     assert not basket.store.files.adopt(seen.file_id, about, sha256([document(LONG)]))
 
 
-def test_a_new_file_is_found_from_its_first_chunks_on(basket: Basket):
+def test_a_new_file_is_found_as_soon_as_it_has_chunks(basket: Basket):
     basket.add("/home/a.txt", LONG, most=1)
     assert paths_found(basket.store, " ".join(LONG.split())) != []
     status = basket.store.status()
@@ -88,7 +88,7 @@ def test_a_new_file_is_found_from_its_first_chunks_on(basket: Basket):
     assert basket.store.status().indexed == 1
 
 
-def test_a_long_text_goes_on_where_it_was_left(basket: Basket):
+def test_embedding_of_a_long_text_resumes_where_it_stopped(basket: Basket):
     basket.add("/home/a.txt", LONG, most=2)
     content = basket.store.search(Query(words=LONG))[0].text_id
     progress = basket.store.vectors.begin(content, basket.generation)
@@ -99,7 +99,7 @@ def test_a_long_text_goes_on_where_it_was_left(basket: Basket):
     assert all((chunk.codes == make_codes(LONG, chunk.index, "model-1")).all() for chunk in chunks)
 
 
-def test_a_new_version_is_swapped_in_when_it_is_complete(basket: Basket):
+def test_a_new_version_replaces_the_old_one_when_it_is_complete(basket: Basket):
     basket.add("/home/a.txt", "kiwi " * 30)
     number = basket.store.search(Query(words="kiwi"))[0].document_id
     basket.add("/home/a.txt", "plum " * 30, version=1, most=1)
@@ -110,7 +110,7 @@ def test_a_new_version_is_swapped_in_when_it_is_complete(basket: Basket):
     assert {hit.document_id for hit in basket.store.search(Query(words="plum"))} == {number}
 
 
-def test_parts_come_stay_and_go_with_their_file(basket: Basket):
+def test_parts_are_added_kept_and_deleted_with_their_file(basket: Basket):
     mail = facts("/home/mail.mbox")
     first = [document(make_text(i, 8), part=str(i), title=f"Message {i}") for i in range(4)]
     basket.index(mail, *first)
@@ -121,7 +121,7 @@ def test_parts_come_stay_and_go_with_their_file(basket: Basket):
     assert all(later[part] == numbers[part] for part in "123")
 
 
-def test_what_a_complete_scan_did_not_see_is_forgotten(basket: Basket):
+def test_files_that_a_complete_scan_did_not_see_are_deleted(basket: Basket):
     for name in "abc":
         basket.add(f"/home/{name}.txt", make_text(ord(name), 20))
     scan = basket.store.files.scan(basket.root.id)
@@ -130,13 +130,13 @@ def test_what_a_complete_scan_did_not_see_is_forgotten(basket: Basket):
     assert {each.path for each in basket.store.documents()} == {b"/home/b.txt"}
 
 
-def test_a_root_that_is_not_there_today_is_not_a_mass_deletion(basket: Basket):
+def test_an_empty_scan_deletes_nothing_unless_even_all_is_set(basket: Basket):
     basket.add("/home/a.txt", LONG)
     assert basket.store.files.scan(basket.root.id).forget_unseen() == []
     assert basket.store.files.scan(basket.root.id).forget_unseen(even_all=True) == [b"/home/a.txt"]
 
 
-def test_text_that_came_back_before_the_next_sweep_is_not_embedded_again(basket: Basket):
+def test_a_text_that_returns_before_the_next_compaction_is_not_embedded_again(basket: Basket):
     basket.add("/home/a.txt", LONG)
     basket.store.files.remove(b"/home")
     assert basket.store.search(Query(words="kiwi", codes=make_codes(LONG, 0, "model-1"))) == []
@@ -144,7 +144,7 @@ def test_text_that_came_back_before_the_next_sweep_is_not_embedded_again(basket:
     assert basket.store.status().indexed == 1
 
 
-def test_a_failure_is_kept_with_its_reason_and_counted(basket: Basket):
+def test_a_failure_is_recorded_with_its_reason_and_counted(basket: Basket):
     about = facts("/home/a.pdf")
     files = basket.store.files
     file = files.scan(basket.root.id).see(about).file_id
@@ -158,14 +158,14 @@ def test_a_failure_is_kept_with_its_reason_and_counted(basket: Basket):
     assert files.scan(basket.root.id).see(facts("/home/a.pdf", 2)).state == FileState.CHANGED
 
 
-def test_a_version_that_fails_leaves_the_one_before(basket: Basket):
+def test_a_version_that_fails_leaves_the_previous_one_searchable(basket: Basket):
     basket.add("/home/a.txt", LONG)
     seen = basket.store.files.scan(basket.root.id).see(facts("/home/a.txt", 1))
     basket.store.files.fail(seen.file_id, facts("/home/a.txt", 1), b"hash", "torn", "torn")
     assert paths_found(basket.store, "kiwi") != []
 
 
-def test_a_skipped_file_is_not_found_any_more_and_says_why(basket: Basket):
+def test_a_skipped_file_is_no_longer_found_and_its_reason_is_recorded(basket: Basket):
     basket.add("/home/a.txt", LONG)
     scan = basket.store.files.scan(basket.root.id)
     scan.skip(facts("/home/a.txt"), "excluded", "by --exclude *.txt")
@@ -177,20 +177,20 @@ def test_a_skipped_file_is_not_found_any_more_and_says_why(basket: Basket):
 
 
 @pytest.mark.parametrize("name", [b"/home/\xff\xfe.txt", "/home/new\nline \u202eltr.txt".encode(), b"/home/'; DROP"])
-def test_names_may_hold_anything(basket: Basket, name: bytes):
+def test_any_file_name_is_accepted(basket: Basket, name: bytes):
     basket.index(facts(name), document("kiwi"))
     assert paths_found(basket.store, "kiwi", folders=(b"/home",)) == [name]
     assert paths_found(basket.store, "kiwi", folders=(name,)) == [name]
 
 
-def test_removing_a_folder_does_not_touch_its_namesakes(basket: Basket):
+def test_removing_a_folder_does_not_affect_paths_that_start_with_its_name(basket: Basket):
     for path in ("/home/sub/a.txt", "/home/sub", "/home/subway.txt", "/home/sub.txt"):
         basket.add(path, path)
     assert basket.store.files.remove(b"/home/sub") == 2
     assert sorted(each.path for each in basket.store.documents()) == [b"/home/sub.txt", b"/home/subway.txt"]
 
 
-def test_collections_keep_to_themselves(basket: Basket):
+def test_collections_are_separate(basket: Basket):
     store = basket.store
     store.collections.add("work", {"exclude": ["*.log"]})
     other = store.collections.add_root("work", b"/work")
@@ -206,7 +206,7 @@ def test_collections_keep_to_themselves(basket: Basket):
         store.collections.remove("work")
 
 
-def test_finishing_a_file_whose_texts_lack_vectors_is_refused(basket: Basket):
+def test_a_file_whose_texts_lack_vectors_cannot_be_finished(basket: Basket):
     about = facts("/home/a.txt")
     file = basket.store.files.scan(basket.root.id).see(about).file_id
     with pytest.raises(InputError, match="was not begun"):
@@ -217,7 +217,7 @@ def test_finishing_a_file_whose_texts_lack_vectors_is_refused(basket: Basket):
         basket.store.files.finish(file, about, b"")
 
 
-def test_chunks_that_do_not_follow_are_refused(basket: Basket):
+def test_chunks_that_do_not_follow_the_stored_ones_are_refused(basket: Basket):
     basket.add("/home/a.txt", LONG, most=1)
     content = basket.store.search(Query(words=LONG))[0].text_id
     embedding = basket.store.vectors.begin(content, basket.generation).embedding_id
@@ -231,7 +231,7 @@ def test_chunks_that_do_not_follow_are_refused(basket: Basket):
     assert basket.store.check() == []
 
 
-def test_nothing_of_a_transaction_that_fails_is_there(basket: Basket):
+def test_a_failed_transaction_changes_nothing(basket: Basket):
     basket.add("/home/a.txt", LONG)
     before = [(hit.chunk_id, hit.cosine) for hit in basket.store.search(Query(codes=make_codes(LONG, 0, "x"), k=99))]
     with suppress(KeyboardInterrupt), basket.store.transaction():
@@ -240,12 +240,12 @@ def test_nothing_of_a_transaction_that_fails_is_there(basket: Basket):
         raise KeyboardInterrupt
     assert paths_found(basket.store, "kiwi", folders=(b"/home/b.txt",)) == []
     assert basket.store.check() == []
-    basket.add("/home/c.txt", make_text(9, 70))  # over the rows of bits that were left behind
+    basket.add("/home/c.txt", make_text(9, 70))  # overwrites the slots left by the failed transaction
     after = [(hit.chunk_id, hit.cosine) for hit in basket.store.search(Query(codes=make_codes(LONG, 0, "x"), k=99))]
     assert set(before) < set(after)
 
 
-def test_a_change_of_model_serves_when_it_is_complete(basket: Basket):
+def test_another_model_serves_once_all_texts_have_its_vectors(basket: Basket):
     store = basket.store
     basket.add("/home/a.txt", LONG)
     basket.add("/home/b.txt", OTHER)
@@ -268,7 +268,7 @@ def test_a_change_of_model_serves_when_it_is_complete(basket: Basket):
     assert store.vectors.building is None
 
 
-def test_a_model_that_was_begun_and_given_up_goes(basket: Basket):
+def test_an_abandoned_generation_is_deleted(basket: Basket):
     basket.add("/home/a.txt", LONG)
     store = basket.store
     second = store.vectors.use("model-2", {}, DIM)
@@ -279,7 +279,7 @@ def test_a_model_that_was_begun_and_given_up_goes(basket: Basket):
     assert store.vectors.use("model-2", {}, DIM).id > third.id
 
 
-def test_texts_come_back_whole_with_their_pages(basket: Basket):
+def test_texts_are_read_back_with_their_pages(basket: Basket):
     pieces = tuple(Piece(make_text(page, 6000) + "\n\ud800é👩‍👧\n", page) for page in (1, 1, 2, 5))
     found = Document(kind="pdf", pieces=pieces, markup="text")
     about = facts("/home/a.pdf")
@@ -298,7 +298,7 @@ def test_texts_come_back_whole_with_their_pages(basket: Basket):
         assert basket.store.read(content, start, stop) == text[max(0, start) : max(0, stop)]
 
 
-def test_lines_are_read_from_the_nearest_chunk(basket: Basket):
+def test_lines_of_a_text_can_be_read_from_anywhere(basket: Basket):
     text = "".join(f"line {i} {'x' * (i % 30)}\n" for i in range(1, 4000)) + "the end"
     basket.add("/home/a.txt", text)
     content = next(basket.store.documents()).text_id

@@ -1,4 +1,4 @@
-"""Writers that are killed: what was committed is there, the index is sound, and the next writer goes on."""
+"""Killed writers: committed changes survive, the index is sound, and the next writer continues."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ STEPS = (
 
 @dataclass
 class Ledger:
-    """What writers said: the text of each file for good, and one change that was under way when they were killed."""
+    """The changes that writers reported: the committed text of each file, and one change that may not be committed."""
 
     sure: dict[str, int] = field(default_factory=dict)
     maybe: tuple[str, int | None] | None = None
@@ -66,7 +66,7 @@ def start(directory: Path, seed: int, *arguments: object) -> subprocess.Popen[st
 
 def kill_after(writer: subprocess.Popen[str], seconds: float) -> str:
     assert writer.stdout is not None
-    first = writer.stdout.readline()  # its imports are not what is tested
+    first = writer.stdout.readline()  # do not kill it while it imports
     time.sleep(seconds)
     writer.send_signal(signal.SIGKILL)
     rest = writer.stdout.read()
@@ -82,7 +82,7 @@ def until_killed(writer: subprocess.Popen[str]) -> str:
 
 
 def verify(directory: Path, ledger: Ledger) -> None:
-    """Opens the index as a reader and as the next writer, and compares everything with what was said."""
+    """Open the index as a reader and as the next writer, and compare it with the reported changes."""
     with Store.open(directory, kernel="numpy") as store:
         found = indexed_texts(store)
     with Store.open(directory, write=True, kernel="numpy") as store:
@@ -99,7 +99,7 @@ def verify(directory: Path, ledger: Ledger) -> None:
 
 
 def indexed_texts(store: Store) -> dict[str, str | None]:
-    """The text of every live document, by its path."""
+    """Return the text of every live document by path."""
     return {os.fsdecode(found.path): store.read(found.text_id) for found in store.documents()}
 
 
@@ -108,7 +108,7 @@ def text_of(seed: int | None) -> str | None:
 
 
 def require_same_as_from_scratch(store: Store) -> None:
-    """Every vector is that of its text, and a search finds what brute force over all of them finds."""
+    """Assert that every vector is that of its text, and that search finds the same as brute force."""
     serving = store.vectors.serving
     assert serving is not None
     query = make_codes("a question", 0, "any")
@@ -127,9 +127,9 @@ def require_same_as_from_scratch(store: Store) -> None:
 
 
 def survive(directory: Path, kills: int, seed: int) -> Counter[str]:
-    """Kills writers, half of them at a step and half at any time, and verifies the index after each of them.
+    """Kill writers, half of them at a step and half at a random time, and verify the index after each.
 
-    Gives how many were killed at which step, or `at any time`.
+    Returns the number of writers killed at each step, or `at any time`.
     """
     rng = np.random.default_rng(seed)
     ledger, survived = Ledger(), Counter[str]()

@@ -1,4 +1,4 @@
-"""Any sequence of changes: the store against a few dictionaries, and its searches against brute force."""
+"""Random sequences of changes: compare the store with a model of dictionaries, and searches with brute force."""
 
 import os
 import shutil
@@ -62,7 +62,7 @@ def n_chunks(text: str) -> int:
 
 
 class Changes(RuleBasedStateMachine):
-    """`live` and `hidden` documents by path and part; `embedded` chunks by model and text; versions by path."""
+    """The model: `live` and `hidden` texts by path and part, `embedded` chunks by model and text, `facts` by path."""
 
     @initialize()
     def begin(self) -> None:
@@ -118,12 +118,12 @@ class Changes(RuleBasedStateMachine):
 
     @rule(path=paths, text=st.sampled_from(TEXTS[3:]), most=st.integers(0, 2))
     def put_some(self, path: str, text: str, most: int) -> None:
-        """A file is begun and left; when it was complete before, it stays to be found as it was."""
+        """Index part of a file. If it was complete before, its previous version stays searchable."""
         self.index(path, {"": text}, self.fresh_facts(path), most)
 
     @rule(path=paths)
     def put_again(self, path: str) -> None:
-        """An unchanged file is not read."""
+        """Assert that an unchanged file is not read again."""
         if path in self.indexed:
             seen = self.store.files.scan(self.root).see(facts(path, *self.facts[path]))
             assert seen.state == FileState.UNCHANGED
@@ -136,7 +136,8 @@ class Changes(RuleBasedStateMachine):
         about, texts = self.facts[path], self.live[path]
         state = index_file(self.store, scan, facts(new, *about), documents_of(new, texts))
         same_type = kind_of(path) == kind_of(new)
-        assert state in ([FileState.MOVED] if same_type else [FileState.NEW, FileState.UNCHANGED])  # or a copy's
+        # A file of another type is new, or unchanged if a copy of it is indexed under the same type.
+        assert state in ([FileState.MOVED] if same_type else [FileState.NEW, FileState.UNCHANGED])
         self.live[new], self.facts[new], self.dates[new] = texts, about, about[0]
         self.complete.add(new)
         self.indexed.add(new)
@@ -167,7 +168,7 @@ class Changes(RuleBasedStateMachine):
 
     @rule(path=paths)
     def fail(self, path: str) -> None:
-        """A new version that cannot be read leaves the one before."""
+        """Fail to read a new version, which leaves the previous one."""
         about = self.fresh_facts(path)
         seen = self.store.files.scan(self.root).see(facts(path, *about))
         self.store.files.fail(seen.file_id, facts(path, *about), b"broken", "unreadable", "it is torn")
@@ -186,7 +187,7 @@ class Changes(RuleBasedStateMachine):
 
     @rule(most=st.integers(0, 3))
     def embed_anew(self, most: int) -> None:
-        """Some texts get vectors of another model, which serves when all have."""
+        """Embed some texts with another model, and switch to it once all texts have vectors."""
         if not self.next_model:
             self.n_models += 1
             self.next_model = f"model-{self.n_models}"
@@ -217,7 +218,7 @@ class Changes(RuleBasedStateMachine):
             damage(path, tear)
         self.store = Store.open(self.directory, write=True, kernel=kernel)
 
-    # What must hold
+    # Invariants
 
     @invariant()
     def is_sound(self) -> None:
@@ -243,7 +244,7 @@ class Changes(RuleBasedStateMachine):
                 assert sorted(self.store.text(hit) for hit in hits) == expected
 
     def brute_force(self, query: np.ndarray | None, wanted: Filter) -> list[tuple[float, str]]:
-        """Cosine and text of every chunk that may be found, once for each text."""
+        """Return the cosine and text of every chunk that passes the filter, once per distinct text."""
         found = {}
         for path, texts in self.live.items():
             for text in texts.values():
@@ -285,10 +286,10 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(content)
 
 
-def test_any_sequence_of_changes_leaves_what_brute_force_finds():
+def test_random_changes_leave_the_state_of_the_model():
     run_state_machine_as_test(Changes, settings=settings(max_examples=12, stateful_step_count=16, deadline=None))
 
 
 @pytest.mark.slow
-def test_any_long_sequence_of_changes_leaves_what_brute_force_finds():
+def test_long_random_changes_leave_the_state_of_the_model():
     run_state_machine_as_test(Changes, settings=settings(max_examples=100, stateful_step_count=40, deadline=None))

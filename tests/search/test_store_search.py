@@ -1,4 +1,4 @@
-"""What a search makes of a question: rankings, boosts, filters, and what a hit says."""
+"""Search: legs, bonuses, filters, and the fields of hits."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -66,13 +66,16 @@ def test_unspaced_scripts_accents_and_dotted_names_are_found(basket: Basket):
     assert names(basket, "2.5.1") == []
 
 
-@pytest.mark.parametrize("words", ["", " ", '"', '""', 'a" OR "b', "NEAR(", "text:kiwi -x ^y*", "\0", "\ud800", "()"])
-def test_no_question_is_taken_for_syntax(basket: Basket, words: str):
+@pytest.mark.parametrize(
+    "words",
+    ["", " ", '"', '""', 'a" OR "b', "NEAR(", "text:kiwi -x ^y*", "\0", "\ud800", 'caf\udce9 "x\udce9 y"', "()"],
+)
+def test_a_query_is_never_interpreted_as_fts5_syntax(basket: Basket, words: str):
     put(basket, "a.txt", "kiwi")
     basket.store.search(Query(words=words))
 
 
-def test_words_that_are_everywhere_are_passed_over_in_a_large_index(basket: Basket, monkeypatch: pytest.MonkeyPatch):
+def test_very_frequent_words_are_ignored_in_a_large_index(basket: Basket, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(legs, "MAX_COUNTED", 5)
     monkeypatch.setattr(bm25, "MAX_COUNTED", 5)
     for number in range(9):
@@ -81,7 +84,7 @@ def test_words_that_are_everywhere_are_passed_over_in_a_large_index(basket: Bask
     assert len(basket.store.search(Query(words="the kiwi", k=99))) > 5  # all of them at once, where there is no other
 
 
-def test_both_legs_are_fused_and_explained(basket: Basket):
+def test_dense_and_word_legs_are_fused_with_their_ranks(basket: Basket):
     texts = [make_text(seed, 6)[:24] for seed in range(30)]
     for number, text in enumerate(texts):
         put(basket, f"{number}.txt", text)
@@ -95,7 +98,7 @@ def test_both_legs_are_fused_and_explained(basket: Basket):
     assert len({hit.chunk_id for hit in hits}) == len(hits)
 
 
-def test_a_hit_that_only_words_found_has_its_cosine_too(basket: Basket):
+def test_a_hit_that_only_words_found_has_a_cosine(basket: Basket):
     put(basket, "a.txt", "a lonely kumquat")
     for number in range(20):
         put(basket, f"{number}.txt", make_text(number, 4))
@@ -106,7 +109,7 @@ def test_a_hit_that_only_words_found_has_its_cosine_too(basket: Basket):
     assert "dense" not in hit.ranks
 
 
-def test_the_middle_of_a_long_text_is_found_with_its_heading_and_surroundings(basket: Basket):
+def test_a_hit_in_the_middle_of_a_long_text_has_its_heading_and_context(basket: Basket):
     put(basket, "a.txt", "plum " * 400 + "kumquat " + "pear " * 400)
     hit, *_ = basket.store.search(Query(words="kumquat"))
     assert "kumquat" in basket.store.text(hit)
@@ -114,7 +117,7 @@ def test_the_middle_of_a_long_text_is_found_with_its_heading_and_surroundings(ba
     assert hit.heading in ((), ("Fruit", "Basket"))
 
 
-def test_dates_authors_and_kinds_limit_what_is_found(basket: Basket):
+def test_filters_by_date_author_and_kind(basket: Basket):
     put(basket, "a.eml", "kiwi", kind="mail", **{"from": "Ann Ström <ann@x.org>", "to": "Bob", "date": "2026-01-05"})
     put(basket, "b.pdf", "the kiwi", kind="pdf", author="Bob", date="2026-02-01T10:00:00+02:00")
     basket.index(facts("/home/c.txt", version=5), document("a kiwi", date="last Tuesday"))
@@ -139,8 +142,8 @@ def test_dates_authors_and_kinds_limit_what_is_found(basket: Basket):
         assert {Path(hit.path.decode()).name for hit in dense} == expected, limits
 
 
-def test_a_filtered_search_is_exact_however_few_it_lets_through(basket: Basket):
-    """One document among many that are all nearer to the question."""
+def test_a_filtered_search_is_exact_however_few_documents_pass(basket: Basket):
+    """One document passes among many that are nearer to the question."""
     query = np.full(DIM, 100, np.int8)
     for number in range(40):
         put(basket, f"{number}.txt", make_text(number, 20))
@@ -149,7 +152,7 @@ def test_a_filtered_search_is_exact_however_few_it_lets_through(basket: Basket):
     assert [hit.path for hit in hits] == [b"/home/deep/needle.txt"]
 
 
-def test_scans_in_parts_and_threads_find_the_same(tmp_path: Path):
+def test_blocks_threads_and_kernels_do_not_change_the_hits(tmp_path: Path):
     with Store.open(tmp_path, write=True) as store:
         basket = Basket(store)
         for number in range(60):
@@ -170,7 +173,7 @@ def test_scans_in_parts_and_threads_find_the_same(tmp_path: Path):
         (np.ones((1, DIM), np.int8), "must be int8"),
     ],
 )
-def test_a_query_of_another_kind_is_refused(codes: np.ndarray, message: str):
+def test_an_invalid_query_is_refused(codes: np.ndarray, message: str):
     with pytest.raises(InputError, match=message):
         Query(codes=codes)
     with pytest.raises(InputError, match="must be at least 1"):

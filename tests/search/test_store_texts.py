@@ -1,4 +1,4 @@
-"""Texts as they are kept: packed in the shorter way, and the same when they come back."""
+"""Compression of texts: the shorter of two formats, and unchanged text after a round trip."""
 
 import zlib
 
@@ -12,20 +12,20 @@ PROSE = " ".join(
 
 
 @pytest.mark.parametrize("text", ["", "short", "half \ud800 of a character", PROSE, PROSE[:4000], "日本語。" * 3000])
-def test_a_text_comes_back_as_it_was(text: str):
+def test_a_text_is_unchanged_after_a_round_trip(text: str):
     assert unpacked(packed(text)) == text
 
 
-def test_long_prose_takes_less_than_zlib_makes_of_it_and_short_texts_no_more():
+def test_long_prose_is_smaller_than_with_zlib_and_short_texts_are_not_larger():
     assert len(packed(PROSE)) < 0.8 * len(zlib.compress(PROSE.encode(), 9))
     assert len(packed(PROSE[:500])) <= len(zlib.compress(PROSE[:500].encode(), 6))
 
 
-def test_what_zlib_packed_is_read_too():
+def test_zlib_data_can_be_read():
     assert unpacked(zlib.compress(PROSE.encode())) == PROSE
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", packed(PROSE)[:-9], packed("short")[:-3], b"BZh9nonsense"])
-def test_what_is_no_packed_text_is_refused(data: bytes):
+def test_invalid_data_is_refused(data: bytes):
     with pytest.raises((zlib.error, OSError, ValueError)):
         unpacked(data)

@@ -22,7 +22,7 @@ class Legs:
     """The chunks that each leg of a search found, best first.
 
     `dense` maps them to their exact cosine, `words` and `phrase` to their BM25, which is at most `bm25_bound`.
-    `cosines` are the exact cosines of chunks that only the other legs found.
+    `other_cosines` are the exact cosines of chunks that only the other legs found.
     """
 
     dense: Mapping[ChunkId, float] = field(default_factory=dict)
@@ -30,7 +30,17 @@ class Legs:
     phrase: Mapping[ChunkId, float] = field(default_factory=dict)
     name: Sequence[ChunkId] = ()
     bm25_bound: float = 0.0
-    cosines: Mapping[ChunkId, float] = field(default_factory=dict)
+    other_cosines: Mapping[ChunkId, float] = field(default_factory=dict)
+
+    @property
+    def cosines(self) -> dict[ChunkId, float]:
+        """The exact cosine of each chunk for which it is known."""
+        return {**self.dense, **self.other_cosines}
+
+    @property
+    def bm25(self) -> dict[ChunkId, float]:
+        """The BM25 of each chunk for which it is known."""
+        return {**self.phrase, **self.words}
 
     def by_name(self) -> dict[str, Iterable[ChunkId]]:
         """Return the chunks of each leg, best first, by the name of the leg."""
@@ -42,7 +52,7 @@ def fuse(legs: Legs) -> dict[ChunkId, float]:
 
     A chunk without a cosine was too far from the query for the dense leg, so it gets the lowest known cosine.
     """
-    cosines, bm25 = {**legs.dense, **legs.cosines}, {**legs.phrase, **legs.words}
+    cosines, bm25 = legs.cosines, legs.bm25
     lowest = min(cosines.values(), default=0.0)
     names = set(legs.name)
     scores: dict[ChunkId, float] = {}
@@ -58,7 +68,7 @@ def fuse(legs: Legs) -> dict[ChunkId, float]:
 
 def best_chunks(legs: Legs, k: int) -> list[RankedChunk]:
     """Return the `k` chunks with the highest scores, best first."""
-    cosines, bm25 = {**legs.dense, **legs.cosines}, {**legs.phrase, **legs.words}
+    cosines, bm25 = legs.cosines, legs.bm25
     ranks = {
         name: {chunk_id: rank for rank, chunk_id in enumerate(leg, start=1)} for name, leg in legs.by_name().items()
     }

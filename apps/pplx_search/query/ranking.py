@@ -33,7 +33,7 @@ def rank(query: Query, snapshot: Snapshot, scanner: Scanner) -> list[RankedChunk
     if named := named_texts(query, snapshot, passing):
         legs = replace(legs, name=_best_chunk_of_each(named, fuse(legs), snapshot))
     if query.codes is not None:
-        legs = replace(legs, cosines=_other_cosines(query.codes, legs, snapshot, scanner.kernel))
+        legs = replace(legs, other_cosines=_other_cosines(query.codes, legs, snapshot, scanner.kernel))
     return best_chunks(legs, query.k)
 
 

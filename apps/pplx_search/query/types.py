@@ -7,6 +7,7 @@ import numpy as np
 
 from pplx_edge.errors import InputError
 from pplx_search.ids import ChunkId, DocumentId, TextId
+from pplx_search.query.full_text import without_surrogates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,7 @@ class Query:
             raise InputError(f"k {self.k} and depth {self.depth} must be at least 1")
         if self.codes is not None and (self.codes.dtype != np.int8 or self.codes.ndim != 1):
             raise InputError(f"a query vector must be int8 [D], got {self.codes.dtype} {list(self.codes.shape)}")
+        object.__setattr__(self, "words", without_surrogates(self.words))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
