@@ -16,11 +16,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pplx_convert.equalization import Equalization, EqualizedCheckpoint, run_reference
 from pplx_convert.parity import LIMITS, PROBE_TEXTS, ParityLimits, ParityReport
 from pplx_edge.backends import require_installed
 from pplx_edge.errors import InputError
 from pplx_edge.files import replacing_directory, storage_errors
-from pplx_edge.models.qwen3_numpy import layer_states
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import TokenRow
@@ -70,10 +70,11 @@ _NO_OPTIONS = ConvertOptions()
 class Job:
     """A request to a family: write a checkpoint in a format to an existing, empty directory.
 
-    `rows` are the tokenized probe texts. The family calls `step` once after storing each layer.
+    The checkpoint is already equalized. `rows` are the tokenized probe texts. The family calls `step` once after
+    storing each layer.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: EqualizedCheckpoint
     format: str
     directory: Path
     rows: list[TokenRow]
@@ -124,13 +125,15 @@ def convert(
     source_name: str | None = None,
     revision: str | None = None,
     limits: ParityLimits | None = None,
+    equalize: bool = True,
     options: ConvertOptions = _NO_OPTIONS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Artifact:
     """Convert the checkpoint in the directory `source` and return the artifact written to `out`.
 
-    Weights are read, converted and written tensor by tensor. The result is then run layer by layer and compared with
-    the NumPy reference. `source_name` and `revision` are recorded in the manifest; they default to the directory name
+    The NumPy reference runs on the probe texts first, layer by layer, and the equalization is measured on the way,
+    unless the checkpoint comes with one. Weights are then read, folded, converted and written tensor by tensor, and the
+    result is run layer by layer and compared with the reference. `equalize=False` converts the weights as they are. `source_name` and `revision` are recorded in the manifest; they default to the directory name
     and, for a hub snapshot, its commit. `replace` allows an existing `out` to be replaced. `limits` are the parity
     limits (default: those of the format), and `options` are the options that some formats support. `on_progress` is
     called with the number of steps done and the total number of steps: each layer is stored, run and compared.
@@ -145,16 +148,20 @@ def convert(
     step = _steps(checkpoint.spec, on_progress)
     with storage_errors(out), replacing_directory(out, replace=replace) as directory:
         copy_text_files(source, directory)
+        given = Equalization.stored(checkpoint) if equalize else Equalization.none(checkpoint.spec)
+        reference = run_reference(checkpoint, [row.ids for row in rows], given, step)
+        equalized = EqualizedCheckpoint(checkpoint, reference.equalization)
         written = made_by.write(
-            Job(checkpoint=checkpoint, format=format, directory=directory, rows=rows, step=step, options=options)
+            Job(checkpoint=equalized, format=format, directory=directory, rows=rows, step=step, options=options)
         )
-        report = measure_parity(checkpoint, rows, written.states, step)
+        report = ParityReport.of_means(reference.means, _counted(written.states, step))
         report.require(limits or LIMITS[format])
         write_manifest(
             directory,
             format=format,
             source=describe_source(checkpoint, source_name, revision),
             weights=dict(written.weights) | {"n_parameters": checkpoint.spec.n_parameters},
+            equalization=reference.equalization.summary() if equalize else {},
             parity=report.as_dict(),
             made_by=f"pplx-edge {family_of(format)} converter {format_revision(format)}",
         )
@@ -183,14 +190,6 @@ def describe_source(checkpoint: Checkpoint, name: str | None, revision: str | No
         "revision": revision,
         "sha256": {path.name: sha256(path) for path in checkpoint.files},
     }
-
-
-def measure_parity(
-    checkpoint: Checkpoint, rows: list[TokenRow], converted: Iterator[list[np.ndarray]], step: Callable[[], None]
-) -> ParityReport:
-    """Compare the converted model with the reference after every layer and return the report."""
-    reference = layer_states(checkpoint, [row.ids for row in rows])
-    return ParityReport.of_passes(_counted(reference, step), _counted(converted, step))
 
 
 def _steps(spec: ModelSpec, on_progress: Callable[[int, int], None] | None) -> Callable[[], None]:

@@ -10,22 +10,39 @@ from pplx_edge.errors import ParityError
 from pplx_edge.vectors.codes import int8_codes, sign_codes
 from pplx_edge.vectors.similarity import paired_cosines
 
-# Sentences in several scripts, lengths and registers; the last one is repeated to form a longer passage.
+# Texts that provoke trouble: a single token, a repeated token, only punctuation, code, 20 scripts, the spelling of the
+# separator, and a passage of the greatest length that a conversion checks.
 PROBE_TEXTS = (
     "What is Deep Learning?",
     "Deep Learning is...",
     "a",
-    "The mitochondrion is an organelle found in the cells of most eukaryotes, where it produces energy.",
+    "the the the the the the the the the the the the",
+    "?! ... --- ;;; (),.:\"\"''",
     "def mean(values):\n    return sum(values) / len(values)",
-    "Wie hoch ist die Gebühr für die Eintragung ins Handelsregister?",
-    "¿Cuál es la capital de Bolivia y cuántos habitantes tiene?",
-    "Пароль должен содержать не менее двенадцати символов, включая цифры.",
-    "深度学习是机器学习的一个分支，它使用多层神经网络。",
-    "日本の首都はどこですか。",
-    "كيف يعمل محرك البحث الدلالي؟",
-    "अर्थ के आधार पर खोज कैसे काम करती है?",
     "ls -la /var/log | grep -v '\\.gz$' | sort -k5 -n",
+    "A separator <|endoftext|> typed by a user",
     "🙂👩‍🔬 emoji, e\u0301 combining, and\ttabs\n\nand lines",
+    "Wie hoch ist die Gebühr für die Eintragung ins Handelsregister?",
+    "Пароль должен содержать не менее двенадцати символов.",
+    "Πού βρίσκεται η βιβλιοθήκη;",
+    "深度学习是机器学习的一个分支。",
+    "日本の首都はどこですか。",
+    "한국의 수도는 어디입니까?",
+    "كيف يعمل محرك البحث؟",
+    "איפה הספרייה?",
+    "खोज कैसे काम करती है?",
+    "লাইব্রেরি কোথায়?",
+    "நூலகம் எங்கே?",
+    "గ్రంథాలయం ఎక్కడ?",
+    "ಗ್ರಂಥಾಲಯ ಎಲ್ಲಿ?",
+    "ലൈബ്രറി എവിടെ?",
+    "પુસ્તકાલય ક્યાં છે?",
+    "ਕਿਤਾਬ ਕਿੱਥੇ ਹੈ?",
+    "පුස්තකාලය කොහෙද?",
+    "ห้องสมุดอยู่ที่ไหน",
+    "სად არის ბიბლიოთეკა?",
+    "Որտե՞ղ է գրադարանը։",
+    "ቤተ መጻሕፍት የት ነው?",
     "Long documents are read in one pass, so that each part knows what the whole is about. " * 12,
 )
 
@@ -76,11 +93,16 @@ class ParityReport:
     @classmethod
     def of_passes(cls, reference: Iterable[list[np.ndarray]], converted: Iterable[list[np.ndarray]]) -> "ParityReport":
         """Compare two passes over the same rows, each yielding the states `[T, D]` of all rows layer by layer."""
+        return cls.of_means(map(means_of, reference), converted)
+
+    @classmethod
+    def of_means(cls, reference: Iterable[np.ndarray], converted: Iterable[list[np.ndarray]]) -> "ParityReport":
+        """Do the same as `of_passes`, given the mean states `[N, D]` of the reference for each layer."""
         similar: list[float] = []
         a, b, n_tokens = np.empty(0), np.empty(0), 0
-        for of_reference, of_converted in zip(reference, converted, strict=True):
-            n_tokens = sum(len(states) for states in of_reference)
-            a, b = means_of(of_reference), means_of(of_converted)
+        for a, states in zip(reference, converted, strict=True):
+            n_tokens = sum(len(x) for x in states)
+            b = means_of(states)
             similar.append(float(paired_cosines(a, b).min()))
         return cls.compare(a, b, n_tokens, similar)
 

@@ -48,6 +48,11 @@ def block(x: np.ndarray, weights: Weights, spec: ModelSpec) -> np.ndarray:
 
 def attention(x: np.ndarray, weights: Weights, spec: ModelSpec) -> np.ndarray:
     """Apply bidirectional grouped-query attention, `[T, D]` to `[T, D]`."""
+    return mixed_heads(x, weights, spec) @ weights["self_attn.o_proj.weight"].T
+
+
+def mixed_heads(x: np.ndarray, weights: Weights, spec: ModelSpec) -> np.ndarray:
+    """Return the outputs of all attention heads before `o_proj`, `[T, D]` to `[T, heads * head_dim]`."""
     T = len(x)
     q = (x @ weights["self_attn.q_proj.weight"].T).reshape(T, spec.n_heads, spec.head_dim)
     k = (x @ weights["self_attn.k_proj.weight"].T).reshape(T, spec.n_kv_heads, spec.head_dim)
@@ -59,14 +64,19 @@ def attention(x: np.ndarray, weights: Weights, spec: ModelSpec) -> np.ndarray:
         kv = head // spec.heads_per_kv
         scores = q[:, head] @ k[:, kv].T / np.float32(np.sqrt(spec.head_dim))  # [T, T]
         mixed[:, head] = softmax(scores) @ v[:, kv]
-    return mixed.reshape(T, spec.q_size) @ weights["self_attn.o_proj.weight"].T
+    return mixed.reshape(T, spec.q_size)
 
 
 def mlp(x: np.ndarray, weights: Weights) -> np.ndarray:
     """Apply the SwiGLU MLP, `[T, D]` to `[T, D]`."""
+    return gated(x, weights) @ weights["mlp.down_proj.weight"].T
+
+
+def gated(x: np.ndarray, weights: Weights) -> np.ndarray:
+    """Return `silu(gate(x)) * up(x)`, the input of `down_proj`: `[T, D]` to `[T, intermediate]`."""
     gate = x @ weights["mlp.gate_proj.weight"].T
     up = x @ weights["mlp.up_proj.weight"].T
-    return (silu(gate) * up) @ weights["mlp.down_proj.weight"].T
+    return silu(gate) * up
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:

@@ -77,6 +77,7 @@ class Artifact:
     revision: int = 1
     source: Mapping[str, Any]
     weights: Mapping[str, Any] = field(default_factory=dict)
+    equalization: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     made_by: str = ""
@@ -133,7 +134,7 @@ class Artifact:
             raise TypeError("format and made_by must be strings")
         if not isinstance(self.revision, int):
             raise TypeError("revision must be a number")
-        for name in ("source", "weights", "parity", "files"):
+        for name in ("source", "weights", "equalization", "parity", "files"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name} must be an object")
         for name, entry in self.files.items():
@@ -192,6 +193,7 @@ def write_manifest(
     weights: Mapping[str, Any],
     parity: Mapping[str, Any],
     made_by: str,
+    equalization: Mapping[str, Any] | None = None,
 ) -> None:
     """Hash every file in a directory and its subdirectories, and write the manifest."""
     files = {
@@ -205,6 +207,7 @@ def write_manifest(
         revision=format_revision(format),
         source=source,
         weights=weights,
+        equalization=equalization or {},
         parity=parity,
         files=files,
         made_by=made_by,

@@ -26,7 +26,7 @@ class Checkpoint:
     """A directory with config.json and safetensors weights, checked against each other."""
 
     def __init__(self, directory: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor]):
-        self.directory, self.spec, self._tensors = directory, spec, tensors
+        self.directory, self.spec, self.tensors = directory, spec, tensors
 
     @classmethod
     def open(cls, directory: str | Path, spec: ModelSpec | None = None) -> "Checkpoint":
@@ -46,16 +46,16 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """The weight files, sorted."""
-        return sorted({stored.path for stored in self._tensors.values()})
+        return sorted({stored.path for stored in self.tensors.values()})
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor as float32; an F32 tensor stays mapped. Raises CheckpointError for NaN or infinity."""
-        stored = self._tensors[name]
+        stored = self.tensors[name]
         return self._checked(name, _as_float32(stored.array()))
 
     def read_block(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return rows `[start, stop)` of a matrix as float32. Raises InputError for rows out of range."""
-        stored = self._tensors[name]
+        stored = self.tensors[name]
         n_rows = stored.shape[0]
         if not 0 <= start <= stop <= n_rows:
             raise InputError(f"{stored.path}: tensor {name} has {n_rows:,} rows, [{start}, {stop}) is out of range")
@@ -63,7 +63,7 @@ class Checkpoint:
 
     def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return the rows of a matrix with the given indices, an integer array `[R]`: float32 `[R, columns]`."""
-        width = self._tensors[name].shape[1]
+        width = self.tensors[name].shape[1]
         found = {row: self.read_block(name, row, row + 1)[0] for row in {int(row) for row in rows}}
         return np.array([found[int(row)] for row in rows], np.float32).reshape(len(rows), width)
 
@@ -74,7 +74,7 @@ class Checkpoint:
     def _checked(self, name: str, values: np.ndarray) -> np.ndarray:
         if not np.isfinite(values).all():
             raise CheckpointError(
-                f"{self._tensors[name].path}: tensor {name} contains NaN or infinity; download the file again"
+                f"{self.tensors[name].path}: tensor {name} contains NaN or infinity; download the file again"
             )
         return values
 

@@ -42,7 +42,8 @@ def write(job: Job) -> Written:
     """
     job.options.require_only(job.format)
     lengths = io.model_lengths(job.checkpoint.spec.max_tokens)
-    write_files(job.checkpoint, job.format, job.directory, lengths, job.step)
+    divided = job.checkpoint.divided()
+    write_files(divided, job.format, job.directory, lengths, job.step, residual=divided.residual)
     return Written(
         states=evaluate(job.directory, job.rows, half=True),
         weights={"projections": job.format.removeprefix("coreml-"), "lengths": list(lengths)},
@@ -55,8 +56,13 @@ def write_files(
     directory: Path,
     lengths: Sequence[int],
     step: Callable[[], None] = lambda: None,
+    *,
+    residual: int = 0,
 ) -> None:
-    """Write the packages, with functions of the given lengths, and the table. Calls `step` after each layer."""
+    """Write the packages, with functions of the given lengths, and the table. Calls `step` after each layer.
+
+    `residual` is the exponent by which the residual stream of the checkpoint is divided.
+    """
     package, flexible = directory / COREML_LAYOUT.package, directory / COREML_LAYOUT.flexible
     weight_format, spec = WEIGHT_FORMATS[format], checkpoint.spec
     weights = PackageWeights(data_folder(package) / WEIGHT_FOLDER)
@@ -67,7 +73,7 @@ def write_files(
     for length in lengths:
         store_rotation(spec, length, weights)
     restart_names()
-    graph = EncoderGraph(spec, weight_format, weights)
+    graph = EncoderGraph(spec, weight_format, weights, residual)
     functions = {io.function_name(length): graph.fixed(length) for length in lengths}
     any_length = {io.FLEXIBLE_FUNCTION: graph.flexible()}
     weights.close()

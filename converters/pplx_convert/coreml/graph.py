@@ -23,6 +23,7 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint
 
 FINAL_NORM = "norm.weight"
+_LEAST_ROOT_EPS = np.float16(2.0**-24)  # the smallest float16 above zero, so that no norm divides by zero
 _LEAST = np.float16(2.0**-14)  # the smallest normal float16, the divisor for a row of zeros
 
 
@@ -32,10 +33,15 @@ def layer_output(index: int) -> str:
 
 
 class EncoderGraph:
-    """Builds the functions of one model. The weights must already be stored under their checkpoint names."""
+    """Builds the functions of one model. The weights must already be stored under their checkpoint names.
 
-    def __init__(self, spec: ModelSpec, weight_format: WeightFormat, weights: PackageWeights):
+    The stored residual stream is divided by `2**residual`.
+    """
+
+    def __init__(self, spec: ModelSpec, weight_format: WeightFormat, weights: PackageWeights, residual: int = 0):
         self.spec, self.weight_format, self.weights = spec, weight_format, weights
+        self.root_eps = np.float16(np.sqrt(spec.rms_norm_eps))
+        self.divided_root_eps = np.maximum(np.float16(np.sqrt(spec.rms_norm_eps) / 2**residual), _LEAST_ROOT_EPS)
 
     def fixed(self, length: int) -> Function:
         """Return a function for rows of up to `length` tokens; `rotary.{length}.*` must already be stored."""
@@ -82,8 +88,10 @@ class EncoderGraph:
         normed = self.norm(x, prefix + "post_attention_layernorm.weight")
         return mb.add(x=x, y=self.mlp(normed, prefix + "mlp."), name=layer_output(index))
 
-    def norm(self, x: Var, weight: str) -> Var:
+    def norm(self, x: Var, weight: str, root_eps: np.float16 | None = None) -> Var:
         """Add an RMSNorm over the last axis that does not overflow float16 for any x.
+
+        `root_eps` is the square root of eps, by default that for the divided residual stream.
 
         With m = max|x|, `x / sqrt(mean(x²) + eps)` equals `(x/m) / sqrt(mean((x/m)²) + (sqrt(eps)/m)²)`. No term of
         this expression exceeds 1 except the last, which is small if m is large.
@@ -94,7 +102,9 @@ class EncoderGraph:
         scaled = mb.real_div(x=x, y=largest, name=f"{name}_scaled")
         squares = mb.mul(x=scaled, y=scaled, name=f"{name}_squares")
         mean = mb.reduce_mean(x=squares, axes=[-1], keep_dims=True, name=f"{name}_mean")
-        root_eps = mb.real_div(x=np.float16(np.sqrt(self.spec.rms_norm_eps)), y=largest, name=f"{name}_root_eps")
+        root_eps = mb.real_div(
+            x=self.divided_root_eps if root_eps is None else root_eps, y=largest, name=f"{name}_root_eps"
+        )
         mean = mb.add(x=mean, y=mb.mul(x=root_eps, y=root_eps, name=f"{name}_eps"), name=f"{name}_mean_eps")
         unit = mb.mul(x=scaled, y=mb.rsqrt(x=mean, epsilon=np.float16(0), name=f"{name}_rsqrt"), name=f"{name}_unit")
         return mb.mul(x=unit, y=self.weights.const(weight), name=name)
@@ -119,7 +129,7 @@ class EncoderGraph:
         name = f"{prefix}{which}".replace(".", "_")
         shape = [1, -1, n_heads, self.spec.head_dim]
         split = mb.reshape(x=self.linear(x, f"{prefix}{which}_proj.weight"), shape=shape, name=f"{name}_split")
-        return self.norm(split, f"{prefix}{which}_norm.weight")
+        return self.norm(split, f"{prefix}{which}_norm.weight", self.root_eps)
 
     def rotated(self, x: Var, name: str, rotation: tuple[Var, Var]) -> Var:
         """Return x `[1, T, heads, d]` with its halves rotated; the cosines and sines are `[1, T, 1, d/2]`."""
