@@ -84,7 +84,12 @@ SAME_FUNCTION = tuple(name for name in PLANTS if name != "tokens")
 
 
 def write_rough(
-    source: Path, directory: Path, plants: Sequence[str] = tuple(PLANTS), *, seed: int = 0, delimiters: Sequence[int] = ()
+    source: Path,
+    directory: Path,
+    plants: Sequence[str] = tuple(PLANTS),
+    *,
+    seed: int = 0,
+    delimiters: Sequence[int] = (),
 ) -> Path:
     """Write a rough copy of the checkpoint in `source` as float32, and return its directory.
 
@@ -100,7 +105,12 @@ def write_rough(
             PLANTS[name](tensors, spec, rng)
     directory.mkdir(parents=True)
     for path in source.iterdir():
-        if path.is_file() and path.suffix == ".json" and "safetensors" not in path.name and path.name != "equalization.json":
+        if (
+            path.is_file()
+            and path.suffix == ".json"
+            and "safetensors" not in path.name
+            and path.name != "equalization.json"
+        ):
             (directory / path.name).write_bytes(path.read_bytes())
     save_file(tensors, directory / "model.safetensors")
     return directory

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pplx_convert.equalization import Equalization, EqualizedCheckpoint, run_reference
-from pplx_convert.parity import LIMITS, PROBE_TEXTS, ParityLimits, ParityReport
+from pplx_convert.parity import LIMITS, ParityLimits, ParityReport, probe_rows
 from pplx_edge.backends import require_installed
 from pplx_edge.errors import InputError
 from pplx_edge.files import replacing_directory, storage_errors
@@ -87,11 +87,13 @@ class Written:
     """The result of a family: the states of the probe rows, and a description of the weights for the manifest.
 
     `states` yields the states `[T, D]` of every row after the embedding, after each layer and after the final norm. It
-    may run the model lazily, one layer per item.
+    may run the model lazily, one layer per item. `residual` is the exponent by which the stored residual stream is
+    divided.
     """
 
     states: Iterator[list[np.ndarray]]
     weights: Mapping[str, Any] = field(default_factory=dict)
+    residual: int = 0
 
 
 class Family(Protocol):
@@ -133,8 +135,9 @@ def convert(
 
     The NumPy reference runs on the probe texts first, layer by layer, and the equalization is measured on the way,
     unless the checkpoint comes with one. Weights are then read, folded, converted and written tensor by tensor, and the
-    result is run layer by layer and compared with the reference. `equalize=False` converts the weights as they are. `source_name` and `revision` are recorded in the manifest; they default to the directory name
-    and, for a hub snapshot, its commit. `replace` allows an existing `out` to be replaced. `limits` are the parity
+    result is run layer by layer and compared with the reference. `equalize=False` converts the weights as they are.
+    `source_name` and `revision` are recorded in the manifest; they default to the directory name and, for a hub
+    snapshot, its commit. `replace` allows an existing `out` to be replaced. `limits` are the parity
     limits (default: those of the format), and `options` are the options that some formats support. `on_progress` is
     called with the number of steps done and the total number of steps: each layer is stored, run and compared.
 
@@ -161,16 +164,11 @@ def convert(
             format=format,
             source=describe_source(checkpoint, source_name, revision),
             weights=dict(written.weights) | {"n_parameters": checkpoint.spec.n_parameters},
-            equalization=reference.equalization.summary() if equalize else {},
+            equalization=reference.equalization.summary(written.residual) if equalize else {},
             parity=report.as_dict(),
             made_by=f"pplx-edge {family_of(format)} converter {format_revision(format)}",
         )
     return Artifact.open(out)
-
-
-def probe_rows(tokenizer: Tokenizer, spec: ModelSpec) -> list[TokenRow]:
-    """Return the probe texts as token rows, cut to the model's limit. Texts without tokens are omitted."""
-    return [row.cut(spec.max_tokens) for row in tokenizer.text_rows(PROBE_TEXTS) if len(row)]
 
 
 def copy_text_files(source: Path, directory: Path) -> None:

@@ -23,7 +23,7 @@ weights do not depend on the machine.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,9 @@ class Equalization:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != VERSION or content["weights"] != _hashes(checkpoint):
                 return None
-            layers = tuple(LayerFolds(**{name: np.array(e, np.int32) for name, e in x.items()}) for x in content["layers"])
+            layers = tuple(
+                LayerFolds(**{name: np.array(e, np.int32) for name, e in x.items()}) for x in content["layers"]
+            )
             equalization = cls(layers, int(content["residual"]))
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{path}: not a valid equalization ({error!r}); delete it to measure anew") from error
@@ -131,9 +133,12 @@ class Equalization:
         path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
         return path
 
-    def summary(self) -> dict[str, Any]:
-        """Return a description for the manifest: for each place, the folded channels and the range of the exponents."""
-        described: dict[str, Any] = {"residual_divisor": 2**self.residual}
+    def summary(self, residual: int) -> dict[str, Any]:
+        """Return a description for the manifest: for each place, the folded channels and the range of the exponents.
+
+        `residual` is the exponent by which the format divides the residual stream.
+        """
+        described: dict[str, Any] = {"residual_divisor": 2**residual}
         for field in fields(LayerFolds):
             exponents = np.concatenate([getattr(layer, field.name) for layer in self.layers])
             described[field.name] = {
@@ -188,7 +193,12 @@ class EqualizedCheckpoint(Checkpoint):
             return (np.full(self.spec.vocab_size, -self.residual) if divided else None), None
         index, _, tensor = rest.partition(".")
         rows, columns = self.equalization.layers[int(index)].exponents(tensor, self.spec)
-        share = {_V: self.residual // 2, _UP: self.residual // 2, _O: -(-self.residual // 2), _DOWN: -(-self.residual // 2)}
+        share = {
+            _V: self.residual // 2,
+            _UP: self.residual // 2,
+            _O: -(-self.residual // 2),
+            _DOWN: -(-self.residual // 2),
+        }
         if tensor in share:
             rows = (0 if rows is None else rows) - np.full(self.spec.layer_shapes()[tensor][0], share[tensor])
         return rows, columns
@@ -210,7 +220,7 @@ def run_reference(
     checkpoint: Checkpoint,
     rows: Sequence[np.ndarray],
     equalization: Equalization | None = None,
-    step: Any = lambda: None,
+    step: Callable[[], None] = lambda: None,
 ) -> ReferencePass:
     """Run the reference on rows of ids `[T]`, and measure an equalization unless one is given. One layer is in memory.
 

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 
 from pplx_edge.errors import ParityError
+from pplx_edge.spec import ModelSpec
+from pplx_edge.text.tokenization import Tokenizer
+from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import int8_codes, sign_codes
 from pplx_edge.vectors.similarity import paired_cosines
 
@@ -153,6 +156,11 @@ LIMITS = {
     "coreml-pal6": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=96),
     "coreml-pal4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
 }
+
+
+def probe_rows(tokenizer: Tokenizer, spec: ModelSpec) -> list[TokenRow]:
+    """Return the probe texts as token rows, cut to the model's limit. Texts without tokens are omitted."""
+    return [row.cut(spec.max_tokens) for row in tokenizer.text_rows(PROBE_TEXTS) if len(row)]
 
 
 def means_of(states: Sequence[np.ndarray]) -> np.ndarray:

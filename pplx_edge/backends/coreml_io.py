@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pplx_edge.models.rotary import rotary_angles
+from pplx_edge.models.rotary import rotary_tables
 from pplx_edge.spec import ModelSpec
 
 INPUT_EMBEDS = "inputs_embeds"
@@ -117,8 +117,8 @@ def flexible_limit(max_tokens: int) -> int:
 
 def rotation(spec: ModelSpec, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rotary cosines and sines of the first `length` positions, float16 `[1, T, 1, d/2]` each."""
-    angles = rotary_angles(length, spec)[None, :, None, :]
-    return np.cos(angles).astype(np.float16), np.sin(angles).astype(np.float16)
+    cos, sin = (table[None, :, None, :].astype(np.float16) for table in rotary_tables(length, spec))
+    return cos, sin
 
 
 def row_inputs(embeds: np.ndarray, length: int, bounds: Sequence[tuple[int, int]] = ()) -> dict[str, np.ndarray]:

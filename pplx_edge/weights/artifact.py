@@ -27,7 +27,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 # Increment a revision when the graph, layout or numerics of a backend's formats change. Cached conversions are then
 # redone, and artifacts of another revision are rejected.
-REVISIONS = {"onnx": 3, "mlx": 1, "coreml": 1}
+REVISIONS = {"onnx": 4, "mlx": 2, "coreml": 2}
 # Text files that a conversion copies from its source.
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 

@@ -21,7 +21,7 @@ from checkpoints import (
 from scipy import special
 
 from pplx_edge.models import qwen3_numpy
-from pplx_edge.models.rotary import rotary_angles
+from pplx_edge.models.rotary import rotary_tables
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.vectors.codes import int8_codes
@@ -338,9 +338,9 @@ def test_a_family_directory_and_its_stock_copy_are_one_model(tiny_dir: Path, tmp
 def test_the_angles_of_exported_programs_rotate_as_the_reference_does(name: str) -> None:
     spec = ModelSpec.from_config(TRUE_CONFIGS[name])
     n_positions, half = 512, spec.head_dim // 2
-    angles = rotary_angles(n_positions, spec)
+    cos, sin = rotary_tables(n_positions, spec)
     units = np.zeros((n_positions, 1, spec.head_dim), np.float32)
     units[:, :, :half] = 1
     rotated = qwen3_numpy.rotate(units, spec)[:, 0]
-    np.testing.assert_allclose(rotated[:, :half], np.cos(angles), atol=5e-5)
-    np.testing.assert_allclose(rotated[:, half:], np.sin(angles), atol=5e-5)
+    np.testing.assert_allclose(rotated[:, :half], cos, atol=5e-5)
+    np.testing.assert_allclose(rotated[:, half:], sin, atol=5e-5)

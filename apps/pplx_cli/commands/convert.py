@@ -35,6 +35,11 @@ def add_parser(commands: Any) -> None:
         metavar="PATTERN=Q",
         help="mlx: Store matrices whose path matches PATTERN in format Q (q8, q4, bf16, …). The last match wins.",
     )
+    parser.add_argument(
+        "--no-equalization",
+        action="store_true",
+        help="Convert the weights as they are, without folding the scales of outlier channels into their neighbors.",
+    )
     parser.add_argument("--max-mb", type=positive, metavar="MB", help="mlx-mixed: Budget for all weights.")
     add_hub_options(parser)
     parser.set_defaults(run=run)
@@ -53,7 +58,14 @@ def run(args: argparse.Namespace) -> int:
     with conversion_bar(name or args.source) as show:
         options = ConvertOptions(overrides=dict(args.override), max_mb=args.max_mb)
         artifact = convert(
-            directory, out, args.to, replace=args.force, source_name=name, options=options, on_progress=show
+            directory,
+            out,
+            args.to,
+            replace=args.force,
+            source_name=name,
+            equalize=not args.no_equalization,
+            options=options,
+            on_progress=show,
         )
     n_bytes = sum(entry["bytes"] for entry in artifact.files.values())
     say(f"{artifact.format}, {human_bytes(n_bytes)}; against the reference: {parity_line(artifact.parity)}")

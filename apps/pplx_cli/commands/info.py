@@ -65,6 +65,7 @@ def describe(name: str, directory: Path) -> dict[str, Any]:
         "revision": artifact.revision if artifact else None,
         "spec": sizes | {"dim": spec.dim, "n_parameters": spec.n_parameters},
         "source": dict(artifact.source) if artifact else None,
+        "equalization": dict(artifact.equalization) if artifact else None,
         "parity": dict(artifact.parity) if artifact else None,
         "files": files,
         "bytes": sum(files.values()),
@@ -122,6 +123,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["source"]:
         revision = facts["source"].get("revision")
         lines.append(("source", str(facts["source"].get("name")) + (f" at {revision}" if revision else "")))
+        lines += _equalization_lines(facts["equalization"])
         lines.append(("parity", parity_line(facts["parity"])))
     if evaluation := facts.get("evaluation"):
         lines.append(("evaluated", f"float16 against float32: {parity_line(evaluation['rounding'])}"))
@@ -129,3 +131,18 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         told = parity_line(beside) if beside else "its checkpoint is not on this machine"
         lines.append(("", f"against the reference: {told}"))
     return lines + [("file", f"{human_bytes(size):>10}  {name}") for name, size in facts["files"].items()]
+
+
+def _equalization_lines(equalization: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a line for each place where scales were folded, and one for a divided residual stream."""
+    if not equalization:
+        return [("equalized", "no")]
+    places = {place: entry for place, entry in equalization.items() if isinstance(entry, Mapping)}
+    lines = [
+        f"{place}: {entry['folded']:,} of {entry['channels']:,} channels, by 2^{entry['exponents'][0]} to "
+        f"2^{entry['exponents'][1]}"
+        for place, entry in places.items()
+    ]
+    if (divisor := equalization.get("residual_divisor", 1)) > 1:
+        lines.append(f"residual stream divided by {divisor:,}")
+    return [("equalized" if i == 0 else "", line) for i, line in enumerate(lines)]

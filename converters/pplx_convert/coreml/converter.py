@@ -47,6 +47,7 @@ def write(job: Job) -> Written:
     return Written(
         states=evaluate(job.directory, job.rows, half=True),
         weights={"projections": job.format.removeprefix("coreml-"), "lengths": list(lengths)},
+        residual=divided.residual,
     )
 
 

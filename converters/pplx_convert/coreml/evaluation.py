@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pplx_convert.conversion import probe_rows
 from pplx_convert.coreml.converter import evaluate
-from pplx_convert.parity import ParityReport
+from pplx_convert.parity import ParityReport, probe_rows
 from pplx_edge.models.qwen3_numpy import layer_states
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.tokenization import Tokenizer

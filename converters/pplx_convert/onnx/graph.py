@@ -20,7 +20,7 @@ from pplx_convert.onnx.builder import UNUSED, GraphBuilder, WeightFile
 from pplx_convert.onnx.weights import Activations, WeightFormat
 from pplx_convert.tensors import layer_tensors
 from pplx_edge.backends.onnx_session import PACKED_STATES, ROW_MEANS
-from pplx_edge.models.rotary import rotary_angles
+from pplx_edge.models.rotary import rotary_tables
 from pplx_edge.spec import ModelSpec
 from pplx_edge.vectors.codes import CODE_BOUNDS, INT8_SCALE
 from pplx_edge.weights.checkpoint import Checkpoint
@@ -310,9 +310,8 @@ def store_weights(
                 weight_format.store(builder, file, name, weight)
         step()
     builder.weight(FINAL_NORM, checkpoint.read(FINAL_NORM), file)
-    angles = rotary_angles(spec.max_tokens, spec)
-    builder.weight(COS, np.cos(angles), file)
-    builder.weight(SIN, np.sin(angles), file)
+    for name, table in zip((COS, SIN), rotary_tables(spec.max_tokens, spec), strict=True):
+        builder.weight(name, table, file)
 
 
 def tensor(name: str, dtype: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
