@@ -300,7 +300,7 @@ def test_activations_of_thirty_thousand_are_carried(loud_dir: Path, tmp_path: Pa
 
 
 def test_a_norm_that_overflows_shows(loud_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def norm(self: EncoderGraph, x: Var, weight: str) -> Var:
+    def norm(self: EncoderGraph, x: Var, weight: str, root_eps: np.float16 | None = None) -> Var:
         mean = mb.reduce_mean(x=mb.mul(x=x, y=x), axes=[-1], keep_dims=True)
         return mb.mul(x=mb.mul(x=x, y=mb.rsqrt(x=mean, epsilon=np.float16(1e-6))), y=self.weights.const(weight))
 

@@ -19,10 +19,11 @@ from rough_checkpoints import PLANTS, SAME_FUNCTION, write_rough
 from pplx_convert import convert, equalization
 from pplx_convert.__main__ import main as store_equalization
 from pplx_convert.equalization import Equalization, EqualizedCheckpoint, LayerFolds, run_reference
-from pplx_convert.parity import ParityReport, cosines, probe_rows
+from pplx_convert.parity import ParityReport, probe_rows
 from pplx_edge.errors import CheckpointError, ParityError
 from pplx_edge.models.qwen3_numpy import encode_rows, layer_states
 from pplx_edge.text.tokenization import Tokenizer
+from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.artifact import Artifact
 from pplx_edge.weights.checkpoint import Checkpoint
 
@@ -230,7 +231,7 @@ def test_nano_converts_to_the_same_bytes_with_other_blas_kernels(nano_dir: Path,
 def test_massive_tokens_are_judged_by_the_rough_checkpoint(nano_dir: Path, rough_nano: Path) -> None:
     nano, rough = Checkpoint.open(nano_dir), Checkpoint.open(rough_nano)
     a, b = (np.stack([x.mean(axis=0) for x in encode_rows(c, probe_ids(nano))]) for c in (nano, rough))
-    assert cosines(a, b).min() < 0.99999  # another function
+    assert paired_cosines(a, b).min() < 0.99999  # another function
     folded = EqualizedCheckpoint(rough, measured(rough))
     report = ParityReport.of_passes(layer_states(rough, probe_ids(rough)), layer_states(folded, probe_ids(rough)))
     assert report.largest_step == 0

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from pplx_convert.parity import probe_rows
 from pplx_edge import backends
 from pplx_edge.errors import InputError, MissingExtra, ParityError
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
+from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import TokenRow
 from pplx_edge.weights.artifact import FORMATS, Artifact
 from pplx_edge.weights.checkpoint import Checkpoint
@@ -27,6 +29,7 @@ import pplx_convert.mlx.converter  # noqa: E402
 import pplx_convert.mlx.plan  # noqa: E402
 from pplx_convert import convert  # noqa: E402
 from pplx_convert.conversion import ConvertOptions, Job  # noqa: E402
+from pplx_convert.equalization import EqualizedCheckpoint, run_reference
 from pplx_convert.mlx.plan import CHOICES, plan_with_default, sensitivity, size_limited_plan, spend, stored_bytes  # noqa: E402
 from pplx_edge.backends.mlx_session import open_session  # noqa: E402
 from pplx_edge.models.mlx_quantization import WEIGHT_FORMATS, QuantizationPlan, quantized  # noqa: E402
@@ -98,10 +101,13 @@ def test_the_file_is_what_safetensors_and_mlx_read(artifacts: dict[str, Artifact
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_weights_are_quantised_from_what_the_checkpoint_holds(artifacts: dict[str, Artifact], source: Path) -> None:
+def test_weights_are_quantized_from_the_equalized_checkpoint(artifacts: dict[str, Artifact], source: Path) -> None:
+    checkpoint = Checkpoint.open(source)
+    ids = [row.ids for row in probe_rows(Tokenizer.open(source, checkpoint.spec), checkpoint.spec)]
+    equalized = EqualizedCheckpoint(checkpoint, run_reference(checkpoint, ids).equalization)
     loaded = mx.load(str(artifacts["mlx-q8"].path("model.safetensors")))
     for name in ("embed_tokens", "layers.1.mlp.down_proj"):
-        weight = mx.array(Checkpoint.open(source).read(f"{name}.weight"))
+        weight = mx.array(equalized.read(f"{name}.weight"))
         for part, array in quantized(weight, WEIGHT_FORMATS["q8"]).items():
             assert mx.array_equal(loaded[f"model.{name}.{part}"], array)
 
