@@ -29,7 +29,7 @@ import pplx_convert.mlx.converter  # noqa: E402
 import pplx_convert.mlx.plan  # noqa: E402
 from pplx_convert import convert  # noqa: E402
 from pplx_convert.conversion import ConvertOptions, Job  # noqa: E402
-from pplx_convert.equalization import EqualizedCheckpoint, run_reference
+from pplx_convert.equalization import EqualizedCheckpoint, run_reference  # noqa: E402
 from pplx_convert.mlx.plan import CHOICES, plan_with_default, sensitivity, size_limited_plan, spend, stored_bytes  # noqa: E402
 from pplx_edge.backends.mlx_session import open_session  # noqa: E402
 from pplx_edge.models.mlx_quantization import WEIGHT_FORMATS, QuantizationPlan, quantized  # noqa: E402
