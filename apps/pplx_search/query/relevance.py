@@ -52,7 +52,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether hits are relevant, and the probability that they are. If it is unknown (None), they are relevant."""
+    """The decision to show hits, and the probability that they answer the query (None: unknown, and hits are shown)."""
 
     relevant: bool
     chance: float | None

@@ -55,9 +55,9 @@ def publish(database: Database, file_id: FileId, round_number: int) -> None:
              AND NOT hidden.live AND hidden.round = ?)
         RETURNING id"""
     changed = [row[0] for row in database.rows(replaced, (file_id, round_number))]
-    gone = "SELECT id FROM documents WHERE file = ? AND (round < ? OR (NOT live AND part IN"
-    gone += " (SELECT part FROM documents WHERE file = ? AND live)))"
-    drop(database, [row[0] for row in database.rows(gone, (file_id, round_number, file_id))])
+    outdated = "SELECT id FROM documents WHERE file = ? AND (round < ? OR (NOT live AND part IN"
+    outdated += " (SELECT part FROM documents WHERE file = ? AND live)))"
+    drop(database, [row[0] for row in database.rows(outdated, (file_id, round_number, file_id))])
     shown = database.rows("UPDATE documents SET live = 1 WHERE file = ? AND NOT live RETURNING id", (file_id,))
     for document_id in [*changed, *(row[0] for row in shown)]:
         index_name(database, document_id)

@@ -222,12 +222,12 @@ class Scan:
         if not self._seen and not even_all:
             return []
         known = self._database.rows("SELECT id, path FROM files WHERE root = ?", (self.root_id,))
-        gone = [(file_id, path) for file_id, path in known if not self._is_marked(file_id)]
-        if gone:
+        unseen = [(file_id, path) for file_id, path in known if not self._is_marked(file_id)]
+        if unseen:
             with self._database.transaction():
-                for file_id, _ in gone:
+                for file_id, _ in unseen:
                     forget(self._database, file_id)
-        return [path for _, path in gone]
+        return [path for _, path in unseen]
 
     def _moved(self, facts: FileFacts) -> ScannedFile | None:
         """Return the file under its new name if it was indexed under another one with the same file type."""

@@ -182,7 +182,7 @@ class FileReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What an index contains: files by state, skipped and failed files by reason code, and sizes.
+    """The contents of an index: files by state, skipped and failed files by reason code, and sizes.
 
     Of `n_texts` distinct texts, `n_embedded` have all their vectors in the serving generation, and `n_rebuilt` in the
     generation that is being built, if any.
