@@ -24,7 +24,7 @@ from pplx_search.cli.progress import Bar, described, duration
 from pplx_search.cli.update import tell
 from pplx_search.indexing import Progress, Report
 from pplx_search.ingest.walk import MissingRoot
-from pplx_search.snippets import snippet
+from pplx_search.query.snippets import snippet
 
 Run = Callable[..., tuple[int, str, str]]
 
