@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pplx_edge import layout
 from pplx_edge.errors import InputError
 from pplx_edge.weights import hub
 from pplx_edge.weights.artifact import FORMATS, Artifact, family_of, format_revision, is_artifact, ready_graphs, sha256
@@ -83,7 +84,7 @@ def _converted(directory: Path, format: str, source_name: str | None) -> Path:
 def _fingerprint(directory: Path, revision: int) -> str:
     """Return a hash that changes whenever the weights, the tokenizer, the config or the converter revision change."""
     digest = hashlib.sha256(str(revision).encode())
-    for path in [*weight_files(directory), directory / "config.json", directory / "tokenizer.json"]:
+    for path in [*weight_files(directory), directory / layout.CONFIG, directory / layout.TOKENIZER]:
         if path.is_file():
             stat = path.stat()
             digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns} ".encode())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
+from pplx_edge import layout
 from pplx_edge.errors import CheckpointError, UnsupportedModel
 
 PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
@@ -99,7 +100,7 @@ class ModelSpec:
         return shapes | {"norm.weight": (self.hidden_size,)}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, source: str = "config.json") -> "ModelSpec":
+    def from_config(cls, config: Mapping[str, Any], *, source: str = layout.CONFIG) -> "ModelSpec":
         """Return the spec for a parsed config.json; `source` names the file in errors.
 
         Raises UnsupportedModel, naming the field, if one is missing, malformed or requires an unimplemented feature.
@@ -133,7 +134,7 @@ class ModelSpec:
     @classmethod
     def from_directory(cls, directory: Path) -> "ModelSpec":
         """Return the spec of `directory/config.json`. Raises CheckpointError if the file is missing or not JSON."""
-        path = Path(directory) / "config.json"
+        path = Path(directory) / layout.CONFIG
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -9,12 +9,13 @@ from pplx_convert.conversion import copy_text_files
 from pplx_convert.coreml import converter as coreml_convert
 from pplx_convert.coreml.mil_oracle import MilProgram
 from pplx_convert.parity import ParityLimits, ParityReport
+from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends.coreml_session import CoreMLSession, open_artifact, open_table, row_lengths
 from pplx_edge.models.qwen3_numpy import layer_states
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
-from pplx_edge.weights.artifact import COREML_LAYOUT, Artifact, write_manifest
+from pplx_edge.weights.artifact import Artifact, write_manifest
 from pplx_edge.weights.checkpoint import Checkpoint
 
 SHORT = (8, 16)
@@ -43,7 +44,7 @@ class OraclePredict:
 
     def __init__(self, artifact: Artifact, *, flexible: bool = False, half: bool = False):
         self.flexible, self.half = flexible, half
-        self.program = MilProgram.open(artifact.path(COREML_LAYOUT.flexible if flexible else COREML_LAYOUT.package))
+        self.program = MilProgram.open(artifact.path(layout.COREML_FLEXIBLE if flexible else layout.COREML_PACKAGE))
         self.lengths: list[int] = []
 
     def __call__(self, length: int, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

@@ -24,7 +24,7 @@ ROOTS = {
 }
 
 LAYERS = {
-    "types spec errors files": "base",
+    "types spec errors files layout": "base",
     "text": "text",
     "vectors": "vectors",
     "weights": "weights",

@@ -16,9 +16,9 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from pplx_bench.workdir import prepared
+from pplx_edge import layout
 from pplx_edge.errors import InputError
 from pplx_edge.spec import PPLX_MODEL_TYPE, ModelSpec
-from pplx_edge.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 
 DEFAULT_SEED = 0
 MAX_SHARD_BYTES = 5_000_000_000
@@ -120,13 +120,13 @@ def write_checkpoint(directory: Path, config: Mapping[str, Any], dtype: str, see
     _write_json(directory / "config.json", config)
     _write_json(directory / "tokenizer.json", _tokenizer(spec.sep_id))
     shards = list(_shards(spec.tensor_shapes(), _ITEM_BYTES[dtype], max_shard_bytes))
-    names = [SINGLE_FILE] if len(shards) == 1 else _shard_names(len(shards))
+    names = [layout.WEIGHTS] if len(shards) == 1 else _shard_names(len(shards))
     for file, shapes in zip(names, shards, strict=True):
         _write_shard(directory / file, shapes, dtype, seed)
     if len(shards) > 1:
         total = spec.n_parameters * _ITEM_BYTES[dtype]
         weight_map = {tensor: file for file, shapes in zip(names, shards, strict=True) for tensor in shapes}
-        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _write_json(directory / layout.WEIGHTS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def random_blocks(name: str, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:

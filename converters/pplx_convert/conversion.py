@@ -18,6 +18,7 @@ import numpy as np
 
 from pplx_convert.equalization import Equalization, EqualizedCheckpoint, run_reference
 from pplx_convert.parity import LIMITS, ParityLimits, ParityReport, probe_rows
+from pplx_edge import layout
 from pplx_edge.backends import require_installed
 from pplx_edge.errors import InputError
 from pplx_edge.files import replacing_directory, storage_errors
@@ -26,7 +27,6 @@ from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import TokenRow
 from pplx_edge.weights.artifact import (
     FORMATS,
-    TEXT_FILES,
     Artifact,
     family_of,
     format_revision,
@@ -173,7 +173,7 @@ def convert(
 
 def copy_text_files(source: Path, directory: Path) -> None:
     """Copy config.json and the tokenizer files."""
-    for name in TEXT_FILES:
+    for name in layout.TEXT_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 

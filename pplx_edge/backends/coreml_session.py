@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends.coreml_runtime import CoreMLRuntime, require_mac
 from pplx_edge.backends.coreml_table import EmbeddingTable
@@ -17,7 +18,7 @@ from pplx_edge.errors import ArtifactError, InputError, ModelNotFound, TextTooLo
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import COMPUTE_UNITS, SESSION_DEFAULTS, BatchPolicy, SessionOptions, Span, TokenBatch
 from pplx_edge.vectors.pooling import mean_of
-from pplx_edge.weights.artifact import COREML_LAYOUT, Artifact, is_artifact
+from pplx_edge.weights.artifact import Artifact, is_artifact
 
 # Takes the length of a function and its inputs, and returns its outputs, as described in `coreml_io`.
 Predict = Callable[[int, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -42,7 +43,7 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
     spec = ModelSpec.from_directory(directory)
     lengths = row_lengths(artifact, spec, units)
     fixed = isinstance(lengths, io.FixedLengths)
-    package = artifact.path(COREML_LAYOUT.package if fixed else COREML_LAYOUT.flexible)
+    package = artifact.path(layout.COREML_PACKAGE if fixed else layout.COREML_FLEXIBLE)
     runtime = CoreMLRuntime(package, artifact.fingerprint, units, fixed=fixed)
     return CoreMLSession(spec, open_table(artifact, spec), lengths, runtime.predict, lambda: runtime.device)
 
@@ -61,7 +62,7 @@ def open_artifact(directory: Path) -> Artifact:
 
 def open_table(artifact: Artifact, spec: ModelSpec) -> EmbeddingTable:
     """Open the embedding table of an artifact."""
-    return EmbeddingTable.open(artifact.path(COREML_LAYOUT.table), (spec.vocab_size, spec.hidden_size))
+    return EmbeddingTable.open(artifact.path(layout.COREML_TABLE), (spec.vocab_size, spec.hidden_size))
 
 
 def row_lengths(artifact: Artifact, spec: ModelSpec, units: str) -> io.Lengths:

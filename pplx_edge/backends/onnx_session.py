@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from pplx_edge import layout
 from pplx_edge.backends.onnx_options import foreign_session_options, session_options
 from pplx_edge.errors import ArtifactError, ModelError, ModelNotFound
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import SESSION_DEFAULTS, BatchPolicy, SessionOptions, TokenBatch
 from pplx_edge.vectors.pooling import packed_span_means, span_means
-from pplx_edge.weights.artifact import ONNX_LAYOUT, Artifact, is_artifact, ready_graphs
+from pplx_edge.weights.artifact import Artifact, is_artifact, ready_graphs
 
 PACKED_STATES = "token_states"
 ROW_MEANS = "pooler_output"
@@ -44,7 +45,7 @@ def graph_file(directory: Path) -> Path:
         artifact = Artifact.open(directory)
         if not artifact.format.startswith("onnx-"):
             raise ArtifactError(f"{directory}: contains {artifact.format}, which the onnx backend does not open")
-        return artifact.path(ONNX_LAYOUT.graph)
+        return artifact.path(layout.ONNX_GRAPH)
     if graphs := ready_graphs(directory):
         return graphs[0]
     raise ModelNotFound(

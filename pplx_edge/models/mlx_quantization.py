@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from pplx_edge import layout
 from pplx_edge.errors import InputError, UnsupportedModel
 
 CONFIG_KEYS = ("quantization", "quantization_config")
@@ -51,7 +52,7 @@ class QuantizationPlan:
     overrides: Mapping[str, WeightFormat | None] = field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], source: str = "config.json") -> "QuantizationPlan":
+    def from_config(cls, config: Mapping[str, Any], source: str = layout.CONFIG) -> "QuantizationPlan":
         """Return the plan for a parsed config.json. Without a `quantization` block, all weights are floats.
 
         In the block, `true` for a module means the default weight format and `false` means floats; a missing mode means

@@ -13,6 +13,7 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from pplx_edge import layout
 from pplx_edge.errors import CheckpointError, InputError
 from pplx_edge.models.mlx_quantization import (
     QuantizationPlan,
@@ -39,7 +40,7 @@ def open_model(directory: Path, weights: str | None = None) -> Model:
         mx.disable_compile()  # on a CPU, MLX would run a C++ compiler for each new shape
     config = _config(directory)
     spec = ModelSpec.from_directory(directory)
-    plan = QuantizationPlan.from_config(config, str(directory / "config.json"))
+    plan = QuantizationPlan.from_config(config, str(directory / layout.CONFIG))
     if plan.default is None:
         return _from_floats(Checkpoint.open(directory, spec), weights or "bf16")
     if weights is not None:
@@ -78,7 +79,7 @@ class StoredWeights:
 
     def __init__(self, directory: Path, spec: ModelSpec):
         """Map the tensors. Raises CheckpointError if MLX cannot read a file, or for an invalid tensor."""
-        plan = QuantizationPlan.from_config(_config(directory), str(directory / "config.json"))
+        plan = QuantizationPlan.from_config(_config(directory), str(directory / layout.CONFIG))
         self.arrays = _arrays(directory)
         self.weight_formats = {
             path: _stored_format(directory, self.arrays, path, shape, plan) for path, shape in matrices(spec).items()
@@ -189,7 +190,7 @@ def _assembled(
 def _config(directory: Path) -> dict[str, Any]:
     """Return the parsed config.json, {} if it is invalid; `ModelSpec.from_directory` reports errors in it."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((directory / layout.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -14,11 +14,10 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as BpeTokenizer
 from tokenizers.decoders import ByteLevel
 
+from pplx_edge import layout
 from pplx_edge.errors import CheckpointError, InputError
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:
@@ -35,7 +34,7 @@ class Tokenizer:
 
         Raises CheckpointError if it is missing, corrupt, or has ids outside the model's vocabulary.
         """
-        path = Path(directory) / TOKENIZER_FILE
+        path = Path(directory) / layout.TOKENIZER
         if not path.is_file():
             raise CheckpointError(f"{path}: not found; the model needs its tokenizer: download the model again")
         try:

@@ -60,6 +60,11 @@ def packed_signs(means: np.ndarray) -> np.ndarray:
     return np.packbits(means >= 0, axis=-1, bitorder="big")
 
 
+def unpacked_signs(packed: np.ndarray) -> np.ndarray:
+    """Return the bits of packed signs, uint8 `[N, W]`, as zeros and ones: int8 `[N, 8 * W]`."""
+    return np.unpackbits(packed, axis=-1, bitorder="big").view(np.int8)
+
+
 def truncate_dims(means: np.ndarray, dim: int | None) -> np.ndarray:
     """Return a view of the first `dim` components (Matryoshka), or of all if None. Truncate before quantizing."""
     return means if dim is None else means[..., :dim]

@@ -1,7 +1,6 @@
 """Converted models on disk: a directory with a manifest that lists its files and its parity with the source model.
 
-Only this module defines the file names. Artifacts are written with `files.replacing_directory`, so a directory never
-contains a partial model.
+Artifacts are written with `files.replacing_directory`, so a directory never contains a partial model.
 """
 
 import hashlib
@@ -11,13 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pplx_edge import layout
 from pplx_edge.errors import ArtifactError
 
 FORMAT_VERSION = 1
-MANIFEST_FILE = "pplx-edge.json"
 _HASH_CHUNK = 1 << 20
-# Names of ONNX graphs in hub repositories, the best for CPUs first.
-_READY_GRAPHS = ("model_quantized.onnx", "model_int8.onnx", "model.onnx", "model_q4.onnx")
 
 # The artifact formats by the backend that opens them; the first is the backend's default.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -28,39 +25,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
 # Increment a revision when the graph, layout or numerics of a backend's formats change. Cached conversions are then
 # redone, and artifacts of another revision are rejected.
 REVISIONS = {"onnx": 4, "mlx": 2, "coreml": 2}
-# Text files that a conversion copies from its source.
-TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxLayout:
-    """The files of an ONNX artifact, in addition to TEXT_FILES."""
-
-    graph: str = "model.onnx"
-    weights: str = "model.onnx_data"
-
-
-@dataclass(frozen=True, slots=True)
-class MlxLayout:
-    """The files of an MLX artifact, in addition to TEXT_FILES: weights in one file or shards, and pooling settings."""
-
-    shard: str = "model-{:05d}-of-{:05d}.safetensors"
-    modules: str = "modules.json"
-    pooling: str = "1_Pooling"
-
-
-@dataclass(frozen=True, slots=True)
-class CoremlLayout:
-    """The files of a Core ML artifact, in addition to TEXT_FILES: program packages and the embedding table."""
-
-    package: str = "model.mlpackage"
-    flexible: str = "flexible.mlpackage"
-    table: str = "embedding.safetensors"
-
-
-ONNX_LAYOUT = OnnxLayout()
-MLX_LAYOUT = MlxLayout()
-COREML_LAYOUT = CoremlLayout()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +54,7 @@ class Artifact:
         the revision of the format, or if a file is missing or has the wrong size.
         """
         directory = Path(directory)
-        path = directory / MANIFEST_FILE
+        path = directory / layout.MANIFEST
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             version = manifest.pop("format_version")
@@ -175,13 +139,13 @@ def family_of(format: str) -> str:
 
 def is_artifact(directory: str | Path) -> bool:
     """Return whether a directory contains a manifest."""
-    return (Path(directory) / MANIFEST_FILE).is_file()
+    return (Path(directory) / layout.MANIFEST).is_file()
 
 
 def ready_graphs(directory: Path) -> list[Path]:
     """Return the ready-made ONNX graphs of a hub repository, in `onnx/` or at the top level, best first."""
     found = [path for folder in (directory / "onnx", directory) for path in sorted(folder.glob("*.onnx"))]
-    rank = {name: i for i, name in enumerate(_READY_GRAPHS)}
+    rank = {name: i for i, name in enumerate(layout.READY_GRAPHS)}
     return sorted((path for path in found if path.is_file()), key=lambda path: rank.get(path.name, len(rank)))
 
 
@@ -199,7 +163,7 @@ def write_manifest(
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path != directory / MANIFEST_FILE
+        if path.is_file() and path != directory / layout.MANIFEST
     }
     artifact = Artifact(
         directory=directory,
@@ -214,7 +178,7 @@ def write_manifest(
     )
     manifest = {"format_version": FORMAT_VERSION} | asdict(artifact)
     del manifest["directory"]
-    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (directory / layout.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pplx_edge import layout
 from pplx_edge.errors import CheckpointError, InputError
 from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.safetensors import StoredTensor, read_header
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 _PREFIX = "model."
 _IGNORED = {"lm_head.weight"}  # the language model's head, which an encoder does not have
 _DTYPES = ("F32", "F16", "BF16")
@@ -89,13 +88,13 @@ def weight_files(directory: Path) -> list[Path]:
 
     Raises CheckpointError if there is neither, or if a shard is missing.
     """
-    index = directory / INDEX_FILE
-    if (directory / SINGLE_FILE).is_file():
-        return [directory / SINGLE_FILE]
+    index = directory / layout.WEIGHTS_INDEX
+    if (directory / layout.WEIGHTS).is_file():
+        return [directory / layout.WEIGHTS]
     if not index.is_file():
         found = sorted(path.name for path in directory.glob("*.bin"))
         hint = f" ({found[0]} is a pickle and is never opened: convert it to safetensors)" if found else ""
-        raise CheckpointError(f"{directory}: contains neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+        raise CheckpointError(f"{directory}: contains neither {layout.WEIGHTS} nor {layout.WEIGHTS_INDEX}{hint}")
     return [directory / name for name in _shard_names(index)]
 
 

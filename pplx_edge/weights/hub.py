@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pplx_edge import layout
 from pplx_edge.errors import CheckpointError, InputError, ModelNotFound, OfflineError, StorageError
 from pplx_edge.files import storage_errors
 from pplx_edge.weights.artifact import ready_graphs
@@ -31,16 +32,16 @@ OFFICIAL = {
     )
 }
 _MODEL_FILES = (
-    "config.json",
-    "modules.json",
-    "1_Pooling/config.json",
-    "pplx-edge.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "model.safetensors",
+    layout.CONFIG,
+    layout.MODULES,
+    layout.POOLING_CONFIG,
+    layout.MANIFEST,
+    layout.TOKENIZER,
+    layout.TOKENIZER_CONFIG,
+    layout.SPECIAL_TOKENS,
+    layout.WEIGHTS,
     "model-*.safetensors",
-    "model.safetensors.index.json",
+    layout.WEIGHTS_INDEX,
 )
 _NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.msgpack", "*.h5")
 _TRUE = {"1", "on", "yes", "true"}
@@ -183,7 +184,7 @@ def _local_directory(name_or_path: str | Path) -> Path | None:
 
 def _built_in() -> Path:
     directory = Path(__file__).parents[1] / BUILT_IN
-    if not (directory / "config.json").is_file():
+    if not (directory / layout.CONFIG).is_file():
         raise ModelNotFound(f"{directory}: the files of the built-in model are missing; reinstall pplx-edge")
     return directory
 
@@ -218,7 +219,7 @@ def _cached(repository: str, revision: str | None, graphs: str | None) -> Path |
     try:
         # Only config.json is required here; _is_whole decides whether the download is complete.
         found = _hub().snapshot_download(
-            repository, revision=revision, local_files_only=True, allow_patterns=["config.json"]
+            repository, revision=revision, local_files_only=True, allow_patterns=[layout.CONFIG]
         )
     except LocalEntryNotFoundError:
         return None
@@ -229,7 +230,7 @@ def _cached(repository: str, revision: str | None, graphs: str | None) -> Path |
 
 def _is_whole(directory: Path, graphs: str | None) -> bool:
     has_model = _has_model(directory) if graphs is None else any(directory.glob(f"onnx/{graphs}.onnx"))
-    return has_model and all((directory / name).is_file() for name in ("config.json", "tokenizer.json"))
+    return has_model and all((directory / name).is_file() for name in (layout.CONFIG, layout.TOKENIZER))
 
 
 def _has_model(directory: Path) -> bool:
@@ -279,7 +280,7 @@ def _patterns(repository: str, names: list[str], graphs: str | None) -> list[str
 
     Raises ModelNotFound if the repository is not an embedding model.
     """
-    missing = [name for name in ("config.json", "tokenizer.json") if name not in names]
+    missing = [name for name in (layout.CONFIG, layout.TOKENIZER) if name not in names]
     has_checkpoint = any(name.endswith(".safetensors") and "/" not in name for name in names)
     has_graphs = any(name.endswith(".onnx") for name in names)
     if missing or not (has_checkpoint or has_graphs):

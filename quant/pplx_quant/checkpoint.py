@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pplx_edge import layout
 from pplx_edge.errors import CheckpointError, StorageError
 from pplx_edge.files import left_by_crash, replacing_directory
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
@@ -24,11 +25,10 @@ from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_edge.weights.safetensors import SafetensorsWriter
 from pplx_quant.stock_layout import write_modules
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+WEIGHTS = layout.WEIGHTS
 STATE_TENSORS = "training_state.safetensors"
 STATE_VALUES = "training_state.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = (layout.TOKENIZER, layout.TOKENIZER_CONFIG)
 
 
 def hf_config(spec: ModelSpec) -> dict:
@@ -93,7 +93,7 @@ def writing_checkpoint(folder: Path, spec: ModelSpec, tokenizer_folder: Path, ve
     """
     try:
         with replacing_directory(folder, replace=True) as staging:
-            (staging / CONFIG).write_text(json.dumps(hf_config(spec), indent=2) + "\n")
+            (staging / layout.CONFIG).write_text(json.dumps(hf_config(spec), indent=2) + "\n")
             write_modules(staging, spec, vectors)
             for name in TOKENIZER_FILES:
                 shutil.copyfile(tokenizer_folder / name, staging / name)

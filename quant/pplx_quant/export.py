@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 
+from pplx_edge import layout
 from pplx_edge.errors import EdgeError
-from pplx_quant.checkpoint import CONFIG, TOKENIZER_FILES, WEIGHTS, read_model, write_checkpoint
+from pplx_quant.checkpoint import TOKENIZER_FILES, WEIGHTS, read_model, write_checkpoint
 from pplx_quant.context_prior import quiet_constant
 from pplx_quant.errors import ConfigError
 from pplx_quant.options import parse_config
 from pplx_quant.stock_layout import FOLDERS_AND_FILES, VECTORS
 
-MODEL_FILES = {CONFIG, WEIGHTS, *TOKENIZER_FILES, *FOLDERS_AND_FILES}
+MODEL_FILES = {layout.CONFIG, WEIGHTS, *TOKENIZER_FILES, *FOLDERS_AND_FILES}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

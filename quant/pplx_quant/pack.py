@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from pplx_edge import layout
 from pplx_quant.data import Document, Pair, ReadReport, file_key, list_files, read_documents, read_pairs
 from pplx_quant.errors import ConfigError, DataError
 from pplx_quant.options import run_command
@@ -166,7 +167,7 @@ def pack(config: PackConfig) -> None:
         "dropped": dropped,
         "max_query": config.max_query,
         "max_text": config.max_text,
-        "tokenizer_sha256": hashlib.sha256((config.tokenizer / "tokenizer.json").read_bytes()).hexdigest(),
+        "tokenizer_sha256": hashlib.sha256((config.tokenizer / layout.TOKENIZER).read_bytes()).hexdigest(),
     }
     size = write_packed(config.out, arrays, info)
     print(

@@ -13,15 +13,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from pplx_edge import layout
 from pplx_edge.spec import ModelSpec
 from pplx_edge.vectors.codes import INT8_SCALE
 
 VECTORS = ("means", "codes", "int8")
-MODULES = "modules.json"
-POOLING = "1_Pooling"
 TANH, SCALE = "2_Tanh", "3_Scale"
 REMOTE = "st_quantize"
-FOLDERS_AND_FILES = {MODULES, POOLING, TANH, SCALE, f"{REMOTE}.py"}
+FOLDERS_AND_FILES = {layout.MODULES, layout.POOLING, TANH, SCALE, f"{REMOTE}.py"}
 _STOCK = "sentence_transformers.models."
 
 _REMOTE_CODE = f'''"""int8 vectors inside sentence-transformers, for `trust_remote_code=True`."""
@@ -48,7 +47,7 @@ class FlexibleQuantizer(torch.nn.Module):
 
 def write_modules(folder: Path, spec: ModelSpec, vectors: str) -> None:
     """Put `modules.json` and what it names into a model's folder."""
-    kinds = [("", "Transformer"), (POOLING, "Pooling")]
+    kinds = [("", "Transformer"), (layout.POOLING, "Pooling")]
     pooling = {
         "word_embedding_dimension": spec.hidden_size,
         "pooling_mode_cls_token": False,
@@ -57,7 +56,7 @@ def write_modules(folder: Path, spec: ModelSpec, vectors: str) -> None:
         "pooling_mode_mean_sqrt_len_tokens": False,
         "include_prompt": True,
     }
-    _write_json(folder / POOLING / "config.json", pooling)
+    _write_json(folder / layout.POOLING_CONFIG, pooling)
     if vectors == "codes":
         kinds += [(TANH, "Dense"), (SCALE, "Dense")]
         _write_dense(folder / TANH, spec.dim, 1.0, "torch.nn.modules.activation.Tanh")
@@ -69,13 +68,13 @@ def write_modules(folder: Path, spec: ModelSpec, vectors: str) -> None:
     if vectors == "int8":
         modules.append({"idx": 2, "name": "2", "path": "2_Quantizer", "type": f"{REMOTE}.FlexibleQuantizer"})
         (folder / f"{REMOTE}.py").write_text(_REMOTE_CODE)
-    _write_json(folder / MODULES, modules)
+    _write_json(folder / layout.MODULES, modules)
 
 
 def _write_dense(folder: Path, dim: int, factor: float, activation: str) -> None:
     config = {"in_features": dim, "out_features": dim, "bias": False, "activation_function": activation}
-    _write_json(folder / "config.json", config)
-    weights = folder / "model.safetensors"
+    _write_json(folder / layout.CONFIG, config)
+    weights = folder / layout.WEIGHTS
     save_file({"linear.weight": factor * torch.eye(dim)}, weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # the library writes for the owner alone
 

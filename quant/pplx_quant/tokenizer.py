@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from pplx_edge import layout
 from pplx_quant.data import file_key, list_files, read_pairs, read_texts
 from pplx_quant.errors import TrainError
 
@@ -92,7 +93,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
     """Write `tokenizer.json` and a `tokenizer_config.json` that adds nothing to it."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / layout.TOKENIZER))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -103,12 +104,12 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
         "sep_token": END_OF_TEXT,
         "mask_token": MASK,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / layout.TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder; TrainError when there is none or it is damaged."""
-    path = folder / "tokenizer.json"
+    path = folder / layout.TOKENIZER
     if not path.is_file():
         raise TrainError(f"{path}: no such file")
     try:

@@ -22,11 +22,12 @@ from pplx_convert.coreml.mil_oracle import MilProgram
 from pplx_convert.coreml.package import MODEL_FILE, WEIGHT_FILE, WEIGHT_FOLDER, data_folder
 from pplx_convert.coreml.palettes import palettized
 from pplx_convert.parity import ParityLimits, ParityReport
+from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.errors import InputError, ParityError
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
-from pplx_edge.weights.artifact import COREML_LAYOUT, FORMATS, Artifact, sha256
+from pplx_edge.weights.artifact import FORMATS, Artifact, sha256
 
 # Formats of tiny random models. Their weights are as hard to round as noise is.
 LIMITS = {
@@ -45,11 +46,11 @@ def artifact(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifa
     return converted(tiny_dir, tmp_path_factory.mktemp("coreml") / "fp16")
 
 
-def weight_file(artifact: Artifact, package: str = COREML_LAYOUT.package) -> Path:
+def weight_file(artifact: Artifact, package: str = layout.COREML_PACKAGE) -> Path:
     return data_folder(artifact.path(package)) / WEIGHT_FOLDER / WEIGHT_FILE
 
 
-def saved_model(artifact: Artifact, package: str = COREML_LAYOUT.package) -> Any:
+def saved_model(artifact: Artifact, package: str = layout.COREML_PACKAGE) -> Any:
     model = proto.Model_pb2.Model()
     model.ParseFromString((data_folder(artifact.path(package)) / MODEL_FILE).read_bytes())
     return model
@@ -102,8 +103,8 @@ def test_compressed_weights_are_compressed_on_disk(
     assert sum(operation.type == operator for operation in operations) == 7  # every matrix of the layer
     overhead = 1.12 if format == "coreml-pal8" else 1.06  # palettes of 256 values weigh a little in so small a matrix
     assert weight_file(small).stat().st_size < weight_file(whole).stat().st_size * bits / 16 * overhead
-    table = small.path(COREML_LAYOUT.table).stat().st_size
-    assert table < 0.55 * whole.path(COREML_LAYOUT.table).stat().st_size
+    table = small.path(layout.COREML_TABLE).stat().st_size
+    assert table < 0.55 * whole.path(layout.COREML_TABLE).stat().st_size
 
 
 def test_palettes_of_few_values_are_exact_and_of_many_are_near_the_best() -> None:
@@ -138,15 +139,15 @@ def test_seven_functions_weigh_little_more_than_one(tmp_path: Path) -> None:
     sizes = {"hidden_size": 768, "intermediate_size": 2304, "head_dim": 64, "num_hidden_layers": 1}
     source = write_checkpoint(tmp_path / "wide", tiny_config("0.6b", **sizes, max_position_embeddings=2048))
     one, seven = (converted(source, tmp_path / str(len(n)), lengths=n) for n in ((128,), io.LENGTHS))
-    files = [list(artifact.path(COREML_LAYOUT.package).rglob("*.*")) for artifact in (one, seven)]
+    files = [list(artifact.path(layout.COREML_PACKAGE).rglob("*.*")) for artifact in (one, seven)]
     a, b = (sum(path.stat().st_size for path in found if path.is_file()) for found in files)
     assert a < b < 1.1 * a
 
 
 def test_the_flexible_package_is_the_same_weight_file_by_another_name(artifact: Artifact) -> None:
-    files = [weight_file(artifact, package) for package in (COREML_LAYOUT.package, COREML_LAYOUT.flexible)]
+    files = [weight_file(artifact, package) for package in (layout.COREML_PACKAGE, layout.COREML_FLEXIBLE)]
     assert os.path.samefile(*files)
-    described = saved_model(artifact, COREML_LAYOUT.flexible).description
+    described = saved_model(artifact, layout.COREML_FLEXIBLE).description
     ranges = {item.name: item.type.multiArrayType.shapeRange.sizeRanges for item in described.input}
     assert [(r.lowerBound, r.upperBound) for r in ranges[io.INPUT_EMBEDS]] == [(1, 1), (1, 512), (64, 64)]
 
@@ -174,7 +175,7 @@ def test_coremltools_reads_what_was_written(artifact: Artifact) -> None:
     from coremltools.converters.mil.frontend.milproto import load
     from coremltools.libmodelpackage import ModelPackage
 
-    for package in (COREML_LAYOUT.package, COREML_LAYOUT.flexible):
+    for package in (layout.COREML_PACKAGE, layout.COREML_FLEXIBLE):
         assert ModelPackage.isValid(str(artifact.path(package)))
         model = saved_model(artifact, package)
         program = load.load(model, model.specificationVersion, str(weight_file(artifact, package).parent))
@@ -203,8 +204,8 @@ def test_flexible_and_fixed_functions_agree(artifact: Artifact) -> None:
     spec = ModelSpec.from_directory(artifact.directory)
     embedded = coreml_convert.open_table(artifact.directory, spec).rows(ROWS[2].ids)
     lengths = io.FlexibleLengths(spec)
-    fixed = MilProgram.open(artifact.path(COREML_LAYOUT.package))
-    flexible = MilProgram.open(artifact.path(COREML_LAYOUT.flexible))
+    fixed = MilProgram.open(artifact.path(layout.COREML_PACKAGE))
+    flexible = MilProgram.open(artifact.path(layout.COREML_FLEXIBLE))
     bounds = [(0, 5), (1, 3)]
     a = fixed.run(io.function_name(8), io.row_inputs(embedded, 8, bounds))
     b = flexible.run("main", io.row_inputs(embedded, 11, bounds) | lengths.extra_inputs(11))

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from pplx_edge import layout
 from pplx_edge.errors import ArtifactError
 from pplx_edge.weights.artifact import (
-    MANIFEST_FILE,
     REVISIONS,
     Artifact,
     is_artifact,
@@ -36,12 +36,12 @@ def artifact_dir(tmp_path: Path) -> Path:
 
 
 def manifest_of(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return json.loads((directory / layout.MANIFEST).read_text(encoding="utf-8"))
 
 
 def change_manifest(directory: Path, **changes: Any) -> None:
     manifest = {name: value for name, value in (manifest_of(directory) | changes).items() if value is not ...}
-    (directory / MANIFEST_FILE).write_text(json.dumps(manifest), encoding="utf-8")
+    (directory / layout.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def refused(directory: Path, said: str) -> None:
@@ -62,7 +62,7 @@ def test_what_was_written_is_read(artifact_dir: Path):
 
 def test_every_file_but_the_manifest_is_listed_with_its_hash(artifact_dir: Path):
     files = manifest_of(artifact_dir)["files"]
-    contents = {path.name: path.read_bytes() for path in artifact_dir.iterdir() if path.name != MANIFEST_FILE}
+    contents = {path.name: path.read_bytes() for path in artifact_dir.iterdir() if path.name != layout.MANIFEST}
     assert files == {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in contents.items()
@@ -91,7 +91,7 @@ def test_a_directory_without_manifest_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"{}", b"\xff", b'{"format_version": 1}'])
 def test_a_corrupt_manifest_is_refused(content: bytes, artifact_dir: Path):
-    (artifact_dir / MANIFEST_FILE).write_bytes(content)
+    (artifact_dir / layout.MANIFEST).write_bytes(content)
     refused(artifact_dir, r"pplx-edge\.json: not a valid manifest .*convert the model again")
 
 

@@ -11,12 +11,14 @@ from pplx_edge.errors import InputError, NumericalError
 from pplx_edge.types import PRECISIONS
 from pplx_edge.vectors.codes import (
     int8_codes,
+    packed_signs,
     quantize,
     require_dim,
     require_finite,
     require_precision,
     sign_codes,
     truncate_dims,
+    unpacked_signs,
 )
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.floats(-4, 4, width=32)
@@ -197,3 +199,11 @@ def test_an_allowed_dim_is_returned(dim, native: int, precision, expected: int):
 def test_a_dim_that_is_not_allowed_is_refused(dim, native: int, precision, said: str):
     with pytest.raises(InputError, match=said):
         require_dim(dim, native, precision)
+
+
+@pytest.mark.parametrize("dim", [8, 64, 1024])
+def test_packed_signs_are_unpacked_in_order(dim: int):
+    means = np.random.default_rng(dim).standard_normal((3, dim), dtype=np.float32)
+    found = unpacked_signs(packed_signs(means))
+    assert found.dtype == np.int8
+    np.testing.assert_array_equal(found, means >= 0)

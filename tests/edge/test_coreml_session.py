@@ -15,7 +15,7 @@ pytest.importorskip("coremltools")
 from coreml_models import OraclePredict, converted, oracle_session
 
 import pplx_edge
-from pplx_edge import backends
+from pplx_edge import backends, layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends import coreml_runtime
 from pplx_edge.backends.coreml_session import CoreMLSession, open_session
@@ -26,7 +26,7 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
 from pplx_edge.types import SessionOptions, Span, TokenBatch, TokenRow
 from pplx_edge.vectors.codes import int8_codes
-from pplx_edge.weights.artifact import COREML_LAYOUT, Artifact
+from pplx_edge.weights.artifact import Artifact
 from pplx_edge.weights.checkpoint import Checkpoint
 
 # Weights of the source are float16 values, so what is left are the rotations, rounded to float16.
@@ -230,7 +230,7 @@ def test_unknown_options_are_refused(artifact: Artifact, options: SessionOptions
 
 
 def test_a_table_of_another_shape_is_refused(artifact: Artifact, tmp_path: Path) -> None:
-    path = artifact.path(COREML_LAYOUT.table)
+    path = artifact.path(layout.COREML_TABLE)
     with pytest.raises(ArtifactError, match=r"\[400, 64\].*\[400, 128\]"):
         EmbeddingTable.open(path, (400, 128))
     (tmp_path / "bad.safetensors").write_bytes(path.read_bytes()[:50])
@@ -239,7 +239,7 @@ def test_a_table_of_another_shape_is_refused(artifact: Artifact, tmp_path: Path)
 
 
 def test_ids_outside_the_table_are_refused(artifact: Artifact) -> None:
-    table = EmbeddingTable.open(artifact.path(COREML_LAYOUT.table), (400, 64))
+    table = EmbeddingTable.open(artifact.path(layout.COREML_TABLE), (400, 64))
     for wrong in (400, -1):
         with pytest.raises(InputError, match=f"token id {wrong} "):
             table.rows(np.array([3, wrong]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pplx_edge.errors import InputError
+from pplx_edge.files import replacing_file
 from pplx_kit.options import add_command
 from pplx_search.cli.opening import open_index, say
 from pplx_search.exporting import passages, writer_for
@@ -48,17 +49,13 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.force:
         raise InputError(f"{args.out}: already exists; choose another name or use --force")
     folders = tuple(os.fsencode(folder.expanduser().absolute()) for folder in args.folders)
-    partial = args.out.with_name(f".{args.out.stem}.partial{args.out.suffix}")
     with open_index(args) as store:
         serving = store.vectors.serving
         if serving is None:
             raise InputError("the index is empty; start with: pplx-search add FOLDER")
         wanted = Filter(collections=tuple(args.collection), folders=folders)
-        try:
+        with replacing_file(args.out) as partial:
             n_rows = write(partial, passages(store, wanted, with_text=not args.no_text), serving.dim)
-            partial.replace(args.out)
-        finally:
-            partial.unlink(missing_ok=True)
     say(f"exported {n_rows:,} passages with {serving.dim}-dimensional vectors")
     print(args.out)
     return 0

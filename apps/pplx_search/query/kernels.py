@@ -5,10 +5,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from pplx_edge.errors import InputError
-from pplx_edge.vectors.codes import packed_signs
+from pplx_edge.vectors.codes import packed_signs, unpacked_signs
+from pplx_edge.vectors.similarity import code_dots
 
 _NUMPY_ROWS = 4096  # per block, which fits into the CPU cache
-_EXACT_DIMS = 1024  # number of products of 127 · 127 whose float32 sum is exact (below 2²⁴)
 
 
 class Kernel(Protocol):
@@ -46,11 +46,7 @@ class NumpyKernel:
 
     def dots(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """See `Kernel`."""
-        sums = np.zeros(len(rows), np.float64)
-        for start in range(0, rows.shape[1], _EXACT_DIMS):
-            part = slice(start, start + _EXACT_DIMS)
-            sums += rows[:, part].astype(np.float32) @ query[part].astype(np.float32)
-        return sums
+        return code_dots(rows, query[None])[:, 0]
 
     def squares(self, rows: np.ndarray) -> np.ndarray:
         """See `Kernel`."""
@@ -114,7 +110,7 @@ def asymmetric_scores(kernel: Kernel, query: np.ndarray, bits: np.ndarray) -> np
     For one query, this orders rows like the dot product of the query with their signs (±1). It keeps the magnitudes of
     the query, so it orders rows more accurately than the Hamming distance does.
     """
-    ones = np.unpackbits(bits, axis=1).view(np.int8)
+    ones = unpacked_signs(bits)
     wide = np.zeros(ones.shape[1], np.int8)
     wide[: len(query)] = query
     return kernel.dots(wide, ones)

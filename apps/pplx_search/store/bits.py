@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pplx_edge.files import replacing_file
 from pplx_search.query.kernels import row_bytes
 from pplx_search.store.errors import translated
 
@@ -27,6 +28,7 @@ _HEADER = struct.Struct("<8sIIQI")  # magic, version, generation, epoch, dim; th
 _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = 64
 PATTERN = "bits-*"
+_PARTIAL_PATTERN = ".bits-*"  # what `replacing_file` names a file that is being written
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,10 @@ class BitsFile:
 
     def create(self, rows: Iterable[np.ndarray] = ()) -> None:
         """Create the file atomically from blocks of rows, uint8 `[n, row_bytes]`."""
-        partial = self.path.with_suffix(".partial")
-        with translated(self.path):
-            with partial.open("wb") as file:
-                file.write(self._header())
-                for block in rows:
-                    file.write(np.ascontiguousarray(block).data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
+        with translated(self.path), replacing_file(self.path) as partial, partial.open("wb") as file:
+            file.write(self._header())
+            for block in rows:
+                file.write(np.ascontiguousarray(block).data)
 
     def write(self, slot: int, rows: np.ndarray) -> None:
         """Write rows, uint8 `[n, row_bytes]`, starting at a slot. Raises StorageError if writing fails."""
@@ -102,7 +99,8 @@ def checksum(rows: np.ndarray, before: int = 0) -> int:
 def remove_others(directory: Path, keep: Iterable[BitsFile]) -> list[Path]:
     """Delete bits files that belong to no generation, and partial files. Returns their paths."""
     kept = {file.path for file in keep}
-    others = [path for path in directory.glob(PATTERN) if path not in kept]
+    found = [path for pattern in (PATTERN, _PARTIAL_PATTERN) for path in directory.glob(pattern)]
+    others = [path for path in found if path not in kept]
     for path in others:
         path.unlink(missing_ok=True)
     return others

@@ -22,12 +22,12 @@ from pplx_convert.coreml.mil_oracle import MilProgram
 from pplx_convert.coreml.package import WEIGHT_FILE, WEIGHT_FOLDER, PackageWeights, data_folder, write_package
 from pplx_convert.coreml.weights import WEIGHT_FORMATS
 from pplx_convert.tensors import row_blocks
+from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends.coreml_table import CODES, SCALES, TABLE, EmbeddingTable
 from pplx_edge.errors import InputError
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
-from pplx_edge.weights.artifact import COREML_LAYOUT
 from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_edge.weights.rounding import quantize_rows
 from pplx_edge.weights.safetensors import SafetensorsWriter
@@ -64,7 +64,7 @@ def write_files(
 
     `residual` is the exponent by which the residual stream of the checkpoint is divided.
     """
-    package, flexible = directory / COREML_LAYOUT.package, directory / COREML_LAYOUT.flexible
+    package, flexible = directory / layout.COREML_PACKAGE, directory / layout.COREML_FLEXIBLE
     weight_format, spec = WEIGHT_FORMATS[format], checkpoint.spec
     weights = PackageWeights(data_folder(package) / WEIGHT_FOLDER)
     for index in range(spec.n_layers):
@@ -83,7 +83,7 @@ def write_files(
     _link(data_folder(package) / WEIGHT_FOLDER / WEIGHT_FILE, data_folder(flexible) / WEIGHT_FOLDER / WEIGHT_FILE)
     longest = io.flexible_limit(spec.max_tokens)
     write_package(flexible, any_length, weights, default=io.FLEXIBLE_FUNCTION, longest=longest)
-    write_table(checkpoint, directory / COREML_LAYOUT.table, as_int8=format != "coreml-fp16")
+    write_table(checkpoint, directory / layout.COREML_TABLE, as_int8=format != "coreml-fp16")
 
 
 def evaluate(directory: Path, rows: Sequence[TokenRow], *, half: bool = True) -> Iterator[list[np.ndarray]]:
@@ -95,7 +95,7 @@ def evaluate(directory: Path, rows: Sequence[TokenRow], *, half: bool = True) ->
     """
     spec = ModelSpec.from_directory(directory)
     table = open_table(directory, spec)
-    program = MilProgram.open(directory / COREML_LAYOUT.package)
+    program = MilProgram.open(directory / layout.COREML_PACKAGE)
     lengths = io.FixedLengths(tuple(io.function_length(name) for name in program.functions))
     if too_long := [len(row) for row in rows if len(row) > lengths.limit]:
         raise InputError(f"a row has {max(too_long):,} tokens, limit {lengths.limit:,} (the longest function)")
@@ -121,7 +121,7 @@ def evaluate(directory: Path, rows: Sequence[TokenRow], *, half: bool = True) ->
 
 def open_table(directory: Path, spec: ModelSpec) -> EmbeddingTable:
     """Open the embedding table of a converted model."""
-    return EmbeddingTable.open(directory / COREML_LAYOUT.table, (spec.vocab_size, spec.hidden_size))
+    return EmbeddingTable.open(directory / layout.COREML_TABLE, (spec.vocab_size, spec.hidden_size))
 
 
 def write_table(checkpoint: Checkpoint, path: Path, *, as_int8: bool) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from pplx_convert.conversion import Job, Written
 from pplx_convert.mlx.plan import plan_with_default, size_limited_plan
 from pplx_convert.tensors import row_blocks
+from pplx_edge import layout
 from pplx_edge.errors import InputError
 from pplx_edge.models.mlx_quantization import (
     CONFIG_KEYS,
@@ -30,8 +31,7 @@ from pplx_edge.models.mlx_weights import StoredWeights, as_numpy, matrices, open
 from pplx_edge.models.qwen3_mlx import PREFIX
 from pplx_edge.models.qwen3_numpy import block, rms_norm
 from pplx_edge.spec import ModelSpec
-from pplx_edge.weights.artifact import MLX_LAYOUT
-from pplx_edge.weights.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_edge.weights.safetensors import SafetensorsWriter, n_bytes
 
 MIXED = "mlx-mixed"
@@ -62,7 +62,8 @@ def write_weights(checkpoint: Checkpoint, plan: QuantizationPlan, directory: Pat
     """
     shards = _shards(checkpoint.spec, plan, SHARD_BYTES)
     single = len(shards) == 1
-    names = [SINGLE_FILE] if single else [MLX_LAYOUT.shard.format(i + 1, len(shards)) for i in range(len(shards))]
+    names = [layout.WEIGHTS_SHARD.format(i, len(shards)) for i in range(1, len(shards) + 1)]
+    names = [layout.WEIGHTS] if single else names
     for file_name, shard in zip(names, shards, strict=True):
         tensors = {PREFIX + name: tensor for parts in shard.values() for name, tensor in parts.items()}
         with SafetensorsWriter(directory / file_name, tensors, _METADATA) as file:
@@ -166,12 +167,12 @@ def _write_index(directory: Path, names: list[str], shards: list[dict[str, dict[
         for parts in shard.values():
             total += sum(n_bytes(*tensor) for tensor in parts.values())
             weight_map |= {PREFIX + name: file_name for name in parts}
-    _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(directory / layout.WEIGHTS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_config(directory: Path, plan: QuantizationPlan) -> None:
     """Add the plan to config.json, under both names that MLX tools read."""
-    path = directory / "config.json"
+    path = directory / layout.CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in CONFIG_KEYS:
         config.pop(key, None)
@@ -186,13 +187,13 @@ def _write_pooling(directory: Path, spec: ModelSpec) -> None:
     """Write the mean pooling settings in the form that sentence-transformers and mlx-embeddings read."""
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": MLX_LAYOUT.pooling, "type": "sentence_transformers.models.Pooling"},
+        {"idx": 1, "name": "1", "path": layout.POOLING, "type": "sentence_transformers.models.Pooling"},
     ]
-    _write_json(directory / MLX_LAYOUT.modules, modules)
-    (directory / MLX_LAYOUT.pooling).mkdir()
+    _write_json(directory / layout.MODULES, modules)
+    (directory / layout.POOLING).mkdir()
     pooling = {f"pooling_mode_{mode}": mode == "mean_tokens" for mode in _POOLING_MODES}
     pooling |= {"word_embedding_dimension": spec.dim, "include_prompt": True}
-    _write_json(directory / MLX_LAYOUT.pooling / "config.json", pooling)
+    _write_json(directory / layout.POOLING_CONFIG, pooling)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -12,11 +12,11 @@ from pplx_convert.conversion import Job, Written
 from pplx_convert.onnx import graph as onnx_graph
 from pplx_convert.onnx.builder import GraphBuilder, WeightFile
 from pplx_convert.onnx.weights import WEIGHT_FORMATS, WeightFormat
+from pplx_edge import layout
 from pplx_edge.backends.onnx_options import session_options
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
 from pplx_edge.types import TokenBatch, TokenRow
-from pplx_edge.weights.artifact import ONNX_LAYOUT
 from pplx_edge.weights.checkpoint import Checkpoint
 
 
@@ -36,13 +36,13 @@ def write_graph(
 ) -> GraphBuilder:
     """Write the graph and its data file, and return a builder that refers to the stored weights."""
     builder = GraphBuilder()
-    file = WeightFile(directory / ONNX_LAYOUT.weights)
+    file = WeightFile(directory / layout.ONNX_WEIGHTS)
     try:
         onnx_graph.store_weights(checkpoint, weight_format, builder, file, step)
     finally:
         file.close()
     stored = builder.with_weights(("",))
-    onnx.save_model(onnx_graph.whole_model(checkpoint.spec, weight_format, builder), str(directory / ONNX_LAYOUT.graph))
+    onnx.save_model(onnx_graph.whole_model(checkpoint.spec, weight_format, builder), str(directory / layout.ONNX_GRAPH))
     return stored
 
 
