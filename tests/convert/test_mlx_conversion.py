@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401 (registers bfloat16 with NumPy, which safetensors needs)
 import numpy as np
 import pytest
 from checkpoints import random_weights, sample_rows, save_tensors, tiny_config, write_checkpoint, write_json
