@@ -8,6 +8,7 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_SHARD = "model-{:05d}-of-{:05d}.safetensors"  # number of the shard, counted from 1, and number of shards
 WEIGHTS_INDEX = "model.safetensors.index.json"
+EQUALIZATION = "equalization.json"  # scales that a conversion would measure otherwise
 MODULES = "modules.json"  # the modules of sentence-transformers
 POOLING = "1_Pooling"
 POOLING_CONFIG = f"{POOLING}/{CONFIG}"

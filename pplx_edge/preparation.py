@@ -82,9 +82,10 @@ def _converted(directory: Path, format: str, source_name: str | None) -> Path:
 
 
 def _fingerprint(directory: Path, revision: int) -> str:
-    """Return a hash that changes whenever the weights, the tokenizer, the config or the converter revision change."""
+    """Return a hash that changes with any file that a conversion reads, and with the converter revision."""
     digest = hashlib.sha256(str(revision).encode())
-    for path in [*weight_files(directory), directory / layout.CONFIG, directory / layout.TOKENIZER]:
+    others = [directory / name for name in (layout.CONFIG, layout.TOKENIZER, layout.EQUALIZATION)]
+    for path in [*weight_files(directory), *others]:
         if path.is_file():
             stat = path.stat()
             digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns} ".encode())

@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from pplx_convert.equalization import EQUALIZATION_FILE, run_reference
+from pplx_convert.equalization import run_reference
 from pplx_convert.parity import probe_rows
+from pplx_edge import layout
 from pplx_edge.errors import EdgeError
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.weights.checkpoint import Checkpoint
@@ -15,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write the equalization of the checkpoint in a directory, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m pplx_convert",
-        description=f"Measure a checkpoint's equalization and write it to {EQUALIZATION_FILE} next to its weights. "
+        description=f"Measure a checkpoint's equalization and write it to {layout.EQUALIZATION} next to its weights. "
         "Conversions then use it instead of measuring, so they write the same bytes on every machine.",
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="Directory of the checkpoint.")

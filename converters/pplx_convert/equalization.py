@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from pplx_convert.parity import means_of
+from pplx_edge import layout
 from pplx_edge.errors import CheckpointError
 from pplx_edge.models.qwen3_numpy import Weights, embed, gated, mixed_heads, rms_norm
 from pplx_edge.spec import ModelSpec
@@ -38,7 +39,6 @@ from pplx_edge.weights.artifact import sha256
 from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE, quantize_projection
 
-EQUALIZATION_FILE = "equalization.json"
 VERSION = 1
 STRENGTHS = (0.25, 0.5, 0.75)
 _MAX_EXPONENT = 24  # keeps every product far from the limits of float32
@@ -109,7 +109,7 @@ class Equalization:
 
         Raises CheckpointError for a file that is malformed or does not fit the model.
         """
-        path = checkpoint.directory / EQUALIZATION_FILE
+        path = checkpoint.directory / layout.EQUALIZATION
         if not path.is_file():
             return None
         try:
@@ -129,7 +129,7 @@ class Equalization:
         """Write the equalization next to the weights it was measured on, and return the path of the file."""
         layers = [{field.name: getattr(x, field.name).tolist() for field in fields(x)} for x in self.layers]
         content = {"version": VERSION, "weights": _hashes(checkpoint), "residual": self.residual, "layers": layers}
-        path = checkpoint.directory / EQUALIZATION_FILE
+        path = checkpoint.directory / layout.EQUALIZATION
         path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
         return path
 

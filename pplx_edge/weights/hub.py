@@ -42,6 +42,7 @@ _MODEL_FILES = (
     layout.WEIGHTS,
     "model-*.safetensors",
     layout.WEIGHTS_INDEX,
+    layout.EQUALIZATION,
 )
 _NEVER = ("*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.msgpack", "*.h5")
 _TRUE = {"1", "on", "yes", "true"}
