@@ -29,7 +29,7 @@ def converted(source: Path, out: Path, format: str = "coreml-fp16", lengths: Seq
     copy_text_files(source, out)
     coreml_convert.write_files(Checkpoint.open(source), format, out, lengths)
     weights = {"projections": format.removeprefix("coreml-"), "lengths": list(lengths)}
-    write_manifest(out, format=format, source={}, weights=weights, parity={}, made_by="test")
+    write_manifest(out, artifact_format=format, source={}, weights=weights, parity={}, made_by="test")
     return Artifact.open(out)
 
 

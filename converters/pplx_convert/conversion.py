@@ -56,11 +56,11 @@ class ConvertOptions:
     overrides: Mapping[str, str] = field(default_factory=dict)
     max_mb: int | None = None
 
-    def require_only(self, format: str, *names: str) -> None:
+    def require_only(self, artifact_format: str, *names: str) -> None:
         """Raise InputError, naming the first option that is set but is not one of `names`."""
         for option in fields(self):
             if getattr(self, option.name) and option.name not in names:
-                raise InputError(f"{option.name} is not an option of {format}")
+                raise InputError(f"{option.name} is not an option of {artifact_format}")
 
 
 _NO_OPTIONS = ConvertOptions()
@@ -75,7 +75,7 @@ class Job:
     """
 
     checkpoint: EqualizedCheckpoint
-    format: str
+    artifact_format: str
     directory: Path
     rows: list[TokenRow]
     step: Callable[[], None]
@@ -104,24 +104,24 @@ class Family(Protocol):
         ...
 
 
-def family(format: str) -> Family:
+def family(artifact_format: str) -> Family:
     """Return the family of a format. Raises InputError for an unknown format, MissingExtra if a package is missing."""
-    name = _family_name(format)
+    name = _family_name(artifact_format)
     require_installed(name)
     return import_module(FAMILIES[name])  # type: ignore[return-value]
 
 
-def _family_name(format: str) -> str:
+def _family_name(artifact_format: str) -> str:
     known = [name for formats in FORMATS.values() for name in formats]
-    if format not in known:
-        raise InputError(f"unknown format {format!r}: choose one of {', '.join(known)}")
-    return family_of(format)
+    if artifact_format not in known:
+        raise InputError(f"unknown format {artifact_format!r}: choose one of {', '.join(known)}")
+    return family_of(artifact_format)
 
 
 def convert(
     source: str | Path,
     out: str | Path,
-    format: str = "onnx-int8",
+    artifact_format: str = "onnx-int8",
     *,
     replace: bool = False,
     source_name: str | None = None,
@@ -144,7 +144,7 @@ def convert(
     Raises InputError, CheckpointError, UnsupportedModel, MissingExtra, ParityError or StorageError. No partial output
     is left after an error.
     """
-    made_by = family(format)
+    made_by = family(artifact_format)
     source, out = Path(source), Path(out)
     checkpoint = Checkpoint.open(source)
     rows = probe_rows(Tokenizer.open(source, checkpoint.spec), checkpoint.spec)
@@ -155,18 +155,25 @@ def convert(
         reference = run_reference(checkpoint, [row.ids for row in rows], given, step)
         equalized = EqualizedCheckpoint(checkpoint, reference.equalization)
         written = made_by.write(
-            Job(checkpoint=equalized, format=format, directory=directory, rows=rows, step=step, options=options)
+            Job(
+                checkpoint=equalized,
+                artifact_format=artifact_format,
+                directory=directory,
+                rows=rows,
+                step=step,
+                options=options,
+            )
         )
         report = ParityReport.of_means(reference.means, _counted(written.states, step))
-        report.require(limits or LIMITS[format])
+        report.require(limits or LIMITS[artifact_format])
         write_manifest(
             directory,
-            format=format,
+            artifact_format=artifact_format,
             source=describe_source(checkpoint, source_name, revision),
             weights=dict(written.weights) | {"n_parameters": checkpoint.spec.n_parameters},
             equalization=reference.equalization.summary(written.residual) if equalize else {},
             parity=report.as_dict(),
-            made_by=f"pplx-edge {family_of(format)} converter {format_revision(format)}",
+            made_by=f"pplx-edge {family_of(artifact_format)} converter {format_revision(artifact_format)}",
         )
     return Artifact.open(out)
 

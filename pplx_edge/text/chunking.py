@@ -72,25 +72,25 @@ def _most_chars(chunk_tokens: int) -> int:
 class _Chunker:
     """Splits a stream into chunks. Positions are offsets in the block, `text`; `window` knows the block's own offset.
 
-    `stop` is the end of the previous chunk, `first` the start of the next chunk, and `core` the start of its text that
-    is not in the previous chunk. Without overlap, `first` equals `core`.
+    `previous_stop` is the end of the previous chunk, `start` the start of the next one, and `new_from` the start of its
+    text that is not in the previous chunk. Without overlap, `start` equals `new_from`.
     """
 
     def __init__(self, stream: Iterator[Piece], tokenizer: Tokenizer, options: StreamOptions):
         self.window, self.tokenizer, self.options = _TextWindow(stream), tokenizer, options
         self.max_tokens = options.chunk_tokens - options.overlap
         self.max_chars, self.block_chars = _most_chars(options.chunk_tokens), block_chars(options.chunk_tokens)
-        self.stop = self.first = self.core = 0
+        self.previous_stop = self.start = self.new_from = 0
         self.gap = ""
         self.path: list[Heading] = []
 
     def chunks(self) -> Iterator[TextChunk]:
         self.begin_block(LineState())
         while self.find_next():
-            stop = self.before_blank(self.core, self.next_cut(self.core))
+            stop = self.before_blank(self.new_from, self.next_cut(self.new_from))
             yield self.chunk(stop)
-            self.first, self.gap = self.overlap_start(stop), ""
-            self.stop = self.core = stop
+            self.start, self.gap = self.overlap_start(stop), ""
+            self.previous_stop = self.new_from = stop
 
     def begin_block(self, before: LineState) -> None:
         """Read and tokenize a block that starts at the beginning of the window."""
@@ -107,36 +107,40 @@ class _Chunker:
         while True:
             self.skip_gap()
             if self.is_last:
-                return self.core < len(self.text)
-            if self.core + self.max_chars + _GUARD_CHARS <= len(self.text):
+                return self.new_from < len(self.text)
+            if self.new_from + self.max_chars + _GUARD_CHARS <= len(self.text):
                 return True
-            if self.core == len(self.text):  # keep the last blank: a combining mark may follow and form a cluster
-                self.core, self.gap = self.core - 1, self.gap[:-1]
-                self.first = min(self.first, self.core)
-            self.move_block(self.first)
+            if self.new_from == len(self.text):  # keep the last blank: a combining mark may follow and form a cluster
+                self.new_from, self.gap = self.new_from - 1, self.gap[:-1]
+                self.start = min(self.start, self.new_from)
+            self.move_block(self.start)
 
     def skip_gap(self) -> None:
-        """Move `core` past whitespace. After more than 64 characters of it, the next chunk repeats no overlap."""
-        stop, self.core = self.core, self.skip_blank(self.core)
-        self.gap = (self.gap + self.text[stop : self.core])[-_GAP_CHARS:]
-        if self.first == stop or self.core - self.stop > _GUARD_CHARS:
-            self.first = self.core
+        """Move `new_from` past whitespace. After more than 64 characters of it, the next chunk repeats no overlap."""
+        stop, self.new_from = self.new_from, self.skip_blank(self.new_from)
+        self.gap = (self.gap + self.text[stop : self.new_from])[-_GAP_CHARS:]
+        if self.start == stop or self.new_from - self.previous_stop > _GUARD_CHARS:
+            self.start = self.new_from
 
     def move_block(self, start: int) -> None:
         """Start a new block at a position in this one and discard the text before it."""
         self.pass_headings(start)
         before = self.structure.state_at(start)
         self.window.drop(start)
-        self.stop, self.first, self.core = self.stop - start, self.first - start, self.core - start
+        self.previous_stop, self.start, self.new_from = (
+            self.previous_stop - start,
+            self.start - start,
+            self.new_from - start,
+        )
         self.begin_block(before)
 
     def chunk(self, stop: int) -> TextChunk:
-        line, page = self.window.place(self.first)
+        line, page = self.window.place(self.start)
         return TextChunk(
-            start=self.window.start + self.first,
+            start=self.window.start + self.start,
             stop=self.window.start + stop,
-            text=self.text[self.first : stop],
-            gap=self.gap if self.first == self.core else "",
+            text=self.text[self.start : stop],
+            gap=self.gap if self.start == self.new_from else "",
             line=line,
             page=page,
             heading=self.heading(stop),
@@ -145,8 +149,8 @@ class _Chunker:
 
     def heading(self, stop: int) -> tuple[str, ...]:
         """Return the headings of the section of the chunk up to `stop`, including those at its start."""
-        self.pass_headings(self.core)
-        path, position = self.path, self.core
+        self.pass_headings(self.new_from)
+        path, position = self.path, self.new_from
         for heading in islice(self.structure.headings, self.n_passed, None):
             if heading.start != position or position >= stop:
                 break
@@ -163,11 +167,11 @@ class _Chunker:
             self.n_passed += 1
 
     def overlap_start(self, stop: int) -> int:
-        """Return the start of the chunk after `[first, stop)`, including its overlap: a sentence start if possible."""
+        """Return the start of the chunk after `[start, stop)`, including its overlap: a sentence start if possible."""
         if not self.options.overlap:
             return stop
         n_before = int(np.searchsorted(self.token_starts, stop)) - self.options.overlap
-        low = max(self.first + 1, stop - self.max_chars, int(self.token_starts[max(n_before, 0)]))
+        low = max(self.start + 1, stop - self.max_chars, int(self.token_starts[max(n_before, 0)]))
         inside = self.breaks[low:stop]
         for level in (SENTENCE, SPACE, GRAPHEME):
             if (inside >= level).any():

@@ -3,12 +3,12 @@
 The chunks of a document, joined with or without separators, form one sequence of tokens. A sequence that fits in the
 window is one row. A longer one is read in several rows of the form
 
-    [ sticky | left margin | core | right margin ]
+    [ sticky | left margin | owned | right margin ]
 
-where the sticky tokens repeat the title and headings, and the cores follow each other without gap or overlap. The
-vector of a chunk comes from the core that contains it, so the model sees at least one margin of context on each side,
-or everything up to the end of the document. Only a chunk that is longer than a core is divided between windows; its
-vector is the mean over all its parts.
+where the sticky tokens repeat the title and headings, and the tokens that the windows own follow each other without gap
+or overlap. The vector of a chunk comes from the window that owns it, so the model sees at least one margin of context
+on each side, or everything up to the end of the document. Only a chunk that is longer than the tokens a window can own
+is divided between windows; its vector is the mean over all its parts.
 
 The windows depend only on the token sequence, so the same document always gives the same windows.
 """
@@ -29,7 +29,7 @@ DEFAULT_MARGIN = 256  # larger margins do not improve fidelity: benchmarks/READM
 DEFAULT_STICKY = 64  # for contextual models; improves books and short documents: benchmarks/README.md, Quality
 _MARGIN_SHARE = 8  # in a small window, the default margin is 1/8 of the window
 _STICKY_SHARE = 8  # in a small window, the default number of sticky tokens is 1/8 of the window
-_LEAST_CORE_SHARE = 4  # the core must be at least 1/4 of the window
+_LEAST_OWNED_SHARE = 4  # a window must own at least 1/4 of its tokens
 _LEAST_WINDOW = 64
 _MEGABYTE = 1_000_000
 
@@ -53,12 +53,12 @@ class WindowSizes:
         margin = min(DEFAULT_MARGIN, window // _MARGIN_SHARE) if options.margin is None else options.margin
         sticky = options.sticky
         if sticky is None:
-            room = window - 2 * margin - -(-window // _LEAST_CORE_SHARE)
+            room = window - 2 * margin - -(-window // _LEAST_OWNED_SHARE)
             sticky = max(0, min(DEFAULT_STICKY, window // _STICKY_SHARE, room)) if spec.contextual else 0
-        core = window - 2 * margin - sticky
-        if core * _LEAST_CORE_SHARE < window:
+        owned = window - 2 * margin - sticky
+        if owned * _LEAST_OWNED_SHARE < window:
             raise InputError(
-                f"two margins of {margin:,} and {sticky:,} sticky tokens leave {max(core, 0):,} tokens of a window of "
+                f"two margins of {margin:,} and {sticky:,} sticky tokens leave {max(owned, 0):,} tokens of a window of "
                 f"{window:,} for chunks, but at least a quarter is needed; choose a larger window or smaller margins"
             )
         return cls(window, margin, sticky)
@@ -90,7 +90,7 @@ class ChunkTokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """The part of a chunk that lies in a window's core: tokens `[start, stop)` of the row.
+    """The part of a chunk that a window owns: tokens `[start, stop)` of the row.
 
     `index` is the number of the chunk in its document, `n_tokens` the number of tokens in the whole chunk. `closes` is
     True for the last part of a chunk.
@@ -160,18 +160,18 @@ class _Planner:
         self.title = np.empty(0, np.int64)
 
     def windows(self) -> Iterator[Window]:
-        core = 0
-        while self.read_past(core):
-            left = self.left_of(core)
-            sticky = self.sticky_ids(left) if core else self.title[:0]
+        owned_from = 0
+        while self.read_past(owned_from):
+            left = self.left_of(owned_from)
+            sticky = self.sticky_ids(left) if owned_from else self.title[:0]
             limit = left + self.sizes.window - len(sticky)
             if not self.read_past(limit):
-                yield self.window(sticky, left, core, self.end, self.end)
+                yield self.window(sticky, left, owned_from, self.end, self.end)
                 return
-            stop = self.core_stop(limit - self.sizes.margin)
-            yield self.window(sticky, left, core, stop, self.right_of(stop))
-            core = max(stop, self.placed[self.n_passed].start)
-            self.forget_before(core - self.sizes.margin - len(self.separator))
+            stop = self.owned_stop(limit - self.sizes.margin)
+            yield self.window(sticky, left, owned_from, stop, self.right_of(stop))
+            owned_from = max(stop, self.placed[self.n_passed].start)
+            self.forget_before(owned_from - self.sizes.margin - len(self.separator))
 
     def read_past(self, position: int) -> bool:
         """Read chunks until the sequence extends beyond a position. Return False if the document ends before it."""
@@ -188,9 +188,9 @@ class _Planner:
             self.n_read += 1
         return self.end > position or (self.is_whole and position == 0 and self.n_read > 0)
 
-    def left_of(self, core: int) -> int:
+    def left_of(self, owned_from: int) -> int:
         """Return the start of the left margin, skipping a separator there."""
-        left = max(0, core - self.sizes.margin)
+        left = max(0, owned_from - self.sizes.margin)
         return left + len(self.separator) if left and self.is_separator(left) else left
 
     def right_of(self, stop: int) -> int:
@@ -202,7 +202,7 @@ class _Planner:
         return bool(len(self.separator)) and any(placed.stop == position for placed in self.placed)
 
     def sticky_ids(self, left: int) -> np.ndarray:
-        """Return the title, unless the row begins with it, and the headings of the first chunk of the core."""
+        """Return the title, unless the row begins with it, and the headings of the first chunk that is owned."""
         size, sep = self.sizes.sticky, self.separator
         heading = self.placed[self.n_passed].tokens.heading_ids[: size // 2]
         heading = np.concatenate([heading, sep])[:size] if len(heading) else heading
@@ -210,8 +210,8 @@ class _Planner:
         title = np.concatenate([self.title[:room], sep]) if left and room > 0 else sep[:0]
         return np.concatenate([title, heading])
 
-    def core_stop(self, top: int) -> int:
-        """Return the end of the core, at most `top`: the end of a chunk, or `top` if the first chunk is longer."""
+    def owned_stop(self, top: int) -> int:
+        """Return where the owned tokens end, at most `top`: the end of a chunk, or `top` if the first one is longer."""
         stop = top
         for placed in list(self.placed)[self.n_passed :]:
             if placed.stop > top:
@@ -219,15 +219,15 @@ class _Planner:
             stop = placed.stop
         return stop
 
-    def window(self, sticky: np.ndarray, left: int, core: int, stop: int, right: int) -> Window:
-        """Return the row of the sticky tokens and tokens `[left, right)`, with the parts that lie in `[core, stop)`."""
+    def window(self, sticky: np.ndarray, left: int, owned_from: int, stop: int, right: int) -> Window:
+        """Return the row of sticky tokens and tokens `[left, right)`, with the parts in `[owned_from, stop)`."""
         shift = len(sticky) - left
         parts = []
         for placed in list(self.placed)[self.n_passed :]:
             closes = placed.stop <= stop
             if not closes and placed.start >= stop:
                 break
-            start, end = max(core, placed.start), min(stop, placed.stop)
+            start, end = max(owned_from, placed.start), min(stop, placed.stop)
             n_tokens = placed.stop - placed.start
             parts.append(Part(placed.tokens.chunk, placed.index, n_tokens, start + shift, end + shift, closes))
             self.n_passed += closes

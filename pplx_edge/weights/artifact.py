@@ -127,14 +127,14 @@ class Artifact:
                 )
 
 
-def format_revision(format: str) -> int:
+def format_revision(artifact_format: str) -> int:
     """Return the revision of a format that this release writes and opens; 1 for an unknown format."""
-    return REVISIONS.get(family_of(format), 1)
+    return REVISIONS.get(family_of(artifact_format), 1)
 
 
-def family_of(format: str) -> str:
+def family_of(artifact_format: str) -> str:
     """Return the name of the backend that opens a format: the part before the first hyphen."""
-    return format.partition("-")[0]
+    return artifact_format.partition("-")[0]
 
 
 def is_artifact(directory: str | Path) -> bool:
@@ -152,7 +152,7 @@ def ready_graphs(directory: Path) -> list[Path]:
 def write_manifest(
     directory: Path,
     *,
-    format: str,
+    artifact_format: str,
     source: Mapping[str, Any],
     weights: Mapping[str, Any],
     parity: Mapping[str, Any],
@@ -167,8 +167,8 @@ def write_manifest(
     }
     artifact = Artifact(
         directory=directory,
-        format=format,
-        revision=format_revision(format),
+        format=artifact_format,
+        revision=format_revision(artifact_format),
         source=source,
         weights=weights,
         equalization=equalization or {},

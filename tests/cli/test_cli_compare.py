@@ -412,7 +412,7 @@ def write_core_ml(source: Path, out: Path) -> Path:
     coreml_convert.write_files(checkpoint, "coreml-fp16", out, (8, 16))
     write_manifest(
         out,
-        format="coreml-fp16",
+        artifact_format="coreml-fp16",
         source=describe_source(checkpoint, None, None),
         weights={"lengths": [8, 16]},
         parity={},

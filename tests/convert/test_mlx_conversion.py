@@ -350,7 +350,7 @@ def test_decoded_weights_in_numpy_are_the_model_that_mlx_runs(
     artifact = artifacts[format]
     job = Job(
         checkpoint=Checkpoint.open(source),
-        format=format,
+        artifact_format=format,
         directory=artifact.directory,
         rows=[TokenRow(IDS, ())],
         step=lambda: None,

@@ -83,14 +83,14 @@ def test_every_core_has_its_margins_of_the_sequence_around_it(
     reached: dict[int, int] = {}
     for window in plan_windows(chunks, sizes, sep_id):
         first, final = window.parts[0], window.parts[-1]
-        core = int(starts[first.index]) + reached.get(first.index, 0)
+        owned_from = int(starts[first.index]) + reached.get(first.index, 0)
         reached[final.index] = reached.get(final.index, 0) + final.stop - final.start
         stop = int(starts[final.index]) + reached[final.index]
-        left, right = first.start - min(sizes.margin, core), final.stop + min(sizes.margin, len(sequence) - stop)
+        left, right = first.start - min(sizes.margin, owned_from), final.stop + min(sizes.margin, len(sequence) - stop)
         inner = window.row.ids[first.start : final.stop].tolist()
-        assert inner == sequence[core:stop]
-        before, after = sequence[max(0, core - sizes.margin) : core], sequence[stop : stop + sizes.margin]
-        if before and before[0] == sep_id and core > sizes.margin:
+        assert inner == sequence[owned_from:stop]
+        before, after = sequence[max(0, owned_from - sizes.margin) : owned_from], sequence[stop : stop + sizes.margin]
+        if before and before[0] == sep_id and owned_from > sizes.margin:
             before, left = before[1:], left + 1
         if after and after[-1] == sep_id:
             after, right = after[:-1], right - 1

@@ -40,20 +40,20 @@ def write(job: Job) -> Written:
 
     The states are computed from the saved files, with rounding to float16 wherever the program declares it.
     """
-    job.options.require_only(job.format)
+    job.options.require_only(job.artifact_format)
     lengths = io.model_lengths(job.checkpoint.spec.max_tokens)
     divided = job.checkpoint.divided()
-    write_files(divided, job.format, job.directory, lengths, job.step, residual=divided.residual)
+    write_files(divided, job.artifact_format, job.directory, lengths, job.step, residual=divided.residual)
     return Written(
         states=evaluate(job.directory, job.rows, half=True),
-        weights={"projections": job.format.removeprefix("coreml-"), "lengths": list(lengths)},
+        weights={"projections": job.artifact_format.removeprefix("coreml-"), "lengths": list(lengths)},
         residual=divided.residual,
     )
 
 
 def write_files(
     checkpoint: Checkpoint,
-    format: str,
+    artifact_format: str,
     directory: Path,
     lengths: Sequence[int],
     step: Callable[[], None] = lambda: None,
@@ -65,7 +65,7 @@ def write_files(
     `residual` is the exponent by which the residual stream of the checkpoint is divided.
     """
     package, flexible = directory / layout.COREML_PACKAGE, directory / layout.COREML_FLEXIBLE
-    weight_format, spec = WEIGHT_FORMATS[format], checkpoint.spec
+    weight_format, spec = WEIGHT_FORMATS[artifact_format], checkpoint.spec
     weights = PackageWeights(data_folder(package) / WEIGHT_FOLDER)
     for index in range(spec.n_layers):
         store_layer(checkpoint, index, weight_format, weights)
@@ -83,7 +83,7 @@ def write_files(
     _link(data_folder(package) / WEIGHT_FOLDER / WEIGHT_FILE, data_folder(flexible) / WEIGHT_FOLDER / WEIGHT_FILE)
     longest = io.flexible_limit(spec.max_tokens)
     write_package(flexible, any_length, weights, default=io.FLEXIBLE_FUNCTION, longest=longest)
-    write_table(checkpoint, directory / layout.COREML_TABLE, as_int8=format != "coreml-fp16")
+    write_table(checkpoint, directory / layout.COREML_TABLE, as_int8=artifact_format != "coreml-fp16")
 
 
 def evaluate(directory: Path, rows: Sequence[TokenRow], *, half: bool = True) -> Iterator[list[np.ndarray]]:

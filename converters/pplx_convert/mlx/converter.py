@@ -79,12 +79,12 @@ def write_weights(checkpoint: Checkpoint, plan: QuantizationPlan, directory: Pat
 def _requested_plan(job: Job) -> QuantizationPlan:
     """Return the plan for all matrices, from the format and the overrides in the options."""
     spec, options = job.checkpoint.spec, job.options
-    if job.format == MIXED:
-        options.require_only(job.format, "overrides", "max_mb")
+    if job.artifact_format == MIXED:
+        options.require_only(job.artifact_format, "overrides", "max_mb")
         plan = size_limited_plan(job.checkpoint, job.rows, options.max_mb)
     else:
-        options.require_only(job.format, "overrides")
-        name = job.format.removeprefix("mlx-")
+        options.require_only(job.artifact_format, "overrides")
+        name = job.artifact_format.removeprefix("mlx-")
         plan = uniform_plan(spec, WEIGHT_FORMATS[name]) if name in WEIGHT_FORMATS else QuantizationPlan()
     return plan_with_default(
         {path: plan.weight_format(path) for path in matrices(spec)} | _named(spec, options.overrides)

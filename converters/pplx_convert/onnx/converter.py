@@ -22,12 +22,12 @@ from pplx_edge.weights.checkpoint import Checkpoint
 
 def write(job: Job) -> Written:
     """Write the graph and its data file, and return the result."""
-    job.options.require_only(job.format)
-    weight_format = WEIGHT_FORMATS[job.format]
+    job.options.require_only(job.artifact_format)
+    weight_format = WEIGHT_FORMATS[job.artifact_format]
     stored = write_graph(job.checkpoint, weight_format, job.directory, job.step)
     return Written(
         states=_row_states(job.checkpoint.spec, weight_format, stored, job.directory, job.rows),
-        weights={"projections": job.format.removeprefix("onnx-")},
+        weights={"projections": job.artifact_format.removeprefix("onnx-")},
     )
 
 
