@@ -161,7 +161,7 @@ class _Planner:
 
     def windows(self) -> Iterator[Window]:
         owned_from = 0
-        while self.read_past(owned_from):
+        while self.read_past(owned_from) or self.n_passed < len(self.placed):  # the last chunk may have no tokens
             left = self.left_of(owned_from)
             sticky = self.sticky_ids(left) if owned_from else self.title[:0]
             limit = left + self.sizes.window - len(sticky)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fakes import fake_spec
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pplx_edge.errors import InputError
@@ -55,7 +55,10 @@ def taken(window: Window, part: Part) -> list[int]:
 
 
 @given(lengths, sizes, st.sampled_from([None, SEP]))
-def test_every_token_of_every_chunk_is_in_one_core_in_order(lengths: list[int], sizes: WindowSizes, sep_id: int | None):
+@example(lengths=[42, 0], sizes=WindowSizes(24, 0, 6), sep_id=SEP)
+def test_every_token_of_every_chunk_is_owned_by_one_window_in_order(
+    lengths: list[int], sizes: WindowSizes, sep_id: int | None
+):
     chunks = chunks_of(lengths)
     found: list[list[int]] = [[] for _ in chunks]
     closed, last = [], -1
