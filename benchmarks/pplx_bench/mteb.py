@@ -12,9 +12,10 @@ from mteb.cache import ResultCache
 
 from pplx_bench.mteb_adapter import MAX_TOKENS, MtebEncoder
 from pplx_bench.mteb_conteb import conteb_task
-from pplx_bench.quality.opening import PRECISIONS, split_format
-from pplx_bench.quality.options import comma_list
-from pplx_bench.quality.report import table
+from pplx_bench.naming import split_format
+from pplx_bench.options import comma_list
+from pplx_bench.report import table
+from pplx_bench.retrieval.ranking import SCORED_AS
 from pplx_edge.errors import InputError
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.options import MODEL_HELP, positive
@@ -32,7 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--conteb", action="append", default=[], metavar="DATASET", help="illuin-conteb/covid-qa or DATASET:SPLIT"
     )
     parser.add_argument("--context", action="store_true", help="read chunks among those of their document (ConTEB)")
-    parser.add_argument("--precision", default="int8", choices=PRECISIONS, help="codes that are compared")
+    parser.add_argument("--precision", default="int8", choices=SCORED_AS, help="codes that are compared")
     parser.add_argument("--dim", type=positive, metavar="N", help="keep the first N components")
     parser.add_argument("--max-tokens", type=positive, default=MAX_TOKENS, help="cut of a text (default: %(default)s)")
     parser.add_argument("--threads", type=positive, metavar="N", help="processor threads; default all")
@@ -63,7 +64,7 @@ def scores_table(found: Any) -> str:
     lines = [[name, f"{score:.2f}"] for name, score in scores]
     if len(scores) > 1:
         lines.append(["average", f"{sum(score for _, score in scores) / len(scores):.2f}"])
-    return table([["main score × 100", found.model_name]], lines)
+    return table(["main score × 100", found.model_name], lines)
 
 
 def _tasks(args: Namespace) -> list[Any]:

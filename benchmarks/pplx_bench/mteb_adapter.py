@@ -14,7 +14,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 
 import pplx_edge
-from pplx_bench.quality.encoders import EdgeEncoder, Encoded
+from pplx_bench.retrieval.encoders import EdgeEncoder, Encoded
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError
 from pplx_edge.types import Precision

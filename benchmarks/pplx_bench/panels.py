@@ -1,28 +1,47 @@
-"""What the pictures of all benchmarks are drawn with: rows of small panels."""
+"""Pictures of benchmarks: rows of small panels, with matplotlib."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pplx_edge.errors import MissingExtra
 
-COLOURS = ("#1a7f5a", "#2f6db5", "#b5622f", "#7a4fb0", "#a03a52", "#5b6770")
-OTHER_COLOUR = "#b8bec4"
+COLORS = ("#1a7f5a", "#2f6db5", "#b5622f", "#7a4fb0", "#a03a52", "#5b6770")
+OTHER_COLOR = "#b8bec4"
 BAR_INCHES = 0.26
 _PANEL_INCHES = (3.6, 3.0)
 
 
-def figure_of(n_panels: int, height: float = _PANEL_INCHES[1], width: float = _PANEL_INCHES[0]) -> tuple[Any, Any]:
-    """A figure, and so many panels side by side; inches are of a panel. Raises MissingExtra without matplotlib."""
+def figure_of(
+    n_panels: int, height: float = _PANEL_INCHES[1], width: float = _PANEL_INCHES[0], n_columns: int | None = None
+) -> tuple[Any, Any]:
+    """Return a figure and its panels, in rows of `n_columns` (default: one row), with the size of a panel in inches.
+
+    Raises MissingExtra without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("--plot", "bench") from error
-    figure = Figure(figsize=(width * n_panels, height), layout="constrained")
-    return figure, figure.subplots(1, n_panels, squeeze=False)[0]
+    across = min(n_columns or n_panels, n_panels)
+    down = -(-n_panels // across)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for panel in panels[n_panels:]:
+        panel.set_axis_off()
+    return figure, panels[:n_panels]
+
+
+def bars(panel: Any, names: Sequence[str], values: Sequence[float], labels: Sequence[str], colors: Any) -> None:
+    """Draw horizontal bars from top to bottom, each labeled with its value, without an axis below."""
+    panel.bar_label(panel.barh(names, values, color=colors), labels, padding=2, fontsize=7)
+    panel.set_xticks([])
+    panel.spines["bottom"].set_visible(False)
+    panel.invert_yaxis()
 
 
 def finish(panel: Any, title: str, below: str = "") -> None:
-    """Title, label of the axis below, and as few lines as can be."""
+    """Add the title and the label of the axis below, and hide what is not needed."""
     panel.set_title(title, fontsize=9)
     panel.set_xlabel(below, fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)
@@ -30,5 +49,5 @@ def finish(panel: Any, title: str, below: str = "") -> None:
 
 
 def save(figure: Any, out: Path) -> None:
-    """Writes it; the same figures give the same file."""
+    """Write the figure; equal figures give equal files."""
     figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pplx_bench import machine, report
-from pplx_bench.quality.options import one_of, require_writable
+from pplx_bench.options import one_of, require_writable
 from pplx_bench.searching import folder, relevance, retrieval, scale
 from pplx_bench.timing import CpuWatch
 from pplx_bench.workdir import append_lines
@@ -55,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Measures and prints; 0."""
     if args.json is not None:
-        require_writable(args.json, (".jsonl",))
+        require_writable(args.json, ".jsonl")
     if args.plot is not None and not args.plot.is_dir():
         raise InputError(f"{args.plot}: no such directory; create it first")
     for what in args.what:

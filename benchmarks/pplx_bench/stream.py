@@ -12,11 +12,11 @@ from typing import Any
 
 import pplx_edge
 from pplx_bench import machine, report
-from pplx_bench.beir import read_task, task_folders
 from pplx_bench.naming import label_of
-from pplx_bench.quality.encoders import EdgeEncoder
-from pplx_bench.quality.options import comma_list, one_of, require_writable
+from pplx_bench.options import comma_list, one_of, require_writable
 from pplx_bench.quality.systems import directory_digest
+from pplx_bench.retrieval.beir import read_task, task_folders
+from pplx_bench.retrieval.encoders import EdgeEncoder
 from pplx_bench.shapes import SHAPES, make_checkpoint, shape_name
 from pplx_bench.streams import plots, tables
 from pplx_bench.streams.books import Book, books_file, read_books, sections
@@ -71,7 +71,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Measures, writes and prints; 0 unless a stream failed or was not flat where it is long enough to say."""
     if args.json is not None:
-        require_writable(args.json, (".jsonl",))
+        require_writable(args.json, ".jsonl")
     if args.plot is not None and not args.plot.is_dir():
         raise InputError(f"{args.plot}: no such directory; create it first")
     bench = _Bench(args)
@@ -193,7 +193,7 @@ class _Bench:
     @cached_property
     def model_hash(self) -> str:
         """Of the files that are opened."""
-        return directory_digest(self.model)[:_HASH_DIGITS]
+        return directory_digest(self.model)
 
     @cached_property
     def embedder(self) -> Embedder:

@@ -11,7 +11,7 @@ import pytest
 from beir_folders import judged_lines, write_task
 from fakes import fake_embedder
 
-from pplx_bench.beir import Passage, Query, RetrievalTask
+from pplx_bench.retrieval.beir import Passage, Query, RetrievalTask
 from pplx_bench.searching import folders
 from pplx_bench.searching.finders import finders
 from pplx_bench.searching.folder import STEPS, table

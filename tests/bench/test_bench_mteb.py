@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from beir_folders import PASSAGES, QUERIES, words_embedder, write_task
 
-from pplx_bench.beir import RetrievalTask, read_task
-from pplx_bench.quality.metrics import figures
-from pplx_bench.quality.ranking import rank
+from pplx_bench.retrieval.beir import RetrievalTask, read_task
+from pplx_bench.retrieval.metrics import evaluate_task
+from pplx_bench.retrieval.ranking import rank
 from pplx_edge.errors import InputError
 from pplx_edge.vectors.codes import quantize
 from pplx_edge.vectors.similarity import similarity
@@ -54,7 +54,7 @@ def local_task(task: RetrievalTask, separator: str = "#") -> Any:
             corpus = [{"id": p.id.replace("#", separator), "text": p.text} for p in task.corpus]
             relevant = {
                 query: {name.replace("#", separator): grade for name, grade in grades.items()}
-                for query, grades in task.judgements.items()
+                for query, grades in task.qrels.items()
             }
             queries = [{"id": q.id, "text": q.text} for q in task.queries]
             split = {
@@ -83,7 +83,7 @@ def mteb_scores(task: Any, tmp_path: Path, **options: Any) -> dict[str, float]:
 def own_scores(task: RetrievalTask, precision: Any, means: np.ndarray, queries: np.ndarray) -> dict[str, float]:
     """What our own benchmark makes of it."""
     ranking = rank(quantize(queries, precision), quantize(means, precision), 100)
-    return figures(task.judgements, [q.id for q in task.queries], [p.id for p in task.corpus], ranking)
+    return evaluate_task(task, ranking)
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])

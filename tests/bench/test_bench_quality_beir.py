@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from beir_folders import PASSAGES, QUERIES, corpus_rows, judged_lines, query_rows, write_lines, write_task
 
-from pplx_bench.beir import read_task, task_folders
+from pplx_bench.retrieval.beir import read_task, task_folders
 from pplx_edge.errors import InputError
 
 
@@ -19,9 +19,9 @@ def test_a_packed_task_is_read_whole(tmp_path: Path):
     assert [passage.id for passage in task.corpus] == sorted(f"{d}#{n}" for d, n, _ in PASSAGES)
     assert {passage.id: passage.text for passage in task.corpus} == {f"{d}#{n}": text for d, n, text in PASSAGES}
     assert {query.id: query.text for query in task.queries} == {name: text for name, (text, _) in QUERIES.items()}
-    assert task.judgements == {name: grades for name, (_, grades) in QUERIES.items()}
-    assert (task.languages, task.n_judgements, task.left_out) == (("en",), 9, 0)
-    assert (task.is_contextual, task.has_titles) == (True, True)
+    assert task.qrels == {name: grades for name, (_, grades) in QUERIES.items()}
+    assert ({query.lang for query in task.queries}, sum(map(len, task.qrels.values())), task.left_out) == ({"en"}, 9, 0)
+    assert task.is_contextual
 
 
 def test_the_pieces_of_a_document_are_in_the_order_of_their_numbers(tmp_path: Path):
@@ -84,7 +84,7 @@ def test_folders_are_tasks_or_hold_tasks(tmp_path: Path, tmp_path_factory: pytes
     assert [path.name for path in task_folders([many, many / "a"])] == ["a", "b"]
     with pytest.raises(InputError, match=r"no task 'c' in .*; there are: a, b"):
         task_folders([many], ["c"])
-    with pytest.raises(InputError, match="a second task named a, beside"):
+    with pytest.raises(InputError, match="a second task named a; the other is"):
         task_folders([many, write_task(tmp_path / "a")])
     with pytest.raises(InputError, match="no such folder"):
         task_folders([tmp_path / "nowhere"])
@@ -110,7 +110,7 @@ CORPUS_FAULTS = {
     "no text": ('{"_id": "x"}', r"corpus\.jsonl:2: text must be a string, found None"),
     "number for text": ('{"_id": "x", "text": 5}', r"corpus\.jsonl:2: text must be a string, found 5"),
     "number for title": ('{"_id": "x", "text": "", "title": 5}', r"corpus\.jsonl:2: title must be a string, found int"),
-    "same id": ('{"_id": "ships#0", "text": "x"}', r"corpus\.jsonl:2: passage 'ships#0' is there already"),
+    "same id": ('{"_id": "ships#0", "text": "x"}', r"corpus\.jsonl:2: duplicate passage 'ships#0'"),
     "half a piece": ('{"_id": "x", "text": "", "doc_id": "d"}', r"corpus\.jsonl:2: doc_id and chunk_idx belong togeth"),
     "negative piece": (
         '{"_id": "x", "text": "", "doc_id": "d", "chunk_idx": -1}',
@@ -144,7 +144,7 @@ QRELS_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", QRELS_FAULTS)
-def test_a_faulty_line_of_the_judgements_is_named(tmp_path: Path, fault: str):
+def test_a_faulty_line_of_the_qrels_is_named(tmp_path: Path, fault: str):
     line, message = QRELS_FAULTS[fault]
     header, *rest = judged_lines()
     with pytest.raises(InputError, match=message):
@@ -159,7 +159,7 @@ def test_a_pair_is_judged_once(tmp_path: Path):
 def test_a_header_may_be_missing_and_blank_lines_are_passed_over(tmp_path: Path):
     _, *lines = judged_lines()
     folder = write_task(tmp_path / "t", qrels=[*lines[:2], "", *lines[2:], ""])
-    assert read_task(folder).n_judgements == 9
+    assert sum(map(len, read_task(folder).qrels.values())) == 9
 
 
 @pytest.mark.parametrize("grades", [{}, {"bread#2": 0}])
@@ -179,7 +179,7 @@ def test_an_empty_file_is_named(tmp_path: Path, name: str, noun: str):
 
 
 def test_a_query_that_comes_twice_is_named(tmp_path: Path):
-    with pytest.raises(InputError, match=r"queries\.jsonl\.gz:6: query 'q1' is there already"):
+    with pytest.raises(InputError, match=r"queries\.jsonl\.gz:6: duplicate query 'q1'"):
         read_task(write_task(tmp_path / "t", queries=[*query_rows(), query_rows()[0]]))
 
 

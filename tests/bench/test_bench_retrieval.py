@@ -12,7 +12,7 @@ import pytest
 from fakes import fake_embedder
 
 import pplx_edge
-from pplx_bench.beir import Passage, Query, RetrievalTask
+from pplx_bench.retrieval.beir import Passage, Query, RetrievalTask
 from pplx_bench.searching.alone import ChunksAlone
 from pplx_bench.searching.files import write_files
 from pplx_bench.searching.passages import Passages, chunk_bounds, find_passages, locate
@@ -226,7 +226,7 @@ def test_a_small_run(task: RetrievalTask, tmp_path: Path, capsys: pytest.Capture
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     asked = [{"_id": query.id, "text": query.text} for query in task.queries]
     (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
-    judged = [f"{query}\t{passage}\t{grade}" for query, g in task.judgements.items() for passage, grade in g.items()]
+    judged = [f"{query}\t{passage}\t{grade}" for query, g in task.qrels.items() for passage, grade in g.items()]
     (folder / "qrels.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]), encoding="utf-8")
     options = [
         "--what",

@@ -133,9 +133,9 @@ def test_an_artifact_beside_the_checkpoint_it_was_made_from(run: Run, base: Path
 
 def test_ndcg_is_the_average_over_tasks_of_rankings_made_by_hand(run: Run, base: Path, tmp_path: Path):
     pytest.importorskip("ir_measures", reason="needs pip install 'pplx-edge[quality]'")
-    from pplx_bench.beir import read_task
-    from pplx_bench.quality.metrics import figures
-    from pplx_bench.quality.ranking import rank
+    from pplx_bench.retrieval.beir import read_task
+    from pplx_bench.retrieval.metrics import evaluate_task
+    from pplx_bench.retrieval.ranking import rank
 
     data = tmp_path / "data"
     write_task(data / "one")
@@ -157,8 +157,7 @@ def test_ndcg_is_the_average_over_tasks_of_rankings_made_by_hand(run: Run, base:
             sides = [embedder.encode([item.text for item in items], "float32") for items in (task.queries, task.corpus)]
             for precision, code in (("int8", "int8"), ("binary", "ubinary")):
                 ranking = rank(*(quantize(means, code) for means in sides), 100)  # type: ignore[arg-type]
-                ids = [query.id for query in task.queries], [passage.id for passage in task.corpus]
-                score = figures(task.judgements, *ids, ranking)["ndcg@10"]
+                score = evaluate_task(task, ranking)["ndcg@10"]
                 assert row[side]["ndcg@10_by_task"][name][precision] == pytest.approx(score)
                 wanted[precision].append(score)
         for precision, scores in wanted.items():
@@ -172,7 +171,7 @@ def test_tasks_without_what_scores_them_are_refused_before_anything_is_encoded(
     run: Run, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     write_task(tmp_path / "one")
-    for name in [name for name in sys.modules if name.startswith("pplx_bench.quality")]:
+    for name in [name for name in sys.modules if name.startswith("pplx_bench.retrieval")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ir_measures", None)
     names = [f"{base / 'tiny'}@{format}" for format in ("onnx-fp32", "onnx-int8")]

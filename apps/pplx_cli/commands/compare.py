@@ -56,7 +56,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from pplx_bench import fidelity, machine
-    from pplx_bench.beir import task_folders
+    from pplx_bench.retrieval.beir import task_folders
     from pplx_bench.workdir import append_lines
     from pplx_kit.host import versions
 

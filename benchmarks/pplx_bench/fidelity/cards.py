@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pplx_bench.beir import RetrievalTask
 from pplx_bench.fidelity.candidates import Candidate
+from pplx_bench.retrieval.beir import RetrievalTask
 from pplx_convert.parity import ParityReport
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError, MissingExtra
@@ -143,10 +143,10 @@ def _read_tasks(folders: Sequence[Path]) -> list[RetrievalTask]:
     """All tasks, before anything is encoded, so that a fault in the last one is found at once."""
     if not folders:
         return []
-    from pplx_bench.beir import read_task
+    from pplx_bench.retrieval.beir import read_task
 
     try:
-        import pplx_bench.quality  # noqa: F401 (what scores rankings is asked for now, not after the first encoding)
+        import pplx_bench.retrieval.metrics  # noqa: F401 (what scores rankings is asked for now, not after the first encoding)
     except ModuleNotFoundError as error:
         raise MissingExtra(f"compare --beir ({error.name} is not installed)", EXTRA) from error
     return [read_task(folder) for folder in folders]
@@ -154,16 +154,13 @@ def _read_tasks(folders: Sequence[Path]) -> list[RetrievalTask]:
 
 def _retrieval(embedder: Embedder, task: RetrievalTask, max_tokens: int) -> dict[str, float]:
     """nDCG@10 of each precision, each passage read alone."""
-    from pplx_bench.quality.encoders import EdgeEncoder
-    from pplx_bench.quality.metrics import DEPTH, figures
-    from pplx_bench.quality.systems import DenseTask, Variant
+    from pplx_bench.retrieval.encoders import EdgeEncoder
+    from pplx_bench.retrieval.metrics import DEPTH, MAIN, evaluate_task
+    from pplx_bench.retrieval.ranking import rank_means
 
     encoder = EdgeEncoder(embedder, max_tokens, max_tokens)
-    queries, passages = [query.id for query in task.queries], [passage.id for passage in task.corpus]
-    prepared = DenseTask(
-        encoder.texts([query.text for query in task.queries]), encoder.texts([passage.text for passage in task.corpus])
-    )
+    queries, passages = (encoder.texts([item.text for item in items]).means for items in (task.queries, task.corpus))
     return {
-        precision: figures(task.judgements, queries, passages, prepared.rank(Variant(precision), DEPTH))["ndcg@10"]
+        precision: evaluate_task(task, rank_means(queries, passages, precision, DEPTH))[MAIN]
         for precision in NDCG_PRECISIONS
     }

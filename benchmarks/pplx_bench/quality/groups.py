@@ -1,24 +1,17 @@
-"""Named groups of tasks, over which figures are averaged."""
+"""Named groups of tasks whose scores are averaged."""
 
 from collections.abc import Mapping, Sequence
 
+from pplx_bench.options import comma_list
 from pplx_edge.errors import InputError
 
-Groups = Mapping[str, tuple[str, ...]]
+Groups = Mapping[str, Sequence[str]]
 
-# The groups that the targets of nano are stated in.
+# The groups for which the targets of nano are stated.
+_NON_LATIN = "xquad-ar xquad-zh xquad-hi xquad-ru xquad-th xquad-el jaquad-dev tydi-ko-dev"
 TARGETS: Groups = {
     "english": ("squad-dev", "tydi-en-dev", "scitldr"),
-    "non-latin": (
-        "xquad-ar",
-        "xquad-zh",
-        "xquad-hi",
-        "xquad-ru",
-        "xquad-th",
-        "xquad-el",
-        "jaquad-dev",
-        "tydi-ko-dev",
-    ),
+    "non-latin": tuple(_NON_LATIN.split()),
     "tools-code": ("metatool", "sealtools-ood", "nl2bash"),
     "contextual": ("squad-context", "factbook-context"),
 }
@@ -26,29 +19,18 @@ NAMED: Mapping[str, Groups] = {"targets": TARGETS}
 
 
 def parse_groups(texts: Sequence[str]) -> Groups:
-    """Groups of `targets` (a named set) and `NAME=TASK,TASK`, in their order.
+    """Return the groups of `targets` (a named set) and `NAME=TASK,TASK`, in order.
 
-    Raises InputError for anything else, and for a name that comes twice.
+    Raises InputError for anything else, and for a duplicate name.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, Sequence[str]] = {}
     for text in texts:
-        for name, tasks in _parsed(text).items():
-            if name in found:
-                raise InputError(f"group {name!r} is given twice; give each a name of its own")
-            found[name] = tasks
+        name, _, listed = text.partition("=")
+        tasks = comma_list(listed)
+        if text not in NAMED and not (name and tasks):
+            raise InputError(f"{text!r} is not a group; write NAME=TASK,TASK or one of {', '.join(NAMED)}")
+        for group, names in NAMED.get(text, {name: tasks}).items():
+            if group in found:
+                raise InputError(f"group {group!r} is given twice; choose another name")
+            found[group] = names
     return found
-
-
-def tasks_of(groups: Groups) -> list[str]:
-    """All tasks of all groups, each once, in their order."""
-    return list(dict.fromkeys(task for tasks in groups.values() for task in tasks))
-
-
-def _parsed(text: str) -> Groups:
-    if text in NAMED:
-        return NAMED[text]
-    name, equals, listed = text.partition("=")
-    tasks = tuple(task for task in listed.split(",") if task)
-    if not equals or not name or not tasks:
-        raise InputError(f"{text!r} is no group: NAME=TASK,TASK or one of {', '.join(NAMED)} is")
-    return {name: tasks}

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pplx_bench.beir import RetrievalTask
+from pplx_bench.retrieval.beir import RetrievalTask
 from pplx_search.ingest.parsers.markdown import escaped
 
 _NAME_CHARS = 80

@@ -14,9 +14,9 @@ from typing import Any
 
 import pplx_edge
 from pplx_bench import machine
-from pplx_bench.beir import RetrievalTask, read_task, task_folders
 from pplx_bench.child import Message, run_task
-from pplx_bench.quality.options import one_of
+from pplx_bench.options import one_of
+from pplx_bench.retrieval.beir import RetrievalTask, read_task, task_folders
 from pplx_bench.searching import commands, folders, ready_made
 from pplx_bench.searching.finders import K, finders
 from pplx_bench.searching.folders import SmallFile
@@ -125,7 +125,7 @@ def _questions(run: _Run, files: Sequence[SmallFile]) -> list[tuple[str, Path]]:
     found = []
     for task in run.tasks:
         for query in task.queries:
-            graded = ((task.name, passage) for passage, grade in task.judgements[query.id].items() if grade > 0)
+            graded = ((task.name, passage) for passage, grade in task.qrels[query.id].items() if grade > 0)
             right = [paths[passage] for passage in graded if passage in paths]
             if len(right) == 1:
                 found.append((query.text, right[0]))

@@ -10,7 +10,7 @@ from email.message import EmailMessage
 from itertools import chain, count, islice, zip_longest
 from pathlib import Path
 
-from pplx_bench.beir import Passage, RetrievalTask, json_rows
+from pplx_bench.retrieval.beir import Passage, RetrievalTask, json_rows
 from pplx_edge.errors import InputError
 
 _FILES_A_FOLDER = 100

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from pplx_bench.beir import RetrievalTask
+from pplx_bench.retrieval.beir import RetrievalTask
 from pplx_bench.searching.files import WrittenFile
 from pplx_search.store import Hit, Store
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_bench.panels import BAR_INCHES, COLOURS, OTHER_COLOUR, figure_of, finish, save
+from pplx_bench.panels import BAR_INCHES, COLORS, OTHER_COLOR, figure_of, finish, save
 
 _WIDTH_INCHES = 7.0
 _ROOM = 4.0  # times the longest bar, for what stands behind it
@@ -18,8 +18,8 @@ def draw_scale(results: Sequence[Mapping[str, Any]], ours: str, out: Path) -> No
     times = [1000 * float(np.median(row["seconds"])) for row in rows]
     figure, (panel,) = figure_of(1, BAR_INCHES * len(rows) + 0.8, _WIDTH_INCHES)
     names = [f"{row['system']}: {row['what']}" for row in rows]
-    colours = [COLOURS[0] if row["system"] == ours else OTHER_COLOUR for row in rows]
-    drawn = panel.barh(names, times, color=colours)
+    colors = [COLORS[0] if row["system"] == ours else OTHER_COLOR for row in rows]
+    drawn = panel.barh(names, times, color=colors)
     labels = [f"{time:,.1f} ms, recall {row['recall']:.3f}" for time, row in zip(times, rows, strict=True)]
     panel.bar_label(drawn, labels, padding=2, fontsize=7)
     panel.set_xscale("log")

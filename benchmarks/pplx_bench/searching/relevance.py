@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 import pplx_edge
-from pplx_bench import beir, machine, report
-from pplx_bench.beir import RetrievalTask, read_task, task_folders
-from pplx_bench.quality.options import comma_list, require_writable
+from pplx_bench import machine, report
+from pplx_bench.options import comma_list, require_writable
+from pplx_bench.retrieval import beir
+from pplx_bench.retrieval.beir import RetrievalTask, read_task, task_folders
 from pplx_bench.searching.retrieval import sampled
 from pplx_bench.workdir import say
 from pplx_edge import Embedder
@@ -75,7 +76,7 @@ def measure(args: Namespace, work: Path) -> Iterator[Figures]:
     if find_spec("sklearn") is None:
         raise MissingExtra("bench search --what relevance (scikit-learn is not installed)", "quality")
     if args.calibration is not None:
-        require_writable(args.calibration, (".json",))
+        require_writable(args.calibration, ".json")
     tasks = [read_task(folder) for folder in task_folders([args.data], args.calibrated_on)]
     if (n_sources := len({source_of(task.name) for task in tasks})) < 3:  # two to fit, one to hold out
         raise InputError(f"{n_sources} sources of tasks: at least 3 are needed to hold one out; name more tasks")
@@ -264,7 +265,7 @@ def _questions(
     document_of = {passage.id: passage.doc_id or passage.id for passage in task.corpus}
     found = []
     for query in sampled(task.queries, count):
-        right = [document_of[passage] for passage, grade in task.judgements[query.id].items() if grade > 0]
+        right = [document_of[passage] for passage, grade in task.qrels[query.id].items() if grade > 0]
         kept = [_is_kept(document) for document in right]
         if all(kept) or not any(kept):
             found.append((query, ANSWERABLE if all(kept) else MISSING))

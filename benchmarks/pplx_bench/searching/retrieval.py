@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 import pplx_edge
-from pplx_bench import beir, report
-from pplx_bench.beir import RetrievalTask, read_task, task_folders
-from pplx_bench.quality.options import comma_list
+from pplx_bench import report
+from pplx_bench.options import comma_list
+from pplx_bench.retrieval import beir
+from pplx_bench.retrieval.beir import RetrievalTask, read_task, task_folders
 from pplx_bench.searching.alone import ChunksAlone
 from pplx_bench.searching.files import Written, write_files
 from pplx_bench.searching.passages import Bounds, Passages, chunk_bounds, find_passages
@@ -178,7 +179,7 @@ def score(
     Of passages: nDCG@10, recall@10 and MRR@10, by `quality.metrics`; `shown@k` is the share of queries with a right
     passage in one of the first `k` hits, `file@k` that with a hit in a right file.
     """
-    from pplx_bench.quality.metrics import figures
+    from pplx_bench.retrieval.metrics import evaluate as figures
 
     ids = [passage.id for passage in task.corpus]
     nothing = [f"nothing {i}" for i in range(_K)]  # in the place of passages that were not found: judged irrelevant
@@ -186,7 +187,7 @@ def score(
     for row, hits in zip(ranking, found, strict=True):
         best = passages.ranking(hits)[:_K]
         row[: len(best)] = best
-    of_passages = figures(task.judgements, [query.id for query in queries], [*ids, *nothing], ranking)
+    of_passages = figures(task.qrels, [query.id for query in queries], [*ids, *nothing], ranking)
     return {name: of_passages[name] for name in ("ndcg@10", "recall@10", "mrr@10")} | _of_hits(
         task, queries, passages, found
     )
@@ -198,7 +199,7 @@ def _of_hits(
     places = {passage.id: place for place, passage in enumerate(task.corpus)}
     counts = {f"{what}@{k}": 0 for what in ("shown", "file") for k in (1, _K)}
     for query, hits in zip(queries, found, strict=True):
-        right = {places[name] for name, grade in task.judgements[query.id].items() if grade > 0}
+        right = {places[name] for name, grade in task.qrels[query.id].items() if grade > 0}
         texts = {text for place in right for text in passages.texts.get(place, ())}
         for k in (1, _K):
             counts[f"shown@{k}"] += any(right.intersection(passages.shown(hit)) for hit in hits[:k])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pplx_bench import machine, report
-from pplx_bench.quality.options import one_of
+from pplx_bench.options import one_of
 from pplx_bench.searching.made_up import Chunks
 from pplx_bench.searching.ours import Figures, Questions, build, measure_index, questions, scan_figures
 from pplx_bench.searching.peers import PEERS, measure_peer

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from pplx_bench.beir import json_rows
+from pplx_bench.retrieval.beir import json_rows
 from pplx_edge.errors import InputError
 from pplx_edge.text.tokenization import Tokenizer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_bench.quality.encoders import Encoded
+from pplx_bench.retrieval.encoders import Encoded
 from pplx_bench.streams.counting import counted
 from pplx_edge.embedder import Embedder
 from pplx_edge.text.batching import collate

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_bench.beir import RetrievalTask, read_task
+from pplx_bench.retrieval.beir import RetrievalTask, read_task
 from pplx_bench.streams.counting import counted
 from pplx_bench.timing import CpuWatch, spread
 from pplx_edge.embedder import Embedder

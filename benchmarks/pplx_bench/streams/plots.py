@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pplx_bench.panels import BAR_INCHES, COLOURS, OTHER_COLOUR, figure_of, finish, save
+from pplx_bench.panels import BAR_INCHES, COLORS, OTHER_COLOR, figure_of, finish, save
 from pplx_bench.streams.quality import BOOKS, MAIN, TITLED
 from pplx_bench.streams.sizes import STREAM
 
@@ -28,9 +28,7 @@ def draw_size(results: Lines, out: Path) -> None:
             own = [result for result in done if (result["label"], result["method"]) == (label, method)]
             style = "-o" if method == STREAM else "--s"
             places, heights = [result["tokens"] for result in own], [value(result) for result in own]
-            panel.plot(
-                places, heights, style, color=COLOURS[i % len(COLOURS)], label=f"{label}, {method}", markersize=3
-            )
+            panel.plot(places, heights, style, color=COLORS[i % len(COLORS)], label=f"{label}, {method}", markersize=3)
         panel.set_xscale("log")
         _scale(panel, [value(result) for result in done])
         finish(panel, title, "tokens of the document")
@@ -61,7 +59,7 @@ def draw_fidelity(results: Lines, out: Path) -> None:
             own = [result for result in windowed if result["window"] == window]
             places = [margins.index(result["margin"]) for result in own]
             heights = [value(result) for result in own]
-            panel.plot(places, heights, "-o", color=COLOURS[i % len(COLOURS)], label=f"window {window}", markersize=3)
+            panel.plot(places, heights, "-o", color=COLORS[i % len(COLORS)], label=f"window {window}", markersize=3)
         panel.set_xticks(range(len(margins)), [str(margin) for margin in margins])
         finish(panel, title, "margin, tokens")
     _legend(figure, panels)
@@ -76,8 +74,8 @@ def draw_quality(results: Lines, out: Path) -> None:
     for panel, task in zip(panels, tasks, strict=True):
         own = [result for result in results if result["task"] == task]
         scores = [100 * (r["metrics"][TITLED] if task == BOOKS else r["metrics"])[MAIN] for r in own]
-        colours = [COLOURS[0] if result["way"].startswith(STREAM) else OTHER_COLOUR for result in own]
-        drawn = panel.barh([result["way"] for result in own], scores, color=colours)
+        colors = [COLORS[0] if result["way"].startswith(STREAM) else OTHER_COLOR for result in own]
+        drawn = panel.barh([result["way"] for result in own], scores, color=colors)
         panel.bar_label(drawn, [f"{score:.1f}" for score in scores], padding=2, fontsize=7)
         panel.set_xlim(0, 1.2 * max(scores) or 1)
         panel.set_xticks([])

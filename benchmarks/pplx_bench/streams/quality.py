@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pplx_bench.beir import RetrievalTask
-from pplx_bench.quality.contexts import passage_texts
-from pplx_bench.quality.encoders import EdgeEncoder, Encoded
-from pplx_bench.quality.metrics import DEPTH, figures
-from pplx_bench.quality.ranking import rank
+from pplx_bench.retrieval.beir import RetrievalTask
+from pplx_bench.retrieval.encoders import EdgeEncoder, Encoded, passage_texts
+from pplx_bench.retrieval.metrics import DEPTH
+from pplx_bench.retrieval.metrics import evaluate as figures
+from pplx_bench.retrieval.ranking import rank
 from pplx_bench.streams.books import Book
 from pplx_bench.streams.given import streamed_chunks, streamed_documents
 from pplx_bench.streams.questions import asked, right_chunks
@@ -79,7 +79,7 @@ def measure_task(
             queries.append(encoder.texts([query.text for query in task.queries]))
         passages = _passages(encoder, task, way, options)
         ranking = rank(quantize(queries[0].means, "int8"), quantize(passages.means, "int8"), DEPTH)
-        found = figures(task.judgements, [q.id for q in task.queries], [p.id for p in task.corpus], ranking)
+        found = figures(task.qrels, [q.id for q in task.queries], [p.id for p in task.corpus], ranking)
         return {"metrics": found, "queries": len(task.queries), "chunks": len(task.corpus)} | _cost(passages)
 
     about = {**made_of, "task": task.name, "task_hash": task.digest[:16]}
@@ -120,14 +120,14 @@ class Library:
         ids = [
             f"{book.id}#{i}" for book, bounds in zip(self.books, self._bounds, strict=True) for i in range(len(bounds))
         ]
-        judgements = self.judgements()
+        qrels = self.qrels()
         metrics = {}
         for asking in (BARE, TITLED):
             ranking = rank(quantize(self._asked(asking).means, "int8"), codes, DEPTH)
-            metrics[asking] = figures(judgements, list(judgements), ids, ranking)
-        return {"metrics": metrics, "queries": len(judgements), "chunks": len(ids)} | _cost(passages)
+            metrics[asking] = figures(qrels, list(qrels), ids, ranking)
+        return {"metrics": metrics, "queries": len(qrels), "chunks": len(ids)} | _cost(passages)
 
-    def judgements(self) -> dict[str, dict[str, int]]:
+    def qrels(self) -> dict[str, dict[str, int]]:
         """The right chunks of every question."""
         found = {}
         for book, bounds in zip(self.books, self._bounds, strict=True):

@@ -1,7 +1,7 @@
-"""BM25 as a peer, by the library bm25s, with its defaults (Lucene's formula, k1 1.5, b 0.75).
+"""BM25 by the library bm25s with its defaults (Lucene's formula, k1 1.5, b 0.75).
 
-Words are runs of letters, digits and marks, case folded, without stemming or stop words, so that no language is
-favoured. Scripts written without spaces give pairs of neighbouring characters instead.
+Terms are runs of letters, digits and marks, case folded, without stemming or stop words, so that no language has an
+advantage. Scripts written without spaces are split into pairs of adjacent characters instead.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import bm25s
 import numpy as np
 import regex
 
-from pplx_bench.quality.ranking import rank_scores
+from pplx_bench.retrieval.ranking import rank_scores
 
 K1, B = 1.5, 0.75
 _PIECES = regex.compile(
@@ -22,7 +22,7 @@ _PIECES = regex.compile(
 
 
 def terms(text: str) -> list[str]:
-    """What a text is indexed by: its words, and the character pairs of what is written without spaces."""
+    """Return the terms of a text: its words, and character pairs in scripts without spaces."""
     found: list[str] = []
     for match in _PIECES.finditer(unicodedata.normalize("NFKC", text).casefold()):
         run = match.group()
@@ -34,7 +34,7 @@ def terms(text: str) -> list[str]:
 
 
 def rank_by_terms(queries: Sequence[str], passages: Sequence[str], k: int) -> np.ndarray:
-    """Places of the `k` passages with the highest BM25 of each query, best first: int64 `[Q, min(k, N)]`."""
+    """Return the `k` passages with the highest BM25 for each query, best first: int64 `[Q, min(k, N)]`."""
     index = bm25s.BM25(k1=K1, b=B)
     corpus = [terms(passage) for passage in passages]
     if any(corpus):

@@ -1,28 +1,37 @@
-"""Exact search in blocks: the places of the best passages of each query, by (score, place), in bounded memory.
+"""Exact search in blocks, in bounded memory: the indices of the best passages of each query, by score and then index.
 
-A score is a function of its two vectors alone. Floating-point sums differ in their last bits with the shape of the
-block and with the processor, so unit vectors are rounded to multiples of 2⁻²⁶: sums of their products are multiples of
-2⁻⁵² below 2, which float64 holds exactly in any order. A key of one integer holds a score, to six decimals, and a
-place, so that a partial sort cannot choose among ties.
+A score must depend on its two vectors only. Floating-point sums differ in their last bits with the shape of the block
+and with the processor, so unit vectors are rounded to multiples of 2⁻²⁶. Sums of their products are then multiples of
+2⁻⁵² below 2, which float64 represents exactly in any order. One integer key holds the score, to six decimals, and the
+index, so a partial sort cannot choose among ties.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from pplx_edge.errors import InputError
+from pplx_edge.vectors.codes import quantize, truncate_dims
 from pplx_edge.vectors.similarity import similarity
 
+SCORED_AS: dict[str, Any] = {"float32": "float32", "int8": "int8", "binary": "ubinary"}  # bits are compared packed
 QUERY_BLOCK, PASSAGE_BLOCK = 256, 16384  # 32 MB of scores at once
 Scores = Callable[[slice, slice], np.ndarray]  # of these queries and these passages: float [q, n]
 _DECIMALS = 6
 _GRID = 2.0**26
-_PLACE_BITS = 28
-_MAX_SCORE = 2.0 ** (62 - _PLACE_BITS) / 10**_DECIMALS
+_INDEX_BITS = 28
+_MAX_SCORE = 2.0 ** (62 - _INDEX_BITS) / 10**_DECIMALS
+
+
+def rank_means(queries: np.ndarray, passages: np.ndarray, precision: str, k: int, dim: int | None = None) -> np.ndarray:
+    """Return the ranking of float32 means after keeping the first `dim` dimensions and quantizing to a precision."""
+    codes = [quantize(truncate_dims(means, dim), SCORED_AS[precision]) for means in (queries, passages)]
+    return rank(codes[0], codes[1], k)
 
 
 def rank(queries: np.ndarray, passages: np.ndarray, k: int) -> np.ndarray:
-    """Return the places of the `k` passages most similar to each query, best first: int64 `[Q, min(k, N)]`.
+    """Return the indices of the `k` passages most similar to each query, best first: int64 `[Q, min(k, N)]`.
 
     Similarity is that of `pplx_edge.similarity`: cosine of int8 codes and floats, Hamming of packed bits. Equal scores
     are in the order of the passages. Raises InputError when queries and passages do not hold the same kind of vector.
@@ -45,34 +54,30 @@ def _whole_units(vectors: np.ndarray) -> np.ndarray:
 
 
 def rank_scores(scores: Scores, n_queries: int, n_passages: int, k: int) -> np.ndarray:
-    """Places of the `k` highest scores of each query, best first: int64 `[Q, min(k, N)]`."""
+    """Return the indices of the `k` highest scores of each query, best first: int64 `[Q, min(k, N)]`."""
     found = np.empty((n_queries, min(k, n_passages)), np.int64)
     for q in _blocks(n_queries, QUERY_BLOCK):
         best = np.empty((q.stop - q.start, 0), np.int64)
         for n in _blocks(n_passages, PASSAGE_BLOCK):
             best = _highest(np.concatenate([best, _keys(scores(q, n), n.start)], axis=1), k)
-        found[q] = _places(best)
+        found[q] = -best & ((1 << _INDEX_BITS) - 1)
     return found
 
 
 def _keys(scores: np.ndarray, start: int) -> np.ndarray:
-    """One integer a score, higher is better; of equal scores the earlier place is higher."""
+    """Return an integer key for each score; a higher score, then a lower index, has the higher key."""
     highest = np.abs(scores).max(initial=0.0)
     if not highest < _MAX_SCORE:  # NaN too
         raise InputError(f"a score of {highest} cannot be ranked; the limit is {_MAX_SCORE:,.0f}: scale the scores")
     rounded = np.rint(scores.astype(np.float64) * 10**_DECIMALS).astype(np.int64)
-    return (rounded << _PLACE_BITS) - np.arange(start, start + scores.shape[1])
+    return (rounded << _INDEX_BITS) - np.arange(start, start + scores.shape[1])
 
 
 def _highest(keys: np.ndarray, k: int) -> np.ndarray:
-    """The `k` highest keys of each row, highest first."""
+    """Return the `k` highest keys of each row, highest first."""
     if keys.shape[1] > k:
         keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
     return -np.sort(-keys, axis=1)
-
-
-def _places(keys: np.ndarray) -> np.ndarray:
-    return -keys & ((1 << _PLACE_BITS) - 1)
 
 
 def _blocks(n: int, size: int) -> Iterator[slice]:
