@@ -100,11 +100,12 @@ def artifact_version() -> str:
 
 def artifact_revisions() -> str:
     """Return Markdown with the formats of each backend and the revision that this release writes and opens."""
-    from pplx_edge.weights.artifact import FORMATS, REVISIONS
+    from pplx_edge.registry import BACKENDS
 
     lines = ["| backend | formats | revision |", "|---|---|---|"]
-    for backend, formats in FORMATS.items():
-        lines.append(f"| {backend} | {', '.join(f'`{name}`' for name in formats)} | {REVISIONS[backend]} |")
+    for backend in BACKENDS.values():
+        formats = ", ".join(f"`{name}`" for name in backend.formats)
+        lines.append(f"| {backend.name} | {formats} | {backend.revision} |")
     return "\n".join(lines)
 
 

@@ -12,9 +12,8 @@ from typing import Any, Self, cast
 
 import numpy as np
 
-from pplx_edge import backends
 from pplx_edge.errors import InputError, TextTooLong
-from pplx_edge.preparation import ready_directory
+from pplx_edge.preparation import resolve_model
 from pplx_edge.streaming import StreamEncoder, in_thread
 from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.text.sources import Source
@@ -22,8 +21,6 @@ from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import ChunkVector, Precision, Session, SessionOptions, StreamOptions, TokenRow
 from pplx_edge.vectors.codes import quantize, require_dim, require_finite, require_precision, truncate_dims
 from pplx_edge.vectors.similarity import similarity
-from pplx_edge.weights import hub
-from pplx_edge.weights.artifact import Artifact, is_artifact
 
 _PROGRESS_DELAY_SECONDS = 2.0
 _STREAM_DEFAULTS = StreamOptions()
@@ -56,13 +53,9 @@ def load(
     Raises ModelNotFound, OfflineError, CheckpointError, UnsupportedModel, ArtifactError, MissingExtra or InputError.
     """
     options = SessionOptions(threads=threads, weights=weights, memory_mb=memory_mb, compute_units=compute_units)
-    directory = hub.locate(name_or_path, revision=revision, offline=offline)
-    backend = backends.backend_for(directory, backend, format)
-    backends.require_installed(backend)
-    directory = ready_directory(directory, backend, format, source_name=hub.source_name(name_or_path))
-    session = backends.open_session(backend, directory, options)
-    fingerprint = Artifact.open(directory).fingerprint if is_artifact(directory) else ""
-    return Embedder(session, Tokenizer.open(directory, session.spec), fingerprint)
+    model = resolve_model(name_or_path, backend=backend, format=format, revision=revision, offline=offline)
+    session = model.open(options)
+    return Embedder(session, Tokenizer.open(model.directory, session.spec), model.fingerprint)
 
 
 class Embedder:

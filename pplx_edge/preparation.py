@@ -1,51 +1,65 @@
-"""Prepare a model directory for a backend: use it directly, or convert it once and cache the result.
-
-Apart from the command line, only this module imports the converters, and only to convert a checkpoint that has no
-cached conversion yet.
-"""
+"""Resolve the name of a model to files that a backend opens, converting a checkpoint once and caching the result."""
 
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from pplx_edge import layout
+from pplx_edge import backends, layout
 from pplx_edge.errors import InputError
+from pplx_edge.registry import Backend, entry
+from pplx_edge.types import SESSION_DEFAULTS, Session, SessionOptions
 from pplx_edge.weights import hub
-from pplx_edge.weights.artifact import FORMATS, Artifact, family_of, format_revision, is_artifact, ready_graphs, sha256
+from pplx_edge.weights.artifact import Artifact, is_artifact, ready_made, sha256
 from pplx_edge.weights.checkpoint import has_weights, weight_files
 
 _PROGRESS_DELAY_SECONDS = 2.0
-_OPENS_CHECKPOINTS = ("mlx",)  # backends that need no conversion
 
 
-def ready_directory(
-    directory: Path, backend: str, format: str | None = None, *, source_name: str | None = None
-) -> Path:
-    """Return the directory that the backend should open: the given one, or its conversion in the cache.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedModel:
+    """A model on this machine and the backend that opens it.
 
-    `format` is the artifact format. None selects the backend's default, or no conversion if the backend opens
-    checkpoints directly. `source_name` is the name of the source in the manifest. A long conversion shows a progress
-    bar if stderr is a terminal.
-
-    Raises InputError if the directory contains an artifact of a different format or the backend does not open the
-    format. Errors of the converter propagate.
+    `source` is the directory that the name stands for. `directory` is the directory to open: `source` itself, or its
+    conversion in the cache. `artifact` is the converted model, or None if the backend opens the source directly.
     """
-    wanted = format or FORMATS[backend][0]
-    if family_of(wanted) != backend:
-        raise InputError(f"the {backend} backend does not open format {wanted!r}")
-    if is_artifact(directory):
-        found = Artifact.open(directory).format
-        if format not in (None, found):
-            raise InputError(f"{directory}: contains {found}, not {format}; load its source or convert it again")
-        return directory
-    if format is None and (backend in _OPENS_CHECKPOINTS or _holds_only_graphs(directory)):
-        return directory
-    return _converted(directory, wanted, source_name)
+
+    source: Path
+    directory: Path
+    backend: Backend
+    artifact: Artifact | None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the files of a converted model, "" for other models."""
+        return self.artifact.fingerprint if self.artifact else ""
+
+    def open(self, options: SessionOptions = SESSION_DEFAULTS) -> Session:
+        """Load the model and return the session. Raises the errors of `backends.open_session`."""
+        return backends.open_session(self.backend, self.directory, options)
 
 
-def _holds_only_graphs(directory: Path) -> bool:
-    return bool(ready_graphs(directory)) and not has_weights(directory)
+def resolve_model(
+    name_or_path: str | Path,
+    *,
+    backend: str = "auto",
+    format: str | None = None,
+    revision: str | None = None,
+    offline: bool | None = None,
+) -> ResolvedModel:
+    """Download a model if it is not on this machine, convert it if its backend needs that, and return the result.
+
+    The arguments are those of `pplx_edge.load`. A long conversion shows a progress bar if stderr is a terminal. Raises
+    ModelNotFound, OfflineError, MissingExtra, ArtifactError, InputError if the backend does not open the format or the
+    model is an artifact of a different format, and the errors of the converter.
+    """
+    source = hub.locate(name_or_path, revision=revision, offline=offline)
+    chosen = backends.backend_for(source, backend, format)
+    backends.require_installed(chosen)
+    directory = _ready_directory(source, chosen, format, hub.source_name(name_or_path))
+    artifact = Artifact.open(directory) if is_artifact(directory) else None
+    return ResolvedModel(source=source, directory=directory, backend=chosen, artifact=artifact)
 
 
 @contextmanager
@@ -65,13 +79,30 @@ def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _converted(directory: Path, format: str, source_name: str | None) -> Path:
-    from pplx_convert import convert
+def _ready_directory(source: Path, backend: Backend, format: str | None, source_name: str | None) -> Path:
+    """Return the directory that the backend should open: the given one, or its conversion in the cache."""
+    if format is not None and format not in backend.formats:
+        raise InputError(f"the {backend.name} backend does not open format {format!r}")
+    if is_artifact(source):
+        found = Artifact.open(source).format
+        if format not in (None, found):
+            raise InputError(f"{source}: contains {found}, not {format}; load its source or convert it again")
+        return source
+    if format is None and (backend.opens_checkpoints or not backend.formats or _is_ready_made(source)):
+        return source
+    return _converted(source, backend, format or backend.default_format, source_name)
 
-    name = f"{directory.resolve().name}-{format}-{_fingerprint(directory, format_revision(format))}"
+
+def _is_ready_made(directory: Path) -> bool:
+    return not has_weights(directory) and ready_made(directory) is not None
+
+
+def _converted(directory: Path, backend: Backend, format: str, source_name: str | None) -> Path:
+    name = f"{directory.resolve().name}-{format}-{_fingerprint(directory, backend.revision)}"
     target = hub.cache_directory() / "artifacts" / name
     if is_artifact(target):
         return target
+    convert = entry(backend.converter)
     try:
         with conversion_bar(source_name or directory.name) as show:
             convert(directory, target, format, source_name=source_name, on_progress=show)

@@ -9,6 +9,7 @@ from checkpoints import TRUE_CONFIGS, tiny_config, write_checkpoint
 from hypothesis import HealthCheck, settings
 
 import pplx_edge.types
+from pplx_edge.registry import ONNX
 
 settings.register_profile("edge", deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("edge")
@@ -20,7 +21,7 @@ REPOSITORY = PACKAGE.parent
 @pytest.fixture(autouse=True)
 def processor_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is opened by the onnx backend unless a test says otherwise, on Apple Silicon too."""
-    monkeypatch.setattr("pplx_edge.backends.default_backend", lambda: "onnx")
+    monkeypatch.setattr("pplx_edge.backends.default_backend", lambda: ONNX)
 
 
 @pytest.fixture(scope="session")

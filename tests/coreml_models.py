@@ -8,11 +8,12 @@ import numpy as np
 from pplx_convert.conversion import copy_text_files
 from pplx_convert.coreml import converter as coreml_convert
 from pplx_convert.coreml.mil_oracle import MilProgram
-from pplx_convert.parity import ParityLimits, ParityReport
+from pplx_convert.parity import ParityReport
 from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends.coreml_session import CoreMLSession, open_artifact, open_table, row_lengths
 from pplx_edge.models.qwen3_numpy import layer_states
+from pplx_edge.registry import ParityLimits
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
 from pplx_edge.weights.artifact import Artifact, write_manifest

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pplx_edge.registry import BACKENDS
+
 REPOSITORY = Path(__file__).parent.parent
 ROOTS = {
     "pplx_edge": REPOSITORY,
@@ -24,7 +26,7 @@ ROOTS = {
 }
 
 LAYERS = {
-    "types spec errors files layout": "base",
+    "types spec errors files layout registry": "base",
     "text": "text",
     "vectors": "vectors",
     "weights": "weights",
@@ -70,13 +72,14 @@ BELOW = {
     "search": {"base", "text", "vectors", "facade", "kit", "ids", "query", "search"},
     "bench": LIBRARY | {"kit", "cli", "ids", "query", "search", "convert", "quant", "bench"},
 }
-LAZILY = {"preparation": {"convert"}, "cli": {"convert", "quant", "bench"}}
+LAZILY = {"cli": {"convert", "quant", "bench"}}
 
 HEAVY = {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
 HEAVY_LAYERS = {"backends", "models", "convert", "quant", "bench"}
+REGISTRY = "pplx_edge.registry"
 NETWORK = {"huggingface_hub", "requests", "httpx", "urllib3", "aiohttp", "socket", "urllib.request", "http.client"}
-NETWORK_MODULES = {"pplx_edge.weights.hub", "pplx_edge.server"}
 PACKAGES = {"base": {"numpy"}, "query": {"numpy", "numkong", "regex"}}  # of layers that may import few
+NETWORK_MODULE = "pplx_edge.weights.hub"
 
 
 @dataclass(frozen=True)
@@ -177,18 +180,39 @@ def outside_complaint(found: Import, layer: str) -> str | None:
     if top in HEAVY and layer not in HEAVY_LAYERS:
         return f"{top} belongs in backends, models, pplx_convert, pplx_quant and pplx_bench"
     on_network = top in NETWORK or found.target in NETWORK
-    if on_network and layer != "bench" and not any(found.importer.startswith(name) for name in NETWORK_MODULES):
+    if on_network and layer != "bench" and found.importer != NETWORK_MODULE:
         return f"only hub touches the network, not {found.target}"
     if layer in PACKAGES and top not in PACKAGES[layer] | sys.stdlib_module_names:
         return f"{layer} may only import the standard library and {', '.join(sorted(PACKAGES[layer]))}, not {top}"
     return None
 
 
+def names_of_backends(module: str, path: Path) -> Iterator[str]:
+    """Yield a complaint for each literal that is the name of a backend or a format, or a prefix of formats.
+
+    Only the registry, the modules of that backend, and the modules that measure and train may contain such literals.
+    """
+    if module == REGISTRY or layer_of(module) in ("bench", "quant"):
+        return
+    folders = module.replace(".", "_").split("_")
+    names = {
+        name: backend.name
+        for backend in BACKENDS.values()
+        for name in (backend.name, f"{backend.name}-", *backend.formats)
+        if backend.name not in folders
+    }
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names:
+            yield f"{module}:{node.lineno}: {node.value!r} decides by a name: ask the registry"
+
+
 def complaints(roots: dict[str, Path]) -> list[str]:
     modules = modules_under(roots)
-    unplaced = [f"{name} is in no layer" for name in modules if layer_of(name) is None]
+    wrong = [f"{name} is in no layer" for name in modules if layer_of(name) is None]
+    wrong += [why for name, path in modules.items() for why in names_of_backends(name, path)]
     imports = (found for name, path in modules.items() for found in imports_of(name, path, modules))
-    return unplaced + [
+    return wrong + [
         f"{found.importer}:{found.line}: {why}"
         for found in imports
         if layer_of(found.importer) and (why := complaint(found))
@@ -203,7 +227,7 @@ def test_every_module_was_looked_at():
     modules = modules_under(ROOTS)
     assert {"pplx_edge", "pplx_edge.embedder", "pplx_edge.backends", "pplx_edge.models.qwen3_torch"} <= set(modules)
     found = list(imports_of("pplx_edge.embedder", modules["pplx_edge.embedder"], modules))
-    assert {"pplx_edge.weights.hub", "pplx_edge.types", "numpy"} <= {each.target for each in found}
+    assert {"pplx_edge.text.sources", "pplx_edge.types", "numpy"} <= {each.target for each in found}
 
 
 PLANTED = {
@@ -228,7 +252,7 @@ PLANTED = {
         "one backend imports another",
     ),
     "backend to text": ("pplx_edge/backends/onnx_session.py", "import pplx_edge.text.tokenization", "backends may not"),
-    "convert eagerly": ("pplx_edge/preparation.py", "import pplx_convert", "inside the function"),
+    "convert lazily": ("pplx_edge/preparation.py", "def f():\n    import pplx_convert", "preparation may not import"),
     "convert from elsewhere": ("pplx_edge/weights/hub.py", "def f():\n    import pplx_convert", "weights may not"),
     "convert by its name": (
         "pplx_edge/embedder.py",
@@ -252,6 +276,19 @@ PLANTED = {
     "storage in ranking": ("apps/pplx_search/query/legs.py", "import pplx_search.store", "query may not import"),
     "SQLite in ranking": ("apps/pplx_search/query/legs.py", "import apsw", "may only import the standard library"),
     "no layer": ("pplx_edge/utils.py", "", "is in no layer"),
+    "backend by its name": (
+        "pplx_edge/embedder.py",
+        "def f(name):\n    return name == 'mlx'",
+        "ask the registry",
+    ),
+    "backend by a prefix": (
+        "converters/pplx_convert/conversion.py",
+        "def f(format):\n    return format.startswith('coreml-')",
+        "ask the registry",
+    ),
+    "backend in an f-string": ("apps/pplx_cli/usable.py", "def f(x):\n    return f'onnx-{x}'", "ask the registry"),
+    "format by its name": ("apps/pplx_kit/options.py", "DEFAULT = 'onnx-int8'", "ask the registry"),
+    "format of another backend": ("pplx_edge/backends/onnx_session.py", "X = 'mlx-q8'", "ask the registry"),
 }
 
 
@@ -264,11 +301,14 @@ def test_a_planted_violation_is_found(case: str, tmp_path: Path):
 
 
 ALLOWED = {
+    "pplx_edge/registry.py": "BACKENDS = {'onnx': 'onnx-int8', 'mlx': 'pplx_convert.mlx.converter:write'}",
+    "pplx_edge/backends/coreml_io.py": "NAMES = 'coreml', 'coreml-'",
+    "converters/pplx_convert/mlx/plan.py": "MIXED = 'mlx-mixed'",
+    "benchmarks/pplx_bench/memory.py": "FORMAT = 'onnx-int8'",
     "pplx_edge/backends/onnx_session.py": "import onnxruntime\nfrom pplx_edge.vectors.pooling import span_means",
     "pplx_edge/backends/onnx_memory.py": "from pplx_edge.backends.onnx_session import x",
     "pplx_edge/models/qwen3_mlx.py": "import mlx.core",
     "pplx_edge/weights/hub.py": "from huggingface_hub import snapshot_download",
-    "pplx_edge/preparation.py": "def ready():\n    from pplx_convert import convert",
     "apps/pplx_cli/commands/convert.py": "import pplx_edge\n\ndef run():\n    import pplx_convert, pplx_bench",
     "converters/pplx_convert/onnx.py": "import onnx\nfrom pplx_edge.weights.checkpoint import Checkpoint",
     "quant/pplx_quant/mining.py": "import pplx_edge\nfrom pplx_edge.weights.artifact import sha256",
@@ -315,3 +355,16 @@ def test_importing_the_package_loads_no_backend():
 
 def test_the_probe_of_loaded_modules_sees_what_is_loaded():
     assert "safetensors" in modules_after("import safetensors")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_entry_of_the_registry_is_a_function(backend: str):
+    modules = modules_under(ROOTS)
+    record = BACKENDS[backend]
+    for name in ("session", "converter", "writer", "evaluator", "requirement", "note"):
+        if value := getattr(record, name):
+            module, _, function = value.partition(":")
+            tree = ast.parse(modules[module].read_text(encoding="utf-8"))
+            bound = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+            bound |= {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+            assert function in bound, f"{backend}.{name}"

@@ -21,7 +21,7 @@ CODE_OWNERS = {
     "pplx_edge.weights.rounding",  # the range of int8 weights
     "pplx_edge.backends.onnx_options",  # products of int8 weights in ONNX Runtime
     "pplx_edge.backends.onnx_product",  # seven bits of a protobuf number
-    "pplx_convert.parity",  # limits for the step of a code
+    "pplx_edge.registry",  # limits for the step of a code
     "pplx_convert.coreml.mil_values",  # the bit order of Core ML's constants
 }
 

@@ -21,6 +21,7 @@ import numpy as np
 from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError
+from pplx_edge.registry import BACKENDS, EXACT_FORMAT, ONNX
 from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.host import peak_rss
@@ -65,17 +66,23 @@ class Trial:
     @property
     def is_default(self) -> bool:
         """Whether this is what `load` opens unasked."""
-        return self is not REFERENCE and self.backend == backends.default_backend()
+        return self is not REFERENCE and self.backend == backends.default_backend().name
 
 
-# The first trial of each backend after it is what `load` opens on that backend unasked.
-REFERENCE = Trial(backend="onnx", format="onnx-fp32", least_cosine=1.0)
-TRIALS = (
-    REFERENCE,
-    Trial(backend="onnx", format="onnx-int8", least_cosine=0.97),
-    Trial(backend="mlx", format=None, least_cosine=0.999),
-    Trial(backend="coreml", format="coreml-fp16", least_cosine=0.999),
-)
+REFERENCE = Trial(backend=ONNX.name, format=EXACT_FORMAT, least_cosine=1.0)
+
+
+def trials() -> list[Trial]:
+    """Return the reference, and for each backend the trial of what `load` opens by default."""
+    return [REFERENCE] + [
+        Trial(
+            backend=backend.name,
+            format=None if backend.opens_checkpoints else backend.default_format,
+            least_cosine=backend.self_test_cosine,
+        )
+        for backend in BACKENDS.values()
+        if backend.formats
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +117,13 @@ class Outcome:
 def run_trials(usable: Sequence[str], report: Callable[[str], None], budget: float) -> list[Outcome]:
     """An outcome for each trial whose backend is usable, the reference's first, in `budget` seconds at most."""
     until = time.monotonic() + budget
-    trials = [trial for trial in TRIALS if trial.backend in usable]
-    trials.sort(key=lambda trial: (trial is not REFERENCE, not trial.is_default))
+    chosen = [trial for trial in trials() if trial.backend in usable]
+    chosen.sort(key=lambda trial: (trial is not REFERENCE, not trial.is_default))
     outcomes: list[Outcome] = []
-    for i, trial in enumerate(trials):
+    for i, trial in enumerate(chosen):
         report(f"self-test: {trial.label}")
         left = until - time.monotonic()
-        measured = run_trial(trial, left / (len(trials) - i), left)
+        measured = run_trial(trial, left / (len(chosen) - i), left)
         reference = outcomes[0].measured if outcomes else None
         outcomes.append(measured if isinstance(measured, Outcome) else judged(trial, measured, reference))
     return outcomes

@@ -3,10 +3,9 @@
 import argparse
 from typing import Any, NoReturn
 
-from pplx_edge.backends import SESSIONS
 from pplx_edge.embedder import Embedder, load
+from pplx_edge.registry import BACKENDS, DEFAULT_FORMAT
 from pplx_edge.types import COMPUTE_UNITS
-from pplx_edge.weights.artifact import FORMATS
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.terminal import printable
 
@@ -42,13 +41,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--backend",
         default="auto",
-        choices=["auto", *SESSIONS],
+        choices=["auto", *BACKENDS],
         help="Runtime to use (default: the best for the model and this machine).",
     )
     group.add_argument(
         "--format",
         metavar="FORMAT",
-        help=f"Format to convert a checkpoint to when first opened (default: {FORMATS['onnx'][0]}; mlx: none).",
+        help=f"Format to convert a checkpoint to when first opened (default: {DEFAULT_FORMAT}; mlx: none).",
     )
     group.add_argument(
         "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."

@@ -16,10 +16,9 @@ from pplx_bench.child import ChildFailed, Send, run_task
 from pplx_bench.shapes import SHAPES, make_checkpoint, shape_name
 from pplx_bench.workdir import append_lines, default_work, directory_bytes, require_free, say
 from pplx_edge.errors import InputError
+from pplx_edge.registry import all_formats
 from pplx_edge.weights import hub
-from pplx_edge.weights.artifact import FORMATS
 
-ALL_FORMATS = tuple(name for formats in FORMATS.values() for name in formats)
 _TASK_TIMEOUT = 7200.0
 _GB, _MB = 1e9, 1e6
 
@@ -29,7 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", default="nano", help="what is converted (default: %(default)s)")
     parser.add_argument("--shape", choices=SHAPES, help="instead of a model: random weights of this shape")
     parser.add_argument("--layers", type=int, help="only the first N layers of the shape: a trial, not a result")
-    parser.add_argument("--formats", default=",".join(ALL_FORMATS), metavar="F,F", help="default: all")
+    parser.add_argument("--formats", default=",".join(all_formats()), metavar="F,F", help="default: all")
     parser.add_argument("--limit-gb", type=float, metavar="GB", help="fail when a conversion's peak is over this")
     parser.add_argument("--threads", type=int, default=machine.n_cores(), help="threads (default: all cores)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the converted models here, one a format")
@@ -40,8 +39,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Converts and prints; 0 when every format was made, and within the limit."""
     formats = args.formats.split(",")
-    if unknown := [name for name in formats if name not in ALL_FORMATS]:
-        raise InputError(f"--formats: unknown format {unknown[0]!r}: choose from {', '.join(ALL_FORMATS)}")
+    if unknown := [name for name in formats if name not in all_formats()]:
+        raise InputError(f"--formats: unknown format {unknown[0]!r}: choose from {', '.join(all_formats())}")
     work = args.work or default_work()
     name = f"{shape_name(args.shape, args.layers)} shape, random" if args.shape else args.model
     checkpoint = make_checkpoint(work, args.shape, layers=args.layers) if args.shape else hub.locate(args.model)

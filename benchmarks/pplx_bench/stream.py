@@ -26,10 +26,10 @@ from pplx_bench.streams.quality import MAX_TEXT_TOKENS, measure_books, measure_t
 from pplx_bench.streams.results import Result, Results
 from pplx_bench.streams.sizes import METHODS, STREAM_CODE, SizeRun, is_flat, measure_sizes
 from pplx_bench.workdir import default_work, fingerprint, say
-from pplx_edge import backends
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError
-from pplx_edge.preparation import ready_directory
+from pplx_edge.preparation import ResolvedModel, resolve_model
+from pplx_edge.registry import BACKENDS
 from pplx_edge.types import DEFAULT_CHUNK_TOKENS
 from pplx_edge.weights import hub
 from pplx_edge.weights.artifact import sha256
@@ -54,7 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--shape", choices=SHAPES, help="instead of a model: random weights of this shape")
     parser.add_argument("--layers", type=positive, metavar="N", help="of the shape, a quick trial, not a result")
     parser.add_argument(
-        "--backend", default="auto", choices=["auto", *backends.SESSIONS], help="what it runs on (default: auto)"
+        "--backend", default="auto", choices=["auto", *BACKENDS], help="what it runs on (default: auto)"
     )
     parser.add_argument("--weights", metavar="FORMAT", help="mlx: what weights become while they are read")
     parser.add_argument("--threads", type=positive, metavar="N", help="onnx: processor threads; default all")
@@ -175,19 +175,24 @@ class _Bench:
         return hub.locate(self.args.model)
 
     @cached_property
+    def resolved(self) -> ResolvedModel:
+        """The model on its backend; a checkpoint is converted if the backend needs that."""
+        return resolve_model(self.checkpoint, backend=self.args.backend)
+
+    @cached_property
     def model(self) -> Path:
         """What is opened: the checkpoint's conversion."""
-        return ready_directory(self.checkpoint, self.backend)
+        return self.resolved.directory
 
     @cached_property
     def backend(self) -> str:
         """What the model runs on."""
-        return backends.backend_for(self.checkpoint, self.args.backend)
+        return self.resolved.backend.name
 
     @property
     def opening(self) -> dict[str, Any]:
         """How the model is opened."""
-        threads = self.threads if self.backend == "onnx" else self.args.threads
+        threads = self.threads if "threads" in self.resolved.backend.options else self.args.threads
         return {"backend": self.backend, "threads": threads, "weights": self.args.weights}
 
     @cached_property

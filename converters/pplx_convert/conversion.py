@@ -1,46 +1,32 @@
 """Convert a checkpoint to an artifact of any format: weights, text files, parity report and manifest, all or nothing.
 
-Each family of formats is a module that implements `Family`. The family writes its files and runs the written model
-layer by layer. This module runs the NumPy reference at the same time and compares the two, with one layer of each in
-memory.
+The writer of a backend's formats, named in `pplx_edge.registry`, writes the files and runs the written model layer by
+layer. This module runs the NumPy reference at the same time and compares the two, with one layer of each in memory.
 """
 
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pplx_convert.equalization import Equalization, EqualizedCheckpoint, run_reference
-from pplx_convert.parity import LIMITS, ParityLimits, ParityReport, probe_rows
+from pplx_convert.parity import ParityReport, probe_rows
 from pplx_edge import layout
 from pplx_edge.backends import require_installed
 from pplx_edge.errors import InputError
 from pplx_edge.files import replacing_directory, storage_errors
+from pplx_edge.registry import DEFAULT_FORMAT, ParityLimits, entry, require_format
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import TokenRow
-from pplx_edge.weights.artifact import (
-    FORMATS,
-    Artifact,
-    family_of,
-    format_revision,
-    sha256,
-    write_manifest,
-)
+from pplx_edge.weights.artifact import Artifact, sha256, write_manifest
 from pplx_edge.weights.checkpoint import Checkpoint
 
-# The modules that implement `Family`, imported on first use.
-FAMILIES = {
-    "onnx": "pplx_convert.onnx.converter",
-    "mlx": "pplx_convert.mlx.converter",
-    "coreml": "pplx_convert.coreml.converter",
-}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -68,9 +54,9 @@ _NO_OPTIONS = ConvertOptions()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A request to a family: write a checkpoint in a format to an existing, empty directory.
+    """A request to a writer: write a checkpoint in a format to an existing, empty directory.
 
-    The checkpoint is already equalized. `rows` are the tokenized probe texts. The family calls `step` once after
+    The checkpoint is already equalized. `rows` are the tokenized probe texts. The writer calls `step` once after
     storing each layer.
     """
 
@@ -84,7 +70,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """The result of a family: the states of the probe rows, and a description of the weights for the manifest.
+    """The result of a writer: the states of the probe rows, and a description of the weights for the manifest.
 
     `states` yields the states `[T, D]` of every row after the embedding, after each layer and after the final norm. It
     may run the model lazily, one layer per item. `residual` is the exponent by which the stored residual stream is
@@ -96,32 +82,14 @@ class Written:
     residual: int = 0
 
 
-class Family(Protocol):
-    """A module that converts to formats with the same file layout."""
-
-    def write(self, job: Job) -> Written:
-        """Write the weights and graph of a checkpoint and return the result."""
-        ...
-
-
-def family(artifact_format: str) -> Family:
-    """Return the family of a format. Raises InputError for an unknown format, MissingExtra if a package is missing."""
-    name = _family_name(artifact_format)
-    require_installed(name)
-    return import_module(FAMILIES[name])  # type: ignore[return-value]
-
-
-def _family_name(artifact_format: str) -> str:
-    known = [name for formats in FORMATS.values() for name in formats]
-    if artifact_format not in known:
-        raise InputError(f"unknown format {artifact_format!r}: choose one of {', '.join(known)}")
-    return family_of(artifact_format)
+# Writes the weights and the graph of a checkpoint. Each backend names one in `pplx_edge.registry`.
+Writer = Callable[[Job], Written]
 
 
 def convert(
     source: str | Path,
     out: str | Path,
-    artifact_format: str = "onnx-int8",
+    artifact_format: str = DEFAULT_FORMAT,
     *,
     replace: bool = False,
     source_name: str | None = None,
@@ -144,7 +112,9 @@ def convert(
     Raises InputError, CheckpointError, UnsupportedModel, MissingExtra, ParityError or StorageError. No partial output
     is left after an error.
     """
-    made_by = family(artifact_format)
+    backend = require_format(artifact_format)
+    require_installed(backend)
+    write: Writer = entry(backend.writer)
     source, out = Path(source), Path(out)
     checkpoint = Checkpoint.open(source)
     rows = probe_rows(Tokenizer.open(source, checkpoint.spec), checkpoint.spec)
@@ -154,7 +124,7 @@ def convert(
         given = Equalization.stored(checkpoint) if equalize else Equalization.none(checkpoint.spec)
         reference = run_reference(checkpoint, [row.ids for row in rows], given, step)
         equalized = EqualizedCheckpoint(checkpoint, reference.equalization)
-        written = made_by.write(
+        written = write(
             Job(
                 checkpoint=equalized,
                 artifact_format=artifact_format,
@@ -165,7 +135,7 @@ def convert(
             )
         )
         report = ParityReport.of_means(reference.means, _counted(written.states, step))
-        report.require(limits or LIMITS[artifact_format])
+        report.require(limits or backend.formats[artifact_format])
         write_manifest(
             directory,
             artifact_format=artifact_format,
@@ -173,7 +143,7 @@ def convert(
             weights=dict(written.weights) | {"n_parameters": checkpoint.spec.n_parameters},
             equalization=reference.equalization.summary(written.residual) if equalize else {},
             parity=report.as_dict(),
-            made_by=f"pplx-edge {family_of(artifact_format)} converter {format_revision(artifact_format)}",
+            made_by=f"pplx-edge {backend.name} converter {backend.revision}",
         )
     return Artifact.open(out)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pplx_edge.errors import ParityError
+from pplx_edge.registry import ParityLimits
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import TokenRow
@@ -109,7 +110,7 @@ class ParityReport:
             similar.append(float(paired_cosines(a, b).min()))
         return cls.compare(a, b, n_tokens, similar)
 
-    def require(self, limits: "ParityLimits") -> None:
+    def require(self, limits: ParityLimits) -> None:
         """Raise ParityError, naming the first figure that is outside its limit."""
         checks = (
             ("min cosine", self.min_cosine, limits.min_cosine, self.min_cosine >= limits.min_cosine),
@@ -128,34 +129,6 @@ class ParityReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as a dict, for the manifest."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParityLimits:
-    """Limits a conversion must satisfy: floors for the cosines, a ceiling for the largest step."""
-
-    min_cosine: float
-    mean_cosine: float
-    largest_step: int
-
-
-LIMITS = {
-    "onnx-fp32": ParityLimits(min_cosine=0.99999, mean_cosine=0.99999, largest_step=1),
-    "onnx-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=64),
-    "mlx-bf16": ParityLimits(min_cosine=0.9995, mean_cosine=0.9999, largest_step=16),
-    "mlx-q8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
-    "mlx-mxfp8": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=127),
-    # With 4 bits, many codes differ. The manifest has the figures; the limits only catch broken conversions.
-    "mlx-q4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
-    "mlx-mxfp4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
-    "mlx-nvfp4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
-    "mlx-mixed": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
-    "coreml-fp16": ParityLimits(min_cosine=0.9995, mean_cosine=0.9999, largest_step=16),
-    "coreml-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=96),
-    "coreml-pal8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
-    "coreml-pal6": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=96),
-    "coreml-pal4": ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254),
-}
 
 
 def probe_rows(tokenizer: Tokenizer, spec: ModelSpec) -> list[TokenRow]:

@@ -24,16 +24,13 @@ _UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu+gpu": "CPU_AND_GPU", "cpu+ane": 
 _DEVICES = {"MLCPUComputeDevice": "cpu", "MLGPUComputeDevice": "gpu", "MLNeuralEngineComputeDevice": "ane"}
 
 
-def require_mac(directory: Path) -> None:
+def require_macos() -> None:
     """Raise InputError unless Core ML on this machine can run the packages."""
     release = platform.mac_ver()[0]
     if release and int(release.split(".")[0]) >= LEAST_MACOS:
         return
     here = f"macOS {release}" if release else platform.system()
-    raise InputError(
-        f"{directory}: Core ML models require macOS {LEAST_MACOS} or later, this is {here}; "
-        f"use an onnx format here, or evaluate the model with: pplx-edge info {directory} --evaluate"
-    )
+    raise InputError(f"Core ML runs on macOS {LEAST_MACOS} or later, this is {here}")
 
 
 class CoreMLRuntime:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
-from pplx_edge.backends.coreml_runtime import CoreMLRuntime, require_mac
+from pplx_edge.backends.coreml_runtime import CoreMLRuntime, require_macos
 from pplx_edge.backends.coreml_table import EmbeddingTable
 from pplx_edge.errors import ArtifactError, InputError, ModelNotFound, TextTooLong
 from pplx_edge.spec import ModelSpec
@@ -31,15 +31,18 @@ DEFAULT_UNITS = "all"
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "CoreMLSession":
     """Open the converted model in a directory on `options.compute_units` (default: all) and return the session.
 
-    Raises InputError for other options and on machines without Core ML, ArtifactError or ModelNotFound if the directory
+    Raises InputError for unknown units and on machines without Core ML, ArtifactError or ModelNotFound if the directory
     contains no Core ML artifact, and ModelError if Core ML cannot compile it.
     """
-    options.require_only("coreml", "compute_units")
     units = options.compute_units or DEFAULT_UNITS
     if units not in COMPUTE_UNITS:
         raise InputError(f"unknown compute units {units!r}: choose one of {', '.join(COMPUTE_UNITS)}")
     artifact = open_artifact(directory)
-    require_mac(directory)
+    try:
+        require_macos()
+    except InputError as error:
+        advice = f"use an onnx format here, or evaluate the model with: pplx-edge info {directory} --evaluate"
+        raise InputError(f"{directory}: {error}; {advice}") from None
     spec = ModelSpec.from_directory(directory)
     lengths = row_lengths(artifact, spec, units)
     fixed = isinstance(lengths, io.FixedLengths)
@@ -54,10 +57,7 @@ def open_artifact(directory: Path) -> Artifact:
         raise ModelNotFound(
             f"{directory}: no Core ML model here; convert it: pplx-edge convert {directory} --to coreml-fp16 --out DIR"
         )
-    artifact = Artifact.open(directory)
-    if not artifact.format.startswith("coreml-"):
-        raise ArtifactError(f"{directory}: contains {artifact.format}, which the coreml backend does not open")
-    return artifact
+    return Artifact.open(directory)
 
 
 def open_table(artifact: Artifact, spec: ModelSpec) -> EmbeddingTable:

@@ -15,12 +15,11 @@ from typing import TypeVar
 import mlx.core as mx
 import numpy as np
 
-from pplx_edge.errors import ArtifactError, InputError
+from pplx_edge.errors import InputError
 from pplx_edge.models.mlx_weights import as_numpy, n_bytes, open_model
 from pplx_edge.models.qwen3_mlx import Model
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import SESSION_DEFAULTS, BatchPolicy, SessionOptions, TokenBatch
-from pplx_edge.weights.artifact import Artifact, family_of, is_artifact
 
 _LEAST_LENGTH = 16
 _LENGTHS_AN_OCTAVE = 4  # at most a fifth of a row is padding, a tenth on average
@@ -35,12 +34,9 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
     """Open the model in a directory: an artifact, a float checkpoint, or a repository written by MLX tools.
 
     `options.weights` is the format that the weights of a checkpoint get while they are read, and `options.memory_mb`
-    limits the memory of all arrays of the process. Raises ArtifactError, CheckpointError, UnsupportedModel, or
-    InputError for invalid options.
+    limits the memory of all arrays of the process. Raises CheckpointError, UnsupportedModel, or InputError for invalid
+    options.
     """
-    options.require_only("mlx", "weights", "memory_mb")
-    if is_artifact(directory) and family_of(format := Artifact.open(directory).format) != "mlx":
-        raise ArtifactError(f"{directory}: contains {format}, which the mlx backend does not open")
     return MlxSession(directory, ModelSpec.from_directory(directory), options)
 
 

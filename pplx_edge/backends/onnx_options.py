@@ -54,6 +54,17 @@ def needs_wide_int8() -> bool:
     return True
 
 
+def describe_products() -> str:
+    """Return a sentence on how int8 products are computed on this processor. Raises EdgeError if they are not exact."""
+    require_exact_products()
+    if needs_wide_int8():
+        return (
+            "int8 products are exact with the fast kernels for models converted by pplx-edge; int8 graphs made "
+            "elsewhere run on slower kernels, because this processor has no VNNI"
+        )
+    return "int8 products are exact with the fast kernels"
+
+
 @cache
 def require_exact_products() -> None:
     """Raise EdgeError if the default int8 kernel of this processor is not exact for the weights of our graphs."""

@@ -7,11 +7,12 @@ import onnxruntime as ort
 
 from pplx_edge import layout
 from pplx_edge.backends.onnx_options import foreign_session_options, session_options
-from pplx_edge.errors import ArtifactError, ModelError, ModelNotFound
+from pplx_edge.errors import ModelError, ModelNotFound
+from pplx_edge.registry import ONNX
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import SESSION_DEFAULTS, BatchPolicy, SessionOptions, TokenBatch
 from pplx_edge.vectors.pooling import packed_span_means, span_means
-from pplx_edge.weights.artifact import Artifact, is_artifact, ready_graphs
+from pplx_edge.weights.artifact import Artifact, is_artifact, ready_made_files
 
 PACKED_STATES = "token_states"
 ROW_MEANS = "pooler_output"
@@ -22,10 +23,8 @@ _PROVIDERS = ["CPUExecutionProvider"]
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "PackedSession | PaddedSession":
     """Open the model in a directory: an artifact, or a repository with ready-made ONNX graphs.
 
-    Raises ArtifactError or ModelNotFound if there is none, ModelError if ONNX Runtime cannot open it, and InputError
-    for options other than `threads`.
+    Raises ArtifactError or ModelNotFound if there is none, and ModelError if ONNX Runtime cannot open it.
     """
-    options.require_only("onnx", "threads")
     spec = ModelSpec.from_directory(directory)
     graph = graph_file(directory)
     options_for = session_options if is_artifact(directory) else foreign_session_options
@@ -42,11 +41,8 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
 def graph_file(directory: Path) -> Path:
     """Return the graph to open in a directory. Raises ArtifactError or ModelNotFound if there is none."""
     if is_artifact(directory):
-        artifact = Artifact.open(directory)
-        if not artifact.format.startswith("onnx-"):
-            raise ArtifactError(f"{directory}: contains {artifact.format}, which the onnx backend does not open")
-        return artifact.path(layout.ONNX_GRAPH)
-    if graphs := ready_graphs(directory):
+        return Artifact.open(directory).path(layout.ONNX_GRAPH)
+    if graphs := ready_made_files(directory, ONNX):
         return graphs[0]
     raise ModelNotFound(
         f"{directory}: no ONNX graph here; convert it: pplx-edge convert {directory} --to onnx-int8 --out DIR"

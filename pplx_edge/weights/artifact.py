@@ -12,19 +12,10 @@ from typing import Any
 
 from pplx_edge import layout
 from pplx_edge.errors import ArtifactError
+from pplx_edge.registry import BACKENDS, Backend, backend_of_format
 
 FORMAT_VERSION = 1
 _HASH_CHUNK = 1 << 20
-
-# The artifact formats by the backend that opens them; the first is the backend's default.
-FORMATS: dict[str, tuple[str, ...]] = {
-    "onnx": ("onnx-int8", "onnx-fp32"),
-    "mlx": ("mlx-bf16", "mlx-q8", "mlx-q4", "mlx-mxfp8", "mlx-mxfp4", "mlx-nvfp4", "mlx-mixed"),
-    "coreml": ("coreml-fp16", "coreml-int8", "coreml-pal4", "coreml-pal6", "coreml-pal8"),
-}
-# Increment a revision when the graph, layout or numerics of a backend's formats change. Cached conversions are then
-# redone, and artifacts of another revision are rejected.
-REVISIONS = {"onnx": 4, "mlx": 2, "coreml": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +99,11 @@ class Artifact:
                 raise TypeError(f"the entry of {name} needs bytes and sha256")
 
     def _require_revision(self) -> None:
-        wanted = format_revision(self.format)
-        if self.revision != wanted:
+        backend = backend_of_format(self.format)
+        if backend and self.revision != backend.revision:
             raise ArtifactError(
-                f"{self.directory}: {self.format} revision {self.revision}, but this release opens revision {wanted}; "
+                f"{self.directory}: {self.format} revision {self.revision}, but this release opens revision "
+                f"{backend.revision}; "
                 f"convert the model again: pplx-edge convert SOURCE --to {self.format} --out DIR"
             )
 
@@ -127,26 +119,20 @@ class Artifact:
                 )
 
 
-def format_revision(artifact_format: str) -> int:
-    """Return the revision of a format that this release writes and opens; 1 for an unknown format."""
-    return REVISIONS.get(family_of(artifact_format), 1)
-
-
-def family_of(artifact_format: str) -> str:
-    """Return the name of the backend that opens a format: the part before the first hyphen."""
-    return artifact_format.partition("-")[0]
-
-
 def is_artifact(directory: str | Path) -> bool:
     """Return whether a directory contains a manifest."""
     return (Path(directory) / layout.MANIFEST).is_file()
 
 
-def ready_graphs(directory: Path) -> list[Path]:
-    """Return the ready-made ONNX graphs of a hub repository, in `onnx/` or at the top level, best first."""
-    found = [path for folder in (directory / "onnx", directory) for path in sorted(folder.glob("*.onnx"))]
-    rank = {name: i for i, name in enumerate(layout.READY_GRAPHS)}
-    return sorted((path for path in found if path.is_file()), key=lambda path: rank.get(path.name, len(rank)))
+def ready_made(directory: Path) -> Backend | None:
+    """Return the backend that opens the ready-made model files in a directory, or None if there are none."""
+    return next((backend for backend in BACKENDS.values() if ready_made_files(directory, backend)), None)
+
+
+def ready_made_files(directory: Path, backend: Backend) -> list[Path]:
+    """Return the model files in a directory that other tools have made for a backend, best first."""
+    found = (path for pattern in backend.ready_made for path in sorted(directory.glob(pattern)))
+    return list(dict.fromkeys(path for path in found if path.is_file()))
 
 
 def write_manifest(
@@ -165,10 +151,11 @@ def write_manifest(
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path != directory / layout.MANIFEST
     }
+    backend = backend_of_format(artifact_format)
     artifact = Artifact(
         directory=directory,
         format=artifact_format,
-        revision=format_revision(artifact_format),
+        revision=backend.revision if backend else 1,
         source=source,
         weights=weights,
         equalization=equalization or {},

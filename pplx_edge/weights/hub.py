@@ -12,13 +12,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
 from pplx_edge import layout
 from pplx_edge.errors import CheckpointError, InputError, ModelNotFound, OfflineError, StorageError
 from pplx_edge.files import storage_errors
-from pplx_edge.weights.artifact import ready_graphs
+from pplx_edge.registry import BACKENDS
+from pplx_edge.weights.artifact import ready_made
 from pplx_edge.weights.checkpoint import weight_files
 
 BUILT_IN = "nano"
@@ -239,7 +241,7 @@ def _has_model(directory: Path) -> bool:
     try:
         return all(path.is_file() for path in weight_files(directory))
     except CheckpointError:
-        return bool(ready_graphs(directory))
+        return ready_made(directory) is not None
 
 
 def _fetch(repository: str, revision: str | None, graphs: str | None) -> Path:
@@ -283,13 +285,15 @@ def _patterns(repository: str, names: list[str], graphs: str | None) -> list[str
     """
     missing = [name for name in (layout.CONFIG, layout.TOKENIZER) if name not in names]
     has_checkpoint = any(name.endswith(".safetensors") and "/" not in name for name in names)
-    has_graphs = any(name.endswith(".onnx") for name in names)
-    if missing or not (has_checkpoint or has_graphs):
+    patterns = [pattern for backend in BACKENDS.values() for pattern in backend.ready_made]
+    has_ready = any(fnmatch(name, pattern) for name in names for pattern in patterns)
+    if missing or not (has_checkpoint or has_ready):
         lacks = missing[0] if missing else "safetensors weights or ONNX graphs"
         raise ModelNotFound(f"{repository}: not a supported embedding model: it has no {lacks}")
     if graphs is not None:
         return [*_MODEL_FILES, f"onnx/{graphs}.onnx", f"onnx/{graphs}.onnx_data*"]
-    return [*_MODEL_FILES] if has_checkpoint else [*_MODEL_FILES, "*.onnx", "*.onnx_data*"]
+    downloads = [pattern for backend in BACKENDS.values() for pattern in backend.downloads]
+    return [*_MODEL_FILES] if has_checkpoint else [*_MODEL_FILES, *downloads]
 
 
 @contextmanager

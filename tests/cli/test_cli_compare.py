@@ -23,6 +23,8 @@ from pplx_bench.fidelity.cards import neighbours, shared
 from pplx_bench.fidelity.report import drifts
 from pplx_convert.parity import PROBE_TEXTS, ParityReport
 from pplx_edge.errors import InputError, NumericalError
+from pplx_edge.preparation import ResolvedModel
+from pplx_edge.registry import ONNX
 from pplx_edge.vectors.codes import quantize
 from pplx_edge.weights.artifact import Artifact
 
@@ -254,8 +256,7 @@ def candidate(label: str = "fake", dim: int = 256) -> Candidate:
     return Candidate(
         label=label,
         format="onnx-fp32",
-        directory=Path("nowhere"),
-        backend="onnx",
+        model=ResolvedModel(source=Path("nowhere"), directory=Path("nowhere"), backend=ONNX, artifact=None),
         spec=fake_spec(dim),
         n_bytes=1_000_000,
         sources=frozenset(["a"]),

@@ -18,13 +18,13 @@ from fakes import FakeSession, fake_embedder
 
 import pplx_edge
 from pplx_cli import selftest, usable
-from pplx_cli.selftest import REFERENCE, TRIALS, Measurement, Outcome, Trial, texts
+from pplx_cli.selftest import REFERENCE, Measurement, Outcome, Trial, texts
 from pplx_edge import backends
 from pplx_edge.errors import EdgeError
+from pplx_edge.registry import BACKENDS, COREML, MLX, ONNX
 from pplx_kit import host
 
-INT8 = TRIALS[1]
-MLX = TRIALS[2]
+_, INT8, STORED, _ = selftest.trials()
 
 
 def measurement(codes: np.ndarray, **known: Any) -> Measurement:
@@ -47,7 +47,7 @@ def codes() -> np.ndarray:
 @pytest.fixture
 def on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     """onnx is the default backend, and there is no Core ML."""
-    monkeypatch.setattr(backends, "default_backend", lambda: "onnx")
+    monkeypatch.setattr(backends, "default_backend", lambda: ONNX)
     monkeypatch.setattr(platform, "mac_ver", lambda: ("", ("", "", ""), ""))
 
 
@@ -63,7 +63,7 @@ def trials(monkeypatch: pytest.MonkeyPatch, on_linux: None) -> Callable[[dict[st
 
 
 def test_it_says_what_the_machine_is_and_what_each_backend_lacks(run: Run, on_linux: None, monkeypatch):
-    monkeypatch.setattr(backends, "PACKAGES", {"mlx": ("no_such_package", "mlx")})
+    monkeypatch.setitem(BACKENDS, "mlx", replace(MLX, package="no_such_package"))
     status, out, err = run("doctor", "--no-test")
     assert (status, err) == (0, "")
     lines = {line.split()[0]: line for line in out.splitlines()}
@@ -82,7 +82,7 @@ def test_json_has_the_same_facts(run: Run, on_linux: None):
     status, out, err = run("doctor", "--no-test", "--json")
     assert (status, err, out.count("\n")) == (0, "", 1)
     facts = json.loads(out)
-    assert facts["backends"].keys() == backends.SESSIONS.keys()
+    assert facts["backends"].keys() == BACKENDS.keys()
     assert facts["backends"]["onnx"]["usable"] is True
     assert facts["backends"]["onnx"]["versions"].keys() == {"onnxruntime", "onnx"}
     assert facts["backends"]["coreml"]["usable"] is False
@@ -95,12 +95,12 @@ def test_an_old_mac_has_no_core_ml_for_us_and_a_new_one_needs_the_extra(monkeypa
     monkeypatch.setattr(platform, "mac_ver", lambda: ("14.5", ("", "", ""), ""))
     assert "macOS 15 or later, this is macOS 14.5" in usable.backend_states()["coreml"].why
     monkeypatch.setattr(platform, "mac_ver", lambda: ("15.1", ("", "", ""), ""))
-    monkeypatch.setattr(backends, "PACKAGES", {"coreml": ("no_such_package", "coreml")})
+    monkeypatch.setitem(BACKENDS, "coreml", replace(COREML, package="no_such_package"))
     assert usable.backend_states()["coreml"].why == "the coreml backend needs: pip install 'pplx-edge[coreml]'"
 
 
 def test_a_backend_that_is_installed_and_cannot_be_loaded_is_not_usable(run: Run, on_linux: None, monkeypatch):
-    monkeypatch.setattr(backends, "SESSIONS", backends.SESSIONS | {"onnx": "pplx_edge.backends.no_such_session"})
+    monkeypatch.setitem(BACKENDS, "onnx", replace(ONNX, session="pplx_edge.backends.no_such_session:open_session"))
     status, out, _ = run("doctor", "--no-test")
     assert status == 1  # the default one
     line = next(line for line in out.splitlines() if line.startswith("onnx "))
@@ -152,7 +152,7 @@ def test_the_self_test_runs_each_backend_in_a_process_of_its_own(
     monkeypatch.setenv("PPLX_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(selftest, "BUILT_IN", str(tiny_dir))
     monkeypatch.setattr(selftest, "BUDGET_SECONDS", 500.0)  # of a machine that others use too
-    monkeypatch.setattr(selftest, "TRIALS", (REFERENCE, INT8))
+    monkeypatch.setattr(selftest, "trials", lambda: [REFERENCE, INT8])
     status, out, err = run("doctor", "--json")
     assert status == 0, out + err
     assert err.splitlines() == ["pplx-edge: self-test: onnx-fp32", "pplx-edge: self-test: onnx-int8"]
@@ -177,7 +177,7 @@ def test_the_self_test_runs_each_backend_in_a_process_of_its_own(
 def test_a_sound_machine_is_said_to_be_sound_line_by_line(run: Run, trials, codes: np.ndarray):
     near = codes.copy()
     near[:, 0] += np.where(near[:, 0] > 0, -3, 3)
-    trials({"onnx-fp32": measurement(codes), "onnx-int8": measurement(near), MLX.label: measurement(codes[:4])})
+    trials({"onnx-fp32": measurement(codes), "onnx-int8": measurement(near), STORED.label: measurement(codes[:4])})
     status, out, _ = run("doctor")
     assert status == 0
     lines = out.splitlines()
@@ -210,7 +210,7 @@ def test_one_bad_text_among_many_is_enough_to_fail(codes: np.ndarray):
     assert (short.verdict, short.min_cosine, short.largest_step) == ("ok", pytest.approx(1), 0)
 
 
-@pytest.mark.parametrize("trial", [INT8, MLX], ids=lambda trial: trial.label)
+@pytest.mark.parametrize("trial", [INT8, STORED], ids=lambda trial: trial.label)
 def test_a_format_is_held_to_what_it_can_keep(trial: Trial, codes: np.ndarray):
     noise = np.random.default_rng(1).standard_normal(codes.shape)
     far = np.sqrt(1 / trial.least_cosine**2 - 1) * np.linalg.norm(codes, axis=1, keepdims=True)
@@ -230,7 +230,7 @@ def test_another_backend_that_fails_is_enough_for_status_1_and_one_that_is_late_
     status, out, _ = run("doctor")
     assert status == 0
     assert "sound; unfinished: mlx, as stored" in out.splitlines()[-1]
-    trials(good | {MLX.label: Outcome(trial=MLX, verdict="failed", why="crashed by SIGSEGV (it said nothing)")})
+    trials(good | {STORED.label: Outcome(trial=STORED, verdict="failed", why="crashed by SIGSEGV (it said nothing)")})
     status, out, _ = run("doctor")
     assert status == 1
     assert "failed: crashed by SIGSEGV" in out
@@ -258,7 +258,7 @@ def test_trials_go_reference_first_and_then_the_default(monkeypatch: pytest.Monk
         asked.append((trial.label, seconds, limit))
         return measurement(codes)
 
-    monkeypatch.setattr(backends, "default_backend", lambda: "mlx")
+    monkeypatch.setattr(backends, "default_backend", lambda: MLX)
     monkeypatch.setattr(selftest, "run_trial", measured)
     outcomes = selftest.run_trials(["onnx", "mlx"], lambda _: None, 28.0)
     assert [label for label, *_ in asked] == ["onnx-fp32", "mlx, as stored", "onnx-int8"]

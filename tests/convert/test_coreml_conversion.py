@@ -21,13 +21,14 @@ from pplx_convert.coreml.mil_ops import HANDLERS
 from pplx_convert.coreml.mil_oracle import MilProgram
 from pplx_convert.coreml.package import MODEL_FILE, WEIGHT_FILE, WEIGHT_FOLDER, data_folder
 from pplx_convert.coreml.palettes import palettized
-from pplx_convert.parity import ParityLimits, ParityReport
+from pplx_convert.parity import ParityReport
 from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.errors import InputError, ParityError
+from pplx_edge.registry import COREML, ParityLimits
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
-from pplx_edge.weights.artifact import FORMATS, Artifact, sha256
+from pplx_edge.weights.artifact import Artifact, sha256
 
 # Formats of tiny random models. Their weights are as hard to round as noise is.
 LIMITS = {
@@ -59,7 +60,7 @@ def saved_model(artifact: Artifact, package: str = layout.COREML_PACKAGE) -> Any
 # Formats
 
 
-@pytest.mark.parametrize("format", FORMATS["coreml"])
+@pytest.mark.parametrize("format", COREML.formats)
 def test_every_format_converts_within_its_limits(
     make_checkpoint: Callable[..., Path], tmp_path: Path, format: str
 ) -> None:
@@ -71,7 +72,7 @@ def test_every_format_converts_within_its_limits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", FORMATS["coreml"])
+@pytest.mark.parametrize("format", COREML.formats)
 def test_nano_converts_to_every_format(nano_dir: Path, tmp_path: Path, format: str) -> None:
     convert(nano_dir, tmp_path / "out", format)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401 (registers bfloat16 with NumPy, which safetensors needs)
@@ -13,13 +14,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from pplx_convert.parity import probe_rows
-from pplx_edge import backends
 from pplx_edge.errors import InputError, MissingExtra, ParityError
+from pplx_edge.registry import BACKENDS, MLX
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import TokenRow
-from pplx_edge.weights.artifact import FORMATS, Artifact
+from pplx_edge.weights.artifact import Artifact
 from pplx_edge.weights.checkpoint import Checkpoint
 
 mx = pytest.importorskip("mlx.core")
@@ -50,7 +51,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def artifacts(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     base = tmp_path_factory.mktemp("mlx")
-    return {format: convert(source, base / format, format) for format in FORMATS["mlx"]}
+    return {format: convert(source, base / format, format) for format in MLX.formats}
 
 
 def states(directory: Path) -> np.ndarray:
@@ -70,7 +71,7 @@ def states_by_mlx_lm(directory: Path) -> np.ndarray:
 # What is written
 
 
-@pytest.mark.parametrize("format", FORMATS["mlx"])
+@pytest.mark.parametrize("format", MLX.formats)
 def test_every_format_is_written_with_its_figures(artifacts: dict[str, Artifact], format: str) -> None:
     artifact = artifacts[format]
     assert artifact.format == format
@@ -132,7 +133,7 @@ def test_large_models_are_sharded(source: Path, tmp_path: Path, artifacts: dict[
 # mlx-lm
 
 
-@pytest.mark.parametrize("format", FORMATS["mlx"])
+@pytest.mark.parametrize("format", MLX.formats)
 def test_mlx_lm_opens_ours_and_gives_the_same_states(artifacts: dict[str, Artifact], format: str) -> None:
     directory = artifacts[format].directory
     session = open_session(directory)
@@ -170,7 +171,7 @@ def test_ours_opens_what_mlx_lm_saves_with_mixed_bits(artifacts: dict[str, Artif
 # mlx-embeddings, where it is installed; it is no dependency, as it is under the GPL
 
 
-@pytest.mark.parametrize("format", FORMATS["mlx"])
+@pytest.mark.parametrize("format", MLX.formats)
 def test_mlx_embeddings_opens_ours_and_gives_the_same_states(artifacts: dict[str, Artifact], format: str) -> None:
     utils = pytest.importorskip("mlx_embeddings.utils")
     directory = artifacts[format].directory
@@ -333,12 +334,12 @@ def test_a_plan_leaves_out_what_does_not_fit() -> None:
 
 
 def test_a_missing_package_is_an_error_with_the_command(source: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(backends.PACKAGES, "mlx", ("no_such_package", "mlx"))
+    monkeypatch.setitem(BACKENDS, "mlx", replace(MLX, package="no_such_package"))
     with pytest.raises(MissingExtra, match=r"the mlx backend needs: pip install 'pplx-edge\[mlx\]'"):
         convert(source, tmp_path / "out", "mlx-q8")
 
 
-@pytest.mark.parametrize("format", FORMATS["mlx"])
+@pytest.mark.parametrize("format", MLX.formats)
 def test_decoded_weights_in_numpy_are_the_model_that_mlx_runs(
     artifacts: dict[str, Artifact], source: Path, format: str
 ) -> None:

@@ -12,9 +12,10 @@ from official_graph import torch_encoder
 from pplx_convert import convert
 from pplx_convert.onnx.converter import section_states, write_graph
 from pplx_convert.onnx.weights import Float32, Int8
-from pplx_convert.parity import ParityLimits, ParityReport
+from pplx_convert.parity import ParityReport
 from pplx_edge.backends.onnx_session import open_session
 from pplx_edge.errors import ArtifactError, CheckpointError, InputError, ParityError
+from pplx_edge.registry import ParityLimits
 from pplx_edge.text.batching import collate
 from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import int8_codes

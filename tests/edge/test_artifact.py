@@ -8,8 +8,8 @@ import pytest
 
 from pplx_edge import layout
 from pplx_edge.errors import ArtifactError
+from pplx_edge.registry import ONNX
 from pplx_edge.weights.artifact import (
-    REVISIONS,
     Artifact,
     is_artifact,
     sha256,
@@ -103,8 +103,8 @@ def test_a_manifest_without_a_field_is_refused(field: str, artifact_dir: Path):
 
 
 def test_an_earlier_revision_of_a_format_is_refused_by_name(artifact_dir: Path):
-    assert manifest_of(artifact_dir)["revision"] == REVISIONS["onnx"]
-    for old in (..., REVISIONS["onnx"] - 1):  # the first manifests had none
+    assert manifest_of(artifact_dir)["revision"] == ONNX.revision
+    for old in (..., ONNX.revision - 1):  # the first manifests had none
         change_manifest(artifact_dir, revision=old)
         refused(artifact_dir, "onnx-int8 revision .*convert the model again: pplx-edge convert SOURCE --to onnx-int8")
 

@@ -22,6 +22,7 @@ from pplx_edge.backends.coreml_session import CoreMLSession, open_session
 from pplx_edge.backends.coreml_table import EmbeddingTable
 from pplx_edge.errors import ArtifactError, InputError, ModelError, ModelNotFound, TextTooLong
 from pplx_edge.models.qwen3_numpy import encode_rows
+from pplx_edge.registry import COREML
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
 from pplx_edge.types import SessionOptions, Span, TokenBatch, TokenRow
@@ -214,7 +215,7 @@ def test_what_is_no_core_ml_artifact_is_refused(source: Path, artifact: Artifact
     manifest = json.loads((artifact.directory / "pplx-edge.json").read_text())
     (onnx / "pplx-edge.json").write_text(json.dumps(manifest | {"format": "onnx-int8", "files": {}}))
     with pytest.raises(ArtifactError, match="onnx-int8"):
-        open_session(onnx)
+        backends.open_session(COREML, onnx)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_what_is_no_core_ml_artifact_is_refused(source: Path, artifact: Artifact
 )
 def test_unknown_options_are_refused(artifact: Artifact, options: SessionOptions, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_session(artifact.directory, options)
+        backends.open_session(COREML, artifact.directory, options)
 
 
 def test_a_table_of_another_shape_is_refused(artifact: Artifact, tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_opening_compiles_once_and_loads_functions_when_needed(
 ) -> None:
     core_ml = FakeCoreML(artifact, monkeypatch, tmp_path)
     rows = rows_with((5, ((0, 5),)), (16, ((0, 16),)), (7, ((0, 7),)))
-    session = backends.open_session("coreml", artifact.directory, SessionOptions(compute_units="cpu+ane"))
+    session = backends.open_session(COREML, artifact.directory, SessionOptions(compute_units="cpu+ane"))
     means = session.span_means(collate(rows, 0))
     np.testing.assert_allclose(means, span_reference(source, rows), atol=TOLERANCE)
     open_session(artifact.directory)
@@ -360,4 +361,4 @@ def test_core_ml_agrees_with_the_reference(source: Path, artifact: Artifact, uni
 
 @pytest.mark.apple
 def test_this_mac_is_recognised(artifact: Artifact) -> None:
-    coreml_runtime.require_mac(artifact.directory)
+    coreml_runtime.require_macos()

@@ -1,6 +1,7 @@
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pplx_edge import backends, load
 from pplx_edge.errors import InputError, MissingExtra, NumericalError, TextTooLong
+from pplx_edge.registry import BACKENDS, COREML, MLX, ONNX
 from pplx_edge.types import PRECISIONS, BatchPolicy, Precision, SessionOptions
 from pplx_edge.vectors.codes import quantize
 
@@ -330,14 +332,14 @@ def test_similarity_is_the_package_s_own():
 
 
 def test_auto_goes_by_what_is_there_and_then_by_the_machine(tiny_dir, tmp_path, monkeypatch):
-    assert backends.backend_for(tiny_dir) == "onnx"
-    monkeypatch.setattr(backends, "default_backend", lambda: "its own")
-    assert backends.backend_for(tiny_dir) == "its own"
+    assert backends.backend_for(tiny_dir) is ONNX
+    monkeypatch.setattr(backends, "default_backend", lambda: COREML)
+    assert backends.backend_for(tiny_dir) is COREML
     (tmp_path / "model.onnx").touch()
-    assert backends.backend_for(tmp_path) == "onnx"
-    assert backends.backend_for(tiny_dir, format="mlx-q8") == "mlx"
-    for name in backends.SESSIONS:
-        assert backends.backend_for(tiny_dir, name) == name
+    assert backends.backend_for(tmp_path) is ONNX
+    assert backends.backend_for(tiny_dir, format="mlx-q8") is MLX
+    for name, backend in BACKENDS.items():
+        assert backends.backend_for(tiny_dir, name) is backend
 
 
 @pytest.mark.parametrize(
@@ -352,21 +354,21 @@ def test_auto_goes_by_what_is_there_and_then_by_the_machine(tiny_dir, tmp_path, 
 def test_apple_silicon_alone_has_another_default_than_onnx(system: str, machine: str, expected: str, monkeypatch):
     monkeypatch.setattr("sys.platform", system)
     monkeypatch.setattr("platform.machine", lambda: machine)
-    assert MACHINES_DEFAULT() == expected
+    assert MACHINES_DEFAULT().name == expected
 
 
 def test_a_backend_without_its_package_is_an_error_with_the_command(tiny_dir, monkeypatch):
-    monkeypatch.setitem(backends.PACKAGES, "onnx", ("no_such_package", "extra"))
+    monkeypatch.setitem(BACKENDS, "onnx", replace(ONNX, package="no_such_package", extra="extra"))
     with pytest.raises(MissingExtra, match=r"the onnx backend needs: pip install 'pplx-edge\[extra\]'"):
         load(tiny_dir, backend="onnx")
 
 
 def test_an_option_of_another_backend_is_refused(tiny_dir):
     with pytest.raises(InputError, match="weights is not an option of the onnx backend; its options are threads"):
-        backends.open_session("onnx", tiny_dir, SessionOptions(weights="q8"))
+        backends.open_session(ONNX, tiny_dir, SessionOptions(weights="q8"))
 
 
 @pytest.mark.parametrize("name", ["", "ONNX", "tensorflow", "os"])
 def test_an_unknown_backend_is_refused(name: str, tmp_path):
     with pytest.raises(InputError, match=r"unknown backend .*: choose auto or one of onnx"):
-        backends.open_session(name, tmp_path)
+        load(tmp_path, backend=name)

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from official_graph import torch_encoder
 
 import pplx_edge
+from pplx_edge import backends
 from pplx_edge.errors import CheckpointError, InputError, UnsupportedModel
 from pplx_edge.models.qwen3_numpy import encode_rows
+from pplx_edge.registry import MLX
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
 from pplx_edge.types import SessionOptions, Span, TokenBatch, TokenRow
@@ -198,7 +200,7 @@ def test_eight_bits_are_nearer_than_mlx_s_own_with_scales_of_the_same_size() -> 
 
 def test_options_of_other_backends_are_refused(tiny_dir: Path) -> None:
     with pytest.raises(InputError, match="threads is not an option of the mlx backend; its options are weights"):
-        open_session(tiny_dir, SessionOptions(threads=2))
+        backends.open_session(MLX, tiny_dir, SessionOptions(threads=2))
 
 
 def test_an_unknown_quantisation_names_those_that_there_are(tiny_dir: Path) -> None:

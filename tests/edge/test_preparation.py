@@ -1,6 +1,7 @@
 """What a model directory becomes when it is opened: itself, or its conversion, made once and kept."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pplx_convert
 import pplx_edge
 from pplx_convert import convert
 from pplx_edge.errors import InputError
-from pplx_edge.preparation import ready_directory
-from pplx_edge.weights import artifact
+from pplx_edge.preparation import resolve_model
+from pplx_edge.registry import BACKENDS, ONNX
+from pplx_edge.weights import hub
 from pplx_edge.weights.artifact import Artifact
 
 
@@ -36,16 +38,18 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_a_checkpoint_is_converted_once(tiny_dir: Path, cache: Path, conversions: list[Path]) -> None:
-    first = ready_directory(tiny_dir, "onnx")
+    first = resolve_model(tiny_dir, backend="onnx").directory
     assert first.is_relative_to(cache)
     assert Artifact.open(first).format == "onnx-int8"
-    assert ready_directory(tiny_dir, "onnx") == first
+    assert resolve_model(tiny_dir, backend="onnx").directory == first
     assert conversions == [first]
 
 
 def test_each_format_has_a_conversion_of_its_own(tiny_dir: Path, cache: Path, conversions: list[Path]) -> None:
-    int8, fp32 = (ready_directory(tiny_dir, "onnx", format) for format in ("onnx-int8", "onnx-fp32"))
-    assert [Artifact.open(directory).format for directory in (int8, fp32)] == ["onnx-int8", "onnx-fp32"]
+    for format in ("onnx-int8", "onnx-fp32"):
+        model = resolve_model(tiny_dir, format=format)
+        assert model.artifact
+        assert model.artifact.format == format
     assert len(conversions) == 2
 
 
@@ -62,9 +66,9 @@ def test_changed_weights_are_converted_anew(tmp_path: Path, cache: Path, convers
 def test_a_new_converter_converts_anew(
     tiny_dir: Path, cache: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ready_directory(tiny_dir, "onnx")
-    monkeypatch.setitem(artifact.REVISIONS, "onnx", artifact.REVISIONS["onnx"] + 1)
-    ready_directory(tiny_dir, "onnx")
+    resolve_model(tiny_dir, backend="onnx")
+    monkeypatch.setitem(BACKENDS, "onnx", replace(ONNX, revision=ONNX.revision + 1))
+    resolve_model(tiny_dir, backend="onnx")
     assert len(conversions) == 2
 
 
@@ -74,23 +78,25 @@ def test_the_faster_of_two_processes_wins(tiny_dir: Path, cache: Path, monkeypat
         return convert(source, out, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pplx_convert, "convert", overtaken)
-    assert Artifact.open(ready_directory(tiny_dir, "onnx")).format == "onnx-int8"
+    assert Artifact.open(resolve_model(tiny_dir, backend="onnx").directory).format == "onnx-int8"
 
 
 def test_an_artifact_is_opened_as_it_is(tiny_dir: Path, tmp_path: Path, cache: Path) -> None:
     made = convert(tiny_dir, tmp_path / "mine", "onnx-fp32").directory
-    assert ready_directory(made, "onnx") == made
-    assert ready_directory(made, "onnx", "onnx-fp32") == made
+    assert resolve_model(made, backend="onnx").directory == made
+    assert resolve_model(made, backend="onnx", format="onnx-fp32").directory == made
     with pytest.raises(InputError, match="contains onnx-fp32, not onnx-int8"):
-        ready_directory(made, "onnx", "onnx-int8")
+        resolve_model(made, backend="onnx", format="onnx-int8")
     assert not cache.exists()
 
 
 def test_a_format_of_another_backend_is_refused(tiny_dir: Path) -> None:
     with pytest.raises(InputError, match="the onnx backend does not open format"):
-        ready_directory(tiny_dir, "onnx", "mlx-8bit")
+        resolve_model(tiny_dir, backend="onnx", format="mlx-8bit")
 
 
-def test_the_manifest_names_the_hub_repository(tiny_dir: Path, cache: Path) -> None:
-    directory = ready_directory(tiny_dir, "onnx", source_name="perplexity-ai/pplx-embed-v1-0.6b")
-    assert Artifact.open(directory).source["name"] == "perplexity-ai/pplx-embed-v1-0.6b"
+def test_the_manifest_names_the_hub_repository(tiny_dir: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "locate", lambda *_, **__: tiny_dir)
+    model = resolve_model("pplx-embed-v1-0.6b", backend="onnx")
+    assert model.artifact
+    assert model.artifact.source["name"] == "perplexity-ai/pplx-embed-v1-0.6b"

@@ -7,6 +7,7 @@ from typing import Any
 from pplx_cli.reading import LineFormat, read_records
 from pplx_cli.writing import require_output
 from pplx_edge.errors import InputError
+from pplx_edge.registry import BACKENDS
 from pplx_kit.options import MODEL_HELP, add_command, add_hub_options, offline, positive
 from pplx_kit.terminal import say
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     for line in fidelity.source_doubts(reference, candidates):
         say(f"warning: {line}")
     header = machine.run()
-    header["versions"] |= versions("mlx", "coremltools")
+    header["versions"] |= versions(*(name for backend in BACKENDS.values() for name in backend.distributions))
     cards = fidelity.measure_cards(reference, candidates, sample, say)
     print(fidelity.fidelity_report(cards, name))
     if json_file:

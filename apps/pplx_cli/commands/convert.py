@@ -6,12 +6,11 @@ from typing import Any
 
 from pplx_edge.errors import InputError
 from pplx_edge.preparation import conversion_bar
+from pplx_edge.registry import all_formats
 from pplx_edge.weights import hub
-from pplx_edge.weights.artifact import FORMATS, is_artifact
+from pplx_edge.weights.artifact import is_artifact
 from pplx_kit.options import MODEL_HELP, add_command, add_hub_options, offline, positive
 from pplx_kit.terminal import human_bytes, say
-
-ALL_FORMATS = tuple(name for formats in FORMATS.values() for name in formats)
 
 
 def add_parser(commands: Any) -> None:
@@ -24,7 +23,7 @@ def add_parser(commands: Any) -> None:
         description="The result is checked against a float32 reference; a conversion that fails leaves nothing behind.",
     )
     parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
-    parser.add_argument("--to", required=True, choices=ALL_FORMATS, metavar="FORMAT", help=", ".join(ALL_FORMATS))
+    parser.add_argument("--to", required=True, choices=all_formats(), metavar="FORMAT", help=", ".join(all_formats()))
     parser.add_argument("--out", required=True, metavar="DIR", help="Directory to write. Missing parents are created.")
     parser.add_argument("--force", action="store_true", help="Replace a converted model that exists at DIR.")
     parser.add_argument(

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_test:
         usable = [name for name, state in states.items() if state.usable]
         outcomes = selftest.run_trials(usable, say, selftest.BUDGET_SECONDS - (time.monotonic() - started))
-    default = backends.default_backend()
+    default = backends.default_backend().name
     good = states[default].usable if args.no_test else selftest.passed(outcomes)
     seconds = time.monotonic() - started
     if args.json:
@@ -124,7 +124,7 @@ def _facts(
         "python": platform.python_version(),
         "host": asdict(host),
         "cache": str(hub.cache_directory()),
-        "default_backend": backends.default_backend(),
+        "default_backend": backends.default_backend().name,
         "backends": {name: asdict(state) for name, state in states.items()},
         "self_test": None if outcomes is None else [_outcome_facts(outcome) for outcome in outcomes],
         "ok": good,

@@ -11,10 +11,11 @@ from typing import Any
 from pplx_cli.commands.convert import parity_line
 from pplx_edge.backends import require_installed
 from pplx_edge.errors import CheckpointError, EdgeError, InputError
+from pplx_edge.registry import backend_of_format, entry
 from pplx_edge.spec import ModelSpec
 from pplx_edge.vectors.codes import MIN_DIM
 from pplx_edge.weights import hub
-from pplx_edge.weights.artifact import Artifact, family_of, is_artifact, ready_graphs
+from pplx_edge.weights.artifact import Artifact, is_artifact, ready_made
 from pplx_edge.weights.checkpoint import Checkpoint, has_weights
 from pplx_kit.options import MODEL_HELP, add_command
 from pplx_kit.terminal import human_bytes
@@ -78,12 +79,12 @@ def evaluate(directory: Path) -> dict[str, Any]:
     `rounding` compares it with float16 rounding to it without; `reference` with the checkpoint that it was made from,
     None when that is not on this machine. Raises InputError for what is no Core ML artifact.
     """
-    if not is_artifact(directory) or family_of(Artifact.open(directory).format) != "coreml":
+    artifact = Artifact.open(directory) if is_artifact(directory) else None
+    backend = backend_of_format(artifact.format) if artifact else None
+    if not artifact or not backend or not backend.evaluator:
         raise InputError(f"{directory}: not a Core ML model; --evaluate computes those, others run as they are")
-    require_installed("coreml")
-    from pplx_convert.coreml.evaluation import evaluate_program
-
-    return evaluate_program(directory, _source_directory(Artifact.open(directory).source))
+    require_installed(backend)
+    return entry(backend.evaluator)(directory, _source_directory(artifact.source))
 
 
 def _source_directory(source: Mapping[str, Any]) -> Path | None:
@@ -94,12 +95,12 @@ def _source_directory(source: Mapping[str, Any]) -> Path | None:
 
 
 def _source_format(directory: Path, spec: ModelSpec) -> str:
-    """`safetensors`, or `onnx` for a directory of ready graphs. Raises CheckpointError when it is neither."""
+    """Return `safetensors`, or the backend that opens ready-made files. Raises CheckpointError if there are neither."""
     try:
         Checkpoint.open(directory, spec)
     except CheckpointError:
-        if ready_graphs(directory) and not has_weights(directory):
-            return "onnx"
+        if not has_weights(directory) and (backend := ready_made(directory)):
+            return backend.name
         raise
     return "safetensors"
 

@@ -7,14 +7,13 @@ from typing import Any
 from pplx_cli.golden import CODE_TOLERANCE, GOLDEN, deviations, texts
 from pplx_edge.embedder import load
 from pplx_edge.errors import InputError, ModelError, ModelNotFound
+from pplx_edge.registry import EXACT_FORMAT
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.weights import hub
 from pplx_edge.weights.artifact import Artifact, is_artifact
 from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_kit.options import MODEL_HELP, add_command, positive
-
-_EXACT_FORMAT = "onnx-fp32"
 
 
 def add_parser(commands: Any) -> None:
@@ -66,10 +65,10 @@ def _verify_vectors(args: argparse.Namespace, directory: Path) -> None:
         known = ", ".join(GOLDEN)
         print(f"not checked: no published vectors are known for {name or 'this model'} (they are for {known})")
         return
-    if is_artifact(directory) and Artifact.open(directory).format != _EXACT_FORMAT:
+    if is_artifact(directory) and Artifact.open(directory).format != EXACT_FORMAT:
         print(f"not checked: published vectors hold for full-precision weights; verify {name} itself")
         return
-    with load(directory, format=_EXACT_FORMAT, offline=True, threads=args.threads) as model:
+    with load(directory, format=EXACT_FORMAT, offline=True, threads=args.threads) as model:
         vectors = model.encode(texts(facts))
     for fact, codes in zip(facts, vectors, strict=True):
         if found := deviations(fact, codes):

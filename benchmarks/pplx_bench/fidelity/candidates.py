@@ -5,18 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pplx_bench.naming import label_of, split_format
-from pplx_edge import backends
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError
-from pplx_edge.preparation import ready_directory
+from pplx_edge.preparation import ResolvedModel, resolve_model
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import Session
-from pplx_edge.weights import hub
-from pplx_edge.weights.artifact import Artifact, family_of, is_artifact, ready_graphs, sha256
+from pplx_edge.weights.artifact import Artifact, ready_made_files, sha256
 from pplx_edge.weights.checkpoint import has_weights, weight_files
 
-_CHECKPOINT, _READY_GRAPH = "safetensors", "onnx"  # formats of what was not converted by this project
+_CHECKPOINT = "safetensors"  # the format of what was not converted
 _HASH_DIGITS = 12
 
 
@@ -32,8 +30,7 @@ class Candidate:
 
     label: str
     format: str
-    directory: Path
-    backend: str
+    model: ResolvedModel
     spec: ModelSpec
     n_bytes: int
     sources: frozenset[str]
@@ -43,14 +40,14 @@ class Candidate:
     def open(self) -> Embedder:
         """An embedder over it."""
         session = self._session()
-        return Embedder(session, Tokenizer.open(self.directory, session.spec))
+        return Embedder(session, Tokenizer.open(self.model.directory, session.spec))
 
     def _session(self) -> Session:
         if not self.evaluated:
-            return backends.open_session(self.backend, self.directory)
+            return self.model.open()
         from pplx_bench.fidelity.program import ProgramSession
 
-        return ProgramSession(self.directory)
+        return ProgramSession(self.model.directory)
 
 
 def find_candidates(
@@ -92,38 +89,34 @@ def source_doubts(reference: Candidate, candidates: Iterable[Candidate]) -> list
 
 def _found(name: str, revision: str | None, offline: bool | None) -> Candidate:
     model, format = split_format(name)
-    given = hub.locate(model, revision=revision, offline=offline)
-    backend = family_of(format) if format else backends.backend_for(given)
-    backends.require_installed(backend)
-    directory = ready_directory(given, backend, format, source_name=hub.source_name(model))
-    artifact = Artifact.open(directory) if is_artifact(directory) else None
-    kept_as = artifact.format if artifact else _CHECKPOINT if has_weights(directory) else _READY_GRAPH
+    resolved = resolve_model(model, format=format, revision=revision, offline=offline)
+    directory, artifact = resolved.directory, resolved.artifact
+    kept_as = artifact.format if artifact else _CHECKPOINT if has_weights(directory) else resolved.backend.name
     return Candidate(
-        label=label_of(model) if directory == given else f"{label_of(model)}@{kept_as}",
+        label=label_of(model) if directory == resolved.source else f"{label_of(model)}@{kept_as}",
         format=kept_as,
-        directory=directory,
-        backend=backend,
+        model=resolved,
         spec=ModelSpec.from_directory(directory),
-        n_bytes=_n_bytes(_model_files(directory, artifact)),
+        n_bytes=_n_bytes(_model_files(resolved)),
         sources=_sources(directory, artifact),
         layer_cosines=tuple(artifact.parity.get("layer_cosines", ())) if artifact else (),
-        evaluated=backend == "coreml" and _needs_evaluation(directory),
+        evaluated=bool(resolved.backend.evaluator) and _needs_evaluation(),
     )
 
 
-def _needs_evaluation(directory: Path) -> bool:
+def _needs_evaluation() -> bool:
     from pplx_bench.fidelity.program import needs_evaluation
 
-    return needs_evaluation(directory)
+    return needs_evaluation()
 
 
-def _model_files(directory: Path, artifact: Artifact | None) -> list[Path]:
+def _model_files(model: ResolvedModel) -> list[Path]:
     """The files that hold weights or a graph."""
-    if artifact:
-        return [artifact.path(name) for name in artifact.files if not name.endswith(".json")]
-    if has_weights(directory):
-        return weight_files(directory)
-    graph = ready_graphs(directory)[0]
+    if model.artifact:
+        return [model.artifact.path(name) for name in model.artifact.files if not name.endswith(".json")]
+    if has_weights(model.directory):
+        return weight_files(model.directory)
+    graph = ready_made_files(model.directory, model.backend)[0]
     return [graph, *graph.parent.glob(f"{graph.name}_data*")]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pplx_convert.coreml import converter as coreml_convert
-from pplx_edge.backends.coreml_runtime import require_mac
+from pplx_edge.backends.coreml_runtime import require_macos
 from pplx_edge.backends.coreml_session import open_artifact, row_lengths
 from pplx_edge.errors import InputError
 from pplx_edge.spec import ModelSpec
@@ -17,10 +17,10 @@ from pplx_edge.vectors.pooling import packed_span_means
 _FIXED_LENGTHS = "all"  # the compute units whose functions have fixed lengths, which are the ones that are evaluated
 
 
-def needs_evaluation(directory: Path) -> bool:
+def needs_evaluation() -> bool:
     """Whether this machine has no Core ML that could run a package."""
     try:
-        require_mac(directory)
+        require_macos()
     except InputError:
         return True
     return False

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pplx_bench.peers import Encode
-from pplx_edge import backends
+from pplx_edge.preparation import resolve_model
 from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.types import Session, SessionOptions, TokenRow
 from pplx_edge.vectors.codes import quantize
@@ -43,4 +43,4 @@ def prepare(checkpoint: Path, directory: Path, settings: Mapping[str, Any]) -> N
 def open_model(source: Path, threads: int, settings: Mapping[str, Any]) -> OursPeer:
     """The artifact in its backend."""
     directory = source / ARTIFACT
-    return OursPeer(backends.open_session(backends.backend_for(directory), directory, SessionOptions(threads=threads)))
+    return OursPeer(resolve_model(directory).open(SessionOptions(threads=threads)))

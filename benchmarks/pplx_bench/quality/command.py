@@ -20,7 +20,7 @@ from pplx_bench.retrieval.beir import DEFAULT_SPLIT, read_task, task_folders
 from pplx_bench.retrieval.encoders import CONTEXTS
 from pplx_bench.retrieval.metrics import MAIN, MEASURES
 from pplx_bench.retrieval.ranking import SCORED_AS
-from pplx_edge.backends import SESSIONS
+from pplx_edge.registry import BACKENDS
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.options import add_hub_options, offline, positive
 
@@ -106,7 +106,7 @@ def _add_systems(group: Any) -> None:
         metavar="P,P",
         help="Peers to measure: minilm, bm25, or sentence-transformers directories.",
     )
-    add("--backend", default="auto", choices=["auto", *SESSIONS], help="Runtime of the models.")
+    add("--backend", default="auto", choices=["auto", *BACKENDS], help="Runtime of the models.")
     add_hub_options(group)
 
 

@@ -20,13 +20,11 @@ from pplx_bench.retrieval.encoders import (
 )
 from pplx_bench.retrieval.ranking import SCORED_AS
 from pplx_bench.workdir import fingerprint
-from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import InputError, MissingExtra, ModelNotFound
-from pplx_edge.preparation import ready_directory
+from pplx_edge.preparation import resolve_model
 from pplx_edge.spec import ModelSpec
 from pplx_edge.vectors.codes import require_dim
-from pplx_edge.weights import hub
 from pplx_edge.weights.artifact import Artifact, is_artifact, sha256
 from pplx_kit.host import versions
 
@@ -101,9 +99,10 @@ def directory_digest(directory: Path) -> str:
 
 def _edge_system(name: str, opening: Opening) -> System:
     model, format = split_format(name)
-    directory = hub.locate(model, revision=opening.revision, offline=opening.offline)
-    backend = backends.backend_for(directory, opening.backend, format)
-    directory = ready_directory(directory, backend, format, source_name=hub.source_name(model))
+    resolved = resolve_model(
+        model, backend=opening.backend, format=format, revision=opening.revision, offline=opening.offline
+    )
+    directory, backend = resolved.directory, resolved.backend.name
     spec = ModelSpec.from_directory(directory)
     max_tokens, window = (
         min(limit or spec.max_tokens, spec.max_tokens) for limit in (opening.max_tokens, opening.window)

@@ -1,0 +1,170 @@
+"""The table of backends. To add a backend, write a session module and add one `Backend` to this file.
+
+An entry is the name of a function as `"package.module:function"`. The module is imported when the entry is used, so
+this table imports no other layer and can name code in the layers above it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from pplx_edge import layout
+from pplx_edge.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityLimits:
+    """Limits that a conversion must satisfy: floors for the cosines, a ceiling for the largest step of an int8 code."""
+
+    min_cosine: float
+    mean_cosine: float
+    largest_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A runtime that opens models, and everything that other modules need to know about it.
+
+    - `session`: the entry `open_session(directory, options) -> Session`.
+    - `options`: the fields of `SessionOptions` that the backend supports.
+    - `package`: the import name of the package that must be installed, "" if the base installation contains it.
+    - `extra`: the extra of pplx-edge that installs that package.
+    - `distributions`: the distributions whose versions `doctor` shows.
+    - `formats`: the artifact formats that the backend opens, with their parity limits; the first is the default.
+    - `revision`: the revision of these formats. Increment it when a graph, a file layout or the numerics change. Cached
+      conversions are then redone, and artifacts of another revision are rejected.
+    - `opens_checkpoints`: whether the backend opens a checkpoint directly, so that conversion is optional.
+    - `ready_made`: patterns of model files made by other tools that the backend opens, best first.
+    - `downloads`: patterns of the files that such a model needs from a hub repository.
+    - `default_on`: the machines, as `system-architecture`, on which `auto` selects this backend for a checkpoint.
+    - `converter`: the entry that converts a checkpoint, with the arguments of `pplx_convert.convert`.
+    - `writer`: the entry `write(job) -> Written` with which that converter writes the files of these formats.
+    - `evaluator`: the entry that computes a converted model from its files on machines that cannot run it, or "".
+    - `requirement`: an entry without arguments that raises InputError on machines that can never run the backend.
+    - `note`: an entry without arguments that returns a sentence for `doctor` on how the backend runs on this machine.
+    - `self_test_cosine`: the minimum cosine with the exact codes of the built-in model that `doctor` accepts.
+    """
+
+    name: str
+    session: str
+    options: tuple[str, ...] = ()
+    package: str = ""
+    extra: str = ""
+    distributions: tuple[str, ...] = ()
+    formats: Mapping[str, ParityLimits] = field(default_factory=dict)
+    revision: int = 1
+    opens_checkpoints: bool = False
+    ready_made: tuple[str, ...] = ()
+    downloads: tuple[str, ...] = ()
+    default_on: tuple[str, ...] = ()
+    converter: str = "pplx_convert:convert"
+    writer: str = ""
+    evaluator: str = ""
+    requirement: str = ""
+    note: str = ""
+    self_test_cosine: float = 0.999
+
+    @property
+    def default_format(self) -> str:
+        """The first format."""
+        return next(iter(self.formats))
+
+
+# With 4 bits, many codes differ. The manifest has the figures; these limits only catch broken conversions.
+_FOUR_BITS = ParityLimits(min_cosine=0.8, mean_cosine=0.9, largest_step=254)
+_HALF = ParityLimits(min_cosine=0.9995, mean_cosine=0.9999, largest_step=16)
+
+ONNX = Backend(
+    name="onnx",
+    session="pplx_edge.backends.onnx_session:open_session",
+    options=("threads",),
+    distributions=("onnxruntime", "onnx"),
+    formats={
+        "onnx-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=64),
+        "onnx-fp32": ParityLimits(min_cosine=0.99999, mean_cosine=0.99999, largest_step=1),
+    },
+    revision=4,
+    ready_made=tuple(folder + name for name in (*layout.READY_GRAPHS, "*.onnx") for folder in ("onnx/", "")),
+    downloads=("*.onnx", "*.onnx_data*"),
+    writer="pplx_convert.onnx.converter:write",
+    note="pplx_edge.backends.onnx_options:describe_products",
+    self_test_cosine=0.97,
+)
+MLX = Backend(
+    name="mlx",
+    session="pplx_edge.backends.mlx_session:open_session",
+    options=("weights", "memory_mb"),
+    package="mlx",
+    extra="mlx",
+    distributions=("mlx",),
+    formats={
+        "mlx-bf16": _HALF,
+        "mlx-q8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
+        "mlx-q4": _FOUR_BITS,
+        "mlx-mxfp8": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=127),
+        "mlx-mxfp4": _FOUR_BITS,
+        "mlx-nvfp4": _FOUR_BITS,
+        "mlx-mixed": _FOUR_BITS,
+    },
+    revision=2,
+    opens_checkpoints=True,
+    default_on=("darwin-arm64",),
+    writer="pplx_convert.mlx.converter:write",
+    note="pplx_edge.backends.mlx_device:describe_use",
+)
+COREML = Backend(
+    name="coreml",
+    session="pplx_edge.backends.coreml_session:open_session",
+    options=("compute_units",),
+    package="coremltools",
+    extra="coreml",
+    distributions=("coremltools",),
+    formats={
+        "coreml-fp16": _HALF,
+        "coreml-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=96),
+        "coreml-pal4": _FOUR_BITS,
+        "coreml-pal6": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=96),
+        "coreml-pal8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
+    },
+    revision=2,
+    writer="pplx_convert.coreml.converter:write",
+    evaluator="pplx_convert.coreml.evaluation:evaluate_program",
+    requirement="pplx_edge.backends.coreml_runtime:require_macos",
+)
+
+BACKENDS = {backend.name: backend for backend in (ONNX, MLX, COREML)}
+DEFAULT_BACKEND = ONNX  # on machines that no backend names in `default_on`
+DEFAULT_FORMAT = ONNX.default_format
+# The format that computes in float32 as the reference does. The codes of other formats are compared with its codes.
+EXACT_FORMAT = "onnx-fp32"
+
+
+def entry(name: str) -> Any:
+    """Import the module of an entry `"package.module:function"` and return the function."""
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
+
+
+def backend_named(name: str) -> Backend:
+    """Return a backend by its name. Raises InputError if there is none."""
+    if name not in BACKENDS:
+        raise InputError(f"unknown backend {name!r}: choose auto or one of {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def backend_of_format(format: str) -> Backend | None:
+    """Return the backend that opens an artifact format, or None."""
+    return next((backend for backend in BACKENDS.values() if format in backend.formats), None)
+
+
+def require_format(format: str) -> Backend:
+    """Return the backend that opens an artifact format. Raises InputError if there is none."""
+    if found := backend_of_format(format):
+        return found
+    raise InputError(f"unknown format {format!r}: choose one of {', '.join(all_formats())}")
+
+
+def all_formats() -> list[str]:
+    """Return the artifact formats of all backends."""
+    return [format for backend in BACKENDS.values() for format in backend.formats]
