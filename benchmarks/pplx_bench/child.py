@@ -30,9 +30,9 @@ TASKS = {
     "convert": ("pplx_bench.memory", "convert_checkpoint"),
     "encode": ("pplx_bench.memory", "encode_once"),
     "convert_to": ("pplx_bench.convert", "convert_to"),
-    "stream": ("pplx_bench.streams.measuring", "stream_once"),
+    "stream": ("pplx_bench.stream.size", "stream_once"),
     "index": ("pplx_bench.searching.ingesting", "index_folder"),
-    "whole": ("pplx_bench.streams.whole", "late_chunk_once"),
+    "whole": ("pplx_bench.stream.whole", "late_chunk_once"),
 }
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 

@@ -22,15 +22,21 @@ from pplx_edge.vectors.codes import quantize
 
 pytest.importorskip("ir_measures", reason="needs pip install 'pplx-edge[quality]'")
 
-from pplx_bench import stream
-from pplx_bench.streams import sizes, whole
-from pplx_bench.streams.books import Book, characters_for, pieces, read_books, sections
-from pplx_bench.streams.counting import Pace, counted
-from pplx_bench.streams.fidelity import compare, has_room, measure_fidelity, recommended
-from pplx_bench.streams.given import streamed_chunks, streamed_documents
-from pplx_bench.streams.quality import share_kept
-from pplx_bench.streams.questions import asked, right_chunks, sentences
-from pplx_bench.streams.results import Results
+from pplx_bench.metering import metered
+from pplx_bench.results import Results
+from pplx_bench.stream import size, whole
+from pplx_bench.stream.books import (
+    Book,
+    asked,
+    characters_for,
+    pieces,
+    read_books,
+    relevant_chunks,
+    sections,
+    sentences,
+)
+from pplx_bench.stream.fidelity import compare, has_room, measure_fidelity, recommended
+from pplx_bench.stream.quality import share_kept, streamed_chunks, streamed_documents
 
 NAMES = ["Ada", "Bea", "Cyd", "Dot", "Eve", "Fay", "Gus", "Hal"]
 THINGS = ["lamps", "boats", "clocks", "maps", "bells", "keys", "masks", "coins"]
@@ -82,7 +88,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def test_fidelity_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path):
     found = tmp_path / "found.jsonl"
-    options = ("bench", "stream", data, "--what", "fidelity", "--model", model, "--chunk-tokens", "24", "--json", found)
+    options = ("bench", "stream", "fidelity", data, "--model", model, "--chunk-tokens", "24", "--json", found)
     status, out, err = run(*options, "--sections", "2", "--windows", "128,256", "--margins", "0,32", "--plot", tmp_path)
     assert status == 0, err
     assert "fastest within" in out
@@ -101,7 +107,7 @@ def test_fidelity_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path
 
 def test_quality_as_a_command_goes_on_where_it_was(run: Run, model: Path, data: Path, tmp_path: Path):
     found = tmp_path / "found.jsonl"
-    options = ("bench", "stream", data, "--what", "quality", "--model", model, "--chunk-tokens", "48", "--json", found)
+    options = ("bench", "stream", "quality", data, "--model", model, "--chunk-tokens", "48", "--json", found)
     more = ("--tasks", "pieces,books", "--windows", "128", "--sticky", "16", "--questions", "6", "--plot", tmp_path)
     status, out, err = run(*options, *more)
     assert status == 0, err
@@ -123,8 +129,8 @@ def test_quality_as_a_command_goes_on_where_it_was(run: Run, model: Path, data: 
 
 def test_many_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path):
     found = tmp_path / "found.jsonl"
-    options = ("--what", "many", "--model", model, "--repeats", "2", "--json", found)
-    status, out, err = run("bench", "stream", data, *options)
+    options = ("many", data, "--model", model, "--repeats", "2", "--json", found)
+    status, out, err = run("bench", "stream", *options)
     assert status == 0, err
     assert "encode_streams ÷ encode" in out
     (row,) = lines_of(found)
@@ -135,11 +141,11 @@ def test_many_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path):
 
 def test_size_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path):
     found = tmp_path / "found.jsonl"
-    options = ("--what", "size", "--model", model, "--window", "128", "--margin", "32", "--chunk-tokens", "24")
+    options = ("size", data, "--model", model, "--window", "128", "--margin", "32", "--chunk-tokens", "24")
     more = ("--sizes", "4k", "--methods", "stream", "--threads", "1", "--work", tmp_path, "--json", found)
-    status, out, err = run("bench", "stream", data, *options, *more)
+    status, out, err = run("bench", "stream", *options, *more)
     (row,) = lines_of(found)
-    assert status == (1 if sizes.is_flat(row) is False else 0), err  # so short a stream is not even
+    assert status == (1 if size.is_flat(row) is False else 0), err  # so short a stream is not even
     assert "grows" in out
     assert row["tokens"] == pytest.approx(4000, rel=0.1)  # blanks between chunks are in none
     assert row["tokens_computed"] > row["tokens"]
@@ -150,8 +156,8 @@ def test_size_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path):
 
 
 def test_size_of_what_cannot_be_measured_says_why(run: Run, model: Path, data: Path):
-    options = ("--what", "size", "--model", model, "--sizes", "1k", "--methods", "torch whole")
-    status, out, err = run("bench", "stream", data, *options)
+    options = ("size", data, "--model", model, "--sizes", "1k", "--methods", "torch whole")
+    status, out, err = run("bench", "stream", *options)
     assert status == 0, err
     assert "torch whole, 1,000 tokens: the model reads 512 tokens in one pass" in out
 
@@ -214,7 +220,7 @@ def test_a_document_over_the_models_maximum_is_refused_for_fidelity(embedder: Em
     about = {"chunk_tokens": 24}
     text = "\n\n".join(paragraph(i) for i in range(40))
     with pytest.raises(InputError, match="passes"):
-        measure_fidelity(embedder, [text], [128], [0], {"chunk_tokens": 24}, about, Results({}))
+        measure_fidelity(embedder, [text], [128], [0], {"chunk_tokens": 24}, about, Results("stream", {}))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -276,14 +282,14 @@ def test_questions_are_the_sentences_that_are_missing(n_questions: int):
     assert text.startswith(f"# {one.title}\n\n")
 
 
-def test_right_chunks_are_those_on_either_side_of_the_gap():
+def test_relevant_chunks_are_those_on_either_side_of_the_gap():
     found = asked(BOOKS[0], 3)
     for question in found.questions:
         border = question.after
         bounds = [(0, border), (border, len(found.text))]
-        assert right_chunks(question, bounds) == [0, 1]
-        assert right_chunks(question, [(0, question.before + 1), (question.after + 1, len(found.text))]) == [0]
-        assert right_chunks(question, [(0, len(found.text))]) == [0]
+        assert relevant_chunks(question, bounds) == [0, 1]
+        assert relevant_chunks(question, [(0, question.before + 1), (question.after + 1, len(found.text))]) == [0]
+        assert relevant_chunks(question, [(0, len(found.text))]) == [0]
 
 
 @given(st.text("aB .!?\n\"'", max_size=60))
@@ -300,7 +306,7 @@ def test_sentences_end_where_a_reader_ends_them():
 
 
 def test_a_pace_is_measured_in_equal_parts():
-    pace = Pace(1000)
+    pace = size.Pace(1000)
     for tokens in range(30, 1000, 30):
         pace.point(tokens, tokens / 200 if tokens <= 500 else 2.5 + (tokens - 500) / 100)
     pace.point(1010, 2.5 + 510 / 100)
@@ -308,11 +314,11 @@ def test_a_pace_is_measured_in_equal_parts():
     assert rates[:4] == pytest.approx([200] * 4)
     assert rates[6:] == pytest.approx([100] * 4)
     assert sum(tokens / rate for tokens, rate in zip([100] * 9 + [110], rates, strict=True)) == pytest.approx(7.6)
-    assert sizes.evenness([100, 110, 90, 100]) == pytest.approx(0.1)
+    assert size.evenness([100, 110, 90, 100]) == pytest.approx(0.1)
 
 
 def test_a_counting_session_counts_what_is_computed(embedder: Embedder):
-    other, session = counted(embedder)
+    other, session = metered(embedder)
     texts = ["one two three", "", "four"]
     assert np.array_equal(other.encode(texts), embedder.encode(texts))
     assert session.n_tokens == sum(embedder.tokenizer.count(text) for text in texts)
@@ -341,11 +347,11 @@ def test_sections_have_the_tokens_that_were_asked_for(embedder: Embedder, data: 
 
 def test_what_would_not_fit_is_not_tried(embedder: Embedder):
     spec = embedder.session.spec
-    assert sizes.refusal(spec, sizes.STREAM, 10**12, 0.0, 60, 10**9) == ""
-    assert "512 tokens" in sizes.refusal(spec, sizes.WHOLE, 513, 0.0, 60, 10**9)
-    assert "token states alone" in sizes.refusal(spec, sizes.MACRO, 10**6, 0.0, 60, 10**9)
-    assert sizes.refusal(spec, sizes.MACRO, 10**5, 0.0, 60, 10**9) == ""
-    assert "--limit" in sizes.refusal(spec, sizes.STREAM, 1000, 0.1, 60, 10**9)
+    assert size.refusal(spec, size.STREAM, 10**12, 0.0, 60, 10**9) == ""
+    assert "512 tokens" in size.refusal(spec, size.WHOLE, 513, 0.0, 60, 10**9)
+    assert "token states alone" in size.refusal(spec, size.MACRO, 10**6, 0.0, 60, 10**9)
+    assert size.refusal(spec, size.MACRO, 10**5, 0.0, 60, 10**9) == ""
+    assert "--limit" in size.refusal(spec, size.STREAM, 1000, 0.1, 60, 10**9)
 
 
 def test_results_are_found_again_and_failures_tried_again(tmp_path: Path):
@@ -356,46 +362,48 @@ def test_results_are_found_again_and_failures_tried_again(tmp_path: Path):
         calls.append("made")
         return figures
 
-    Results({}, path).get("size", {"n": 1}, lambda: make(seconds=2))
-    Results({}, path).get("size", {"n": 2}, lambda: make(error="out of memory"))
+    Results("stream", {}, path).get({"what": "size", "n": 1}, lambda: make(seconds=2))
+    Results("stream", {}, path).get({"what": "size", "n": 2}, lambda: make(error="out of memory"))
     path.write_text(path.read_text() + '{"benchmark": "stream", "key"')  # a run that was killed
-    again = Results({}, path)
-    assert again.get("size", {"n": 1}, lambda: make())["seconds"] == 2
+    again = Results("stream", {}, path)
+    assert again.get({"what": "size", "n": 1}, lambda: make())["seconds"] == 2
     assert len(calls) == 2
-    again.get("size", {"n": 2}, lambda: make(seconds=3))
-    again.get("many", {"n": 1}, lambda: make(seconds=4))
+    again.get({"what": "size", "n": 2}, lambda: make(seconds=3))
+    again.get({"what": "many", "n": 1}, lambda: make(seconds=4))
     assert [line["seconds"] for line in lines_of(path)] == [2, 3, 4]
 
 
 def test_sizes_are_written_with_units():
-    assert [stream.size(text) for text in ("7", "10k", "1M", "2m")] == [7, 10_000, 1_000_000, 2_000_000]
+    assert [size.n_tokens(text) for text in ("7", "10k", "1M", "2m")] == [7, 10_000, 1_000_000, 2_000_000]
     for text in ("", "k", "1.5k", "-1", "0"):
-        with pytest.raises(Exception, match="no number of tokens"):
-            stream.size(text)
+        with pytest.raises(Exception, match="not a number of tokens"):
+            size.n_tokens(text)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--layers", "2"], "--shape"),
-        (["--margin", "-1"], "--margin"),
-        (["--overlap", "8192"], "--overlap"),
-        (["--what", "fidelity", "--books", "none"], "no document 'none'"),
-        (["--what", "many", "--tasks", "pieces"], "documents of their own"),
-        (["--plot", "nowhere"], "create it first"),
+        (["many", "--layers", "2"], "--shape"),
+        (["size", "--margin", "-1"], "--margin"),
+        (["size", "--overlap", "8192"], "--overlap"),
+        (["fidelity", "--books", "none"], "no document 'none'"),
+        (["many", "--tasks", "pieces"], "documents of their own"),
+        (["size", "--plot", "nowhere"], "create it first"),
+        ([], "choose from 'size', 'fidelity', 'quality', 'many'"),
     ],
 )
 def test_what_is_wrong_is_said(run: Run, model: Path, data: Path, options: list[str], message: str):
-    status, _, err = run("bench", "stream", data, "--model", model, *options)
+    what, *more = options or [data]
+    status, _, err = run("bench", "stream", what, *([data, *more, "--model", model] if options else []))
     assert status == 2
     assert message in err
 
 
 def test_size_can_be_measured_on_mlx(run: Run, model: Path, data: Path, tmp_path: Path):
     pytest.importorskip("mlx.core")
-    options = ("--what", "size", "--model", model, "--sizes", "2k", "--methods", "stream", "--work", tmp_path)
-    status, out, err = run("bench", "stream", data, *options, "--backend", "mlx", "--weights", "fp32")
+    options = ("size", data, "--model", model, "--sizes", "2k", "--methods", "stream", "--work", tmp_path)
+    status, out, err = run("bench", "stream", *options, "--backend", "mlx", "--weights", "fp32")
     assert status == 0, err
     assert "tiny, mlx fp32" in out
-    status, _, err = run("bench", "stream", data, *options, "--backend", "mlx", "--threads", "2")
+    status, _, err = run("bench", "stream", *options, "--backend", "mlx", "--threads", "2")
     assert status == 1

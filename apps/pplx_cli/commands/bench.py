@@ -1,33 +1,64 @@
 """`pplx-edge bench`: hands over to a benchmark, which has options of its own."""
 
 import argparse
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from pplx_edge.errors import MissingExtra
 from pplx_kit.options import Parser, add_command
 
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A benchmark: its module with `add_arguments` and `run`, what it measures, an example, and the extra it needs."""
+
+    module: str
+    summary: str
+    example: str
+    extra: str = "bench"
+
+
 BENCHMARKS = {
-    "speed": "measure tokens per second next to other runtimes, with weights of the true 0.6b shape",
-    "memory": "measure peak memory of converting, opening and encoding",
-    "convert": "convert a model to every format and report seconds, peak memory, size and parity",
-    "quality": "measure retrieval (nDCG@10 and others) on folders in BEIR layout, next to BM25 and MiniLM",
-    "stream": "measure streaming late chunking: memory, fidelity, retrieval and many small documents",
-    "search": "measure pplx-search: its index at scale next to others, and the whole app on real files",
-    "mteb": "run tasks and benchmarks of mteb and ConTEB, which are downloaded from the hub",
-    "plot": "plot the results that speed wrote with --json",
+    "speed": Benchmark(
+        "pplx_bench.speed",
+        "measure tokens per second next to other runtimes, with weights of the true 0.6b shape",
+        "",
+    ),
+    "memory": Benchmark("pplx_bench.memory", "measure peak memory of converting, opening and encoding", "--shape 0.6b"),
+    "convert": Benchmark(
+        "pplx_bench.convert",
+        "convert a model to every format and report seconds, peak memory, size and parity",
+        "--model nano --formats onnx-int8,mlx-q8,coreml-int8",
+    ),
+    "quality": Benchmark(
+        "pplx_bench.quality.command",
+        "measure retrieval (nDCG@10 and others) on folders in BEIR layout, next to BM25 and MiniLM",
+        "data/bench --tasks squad-dev --peers minilm,bm25 --precisions float32,int8",
+        "quality",
+    ),
+    "stream": Benchmark(
+        "pplx_bench.stream.command",
+        "measure streaming late chunking: memory, fidelity, retrieval and many small documents",
+        "fidelity data/bench --json stream.jsonl --plot .",
+        "quality",
+    ),
+    "search": Benchmark(
+        "pplx_bench.search",
+        "measure pplx-search: its index at scale next to others, and the whole app on real files",
+        "retrieval data/bench --tasks squad-dev",
+        "search",
+    ),
+    "mteb": Benchmark(
+        "pplx_bench.mteb",
+        "run tasks and benchmarks of mteb and ConTEB, which are downloaded from the hub",
+        "--model pplx-embed-v1-0.6b --tasks MIRACLRetrieval --languages deu",
+        "mteb",
+    ),
+    "plot": Benchmark(
+        "pplx_bench.plot", "plot the results that speed wrote with --json", "speed.jsonl --out speed.svg"
+    ),
 }
-EXAMPLES = {
-    "speed": "",
-    "memory": " --shape 0.6b",
-    "convert": " --model nano --formats onnx-int8,mlx-q8,coreml-int8",
-    "quality": " data/bench --tasks squad-dev --peers minilm,bm25 --precisions float32,int8",
-    "stream": " data/bench --what fidelity,quality --json stream.jsonl --plot .",
-    "search": " data/bench --what scale,retrieval",
-    "mteb": " --model pplx-embed-v1-0.6b --tasks MIRACLRetrieval --languages deu",
-    "plot": " speed.jsonl --out speed.svg",
-}
-EXTRAS = {"quality": "quality", "stream": "quality", "search": "search", "mteb": "mteb"}  # of the others: bench
 
 
 def add_parser(commands: Any) -> None:
@@ -38,23 +69,29 @@ def add_parser(commands: Any) -> None:
         "pplx-edge bench speed --rows 1x16,32x128",
         description="Each benchmark has its own options: pplx-edge bench speed --help",
     )
-    parser.add_argument("benchmark", choices=BENCHMARKS, help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
+    summaries = "; ".join(f"{name}: {each.summary}" for name, each in BENCHMARKS.items())
+    parser.add_argument("benchmark", choices=BENCHMARKS, help=summaries)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="Options of the benchmark.")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    module, parser = open_benchmark(args.benchmark)
+    return module.run(parser.parse_args(args.options))
+
+
+def open_benchmark(name: str) -> tuple[Any, Parser]:
+    """Return the module of a benchmark and the parser of its options. Raises MissingExtra if a library is missing."""
+    benchmark = BENCHMARKS[name]
     try:
-        benchmark = import_module(f"pplx_bench.{args.benchmark}")
+        module = import_module(benchmark.module)
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get(args.benchmark, "bench")
-        raise MissingExtra(f"bench {args.benchmark} ({error.name} is not installed)", extra) from error
-    name = f"pplx-edge bench {args.benchmark}"
-    summary = BENCHMARKS[args.benchmark]
+        raise MissingExtra(f"bench {name} ({error.name} is not installed)", benchmark.extra) from error
+    program = f"pplx-edge bench {name}"
     parser = Parser(
-        prog=name,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"example: {name}{EXAMPLES[args.benchmark]}",
+        prog=program,
+        description=f"{benchmark.summary[0].upper()}{benchmark.summary[1:]}.",
+        epilog=f"example: {program} {benchmark.example}".rstrip(),
     )
-    benchmark.add_arguments(parser)
-    return benchmark.run(parser.parse_args(args.options))
+    module.add_arguments(parser)
+    return module, parser

@@ -1,8 +1,8 @@
-"""Late chunking as its authors published it (arXiv 2409.04701), in torch, on the same weights: what streaming replaces.
+"""Late chunking as published by its authors (arXiv 2409.04701), in torch with the same weights.
 
-Whole: the document in one pass, then the mean of each chunk's token states. Macro: a document over the window is read
-in windows that overlap; states of the overlap are those of the earlier window; the states of all windows are joined and
-then pooled (the paper's "long late chunking"). Either holds one state a token of the whole document.
+Whole: the document in one pass, then the mean of each chunk's token states. Macro: a document longer than the window is
+encoded in overlapping windows, the states of an overlap come from the earlier window, and the states of all windows are
+concatenated and then pooled (the paper's "long late chunking"). Both hold the states of all tokens of the document.
 """
 
 import time
@@ -17,7 +17,7 @@ from torch import Tensor
 from pplx_bench.child import Send
 from pplx_bench.machine import peak_rss, reset_peak_rss
 from pplx_bench.peers.stock import load_stock, require_bidirectional
-from pplx_bench.streams.books import pieces, read_books
+from pplx_bench.stream.books import pieces, read_books
 from pplx_bench.timing import CpuWatch
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.chunking import chunk_text
@@ -26,7 +26,7 @@ from pplx_edge.vectors.codes import quantize
 
 
 def late_chunk_once(arguments: Mapping[str, Any], send: Send) -> None:
-    """Opens the checkpoint, reads `n_characters` of the books as one document, tells what it took."""
+    """In a child: encode `n_characters` of the books as one document, and send the figures."""
     torch.set_num_threads(arguments["threads"])
     checkpoint = Path(arguments["checkpoint"])
     started = time.perf_counter()
@@ -49,7 +49,7 @@ def late_chunk_once(arguments: Mapping[str, Any], send: Send) -> None:
             "tokens": len(ids),
             "chunks": len(codes),
             "seconds": seconds,
-            "first_seconds": seconds,  # no vector is there before the last
+            "first_seconds": seconds,  # all vectors are returned at the end
             "reading_seconds": read - started,
             "tokens_per_second": len(ids) / seconds,
             "rss": peak_rss(),
@@ -62,7 +62,7 @@ def late_chunk_once(arguments: Mapping[str, Any], send: Send) -> None:
 
 
 def token_spans(text: str, tokenizer: Tokenizer, chunk_tokens: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Ids of a text, int64 `[T]`, and the tokens `[start, stop)` that begin in each of its chunks."""
+    """Return the ids of a text, int64 `[T]`, and the tokens `[start, stop)` that begin in each of its chunks."""
     encoding = tokenizer.encode_with_offsets(text)
     starts = np.maximum.accumulate(np.array(encoding.offsets, np.int64).reshape(-1, 2)[:, 0])
     chunks = chunk_text(text, tokenizer, chunk_tokens)
@@ -71,7 +71,7 @@ def token_spans(text: str, tokenizer: Tokenizer, chunk_tokens: int) -> tuple[np.
 
 
 def macro_states(model: Any, ids: Tensor, window: int, overlap: int) -> Tensor:
-    """States `[T, D]` of ids `[T]`: one pass when they fit the window, else overlapping windows joined."""
+    """Return the states `[T, D]` of ids `[T]`: in one pass if they fit the window, otherwise in overlapping windows."""
     if not 0 <= overlap < window:
         raise ValueError(f"overlap {overlap} is out of range: 0 to {window - 1}")
     found = []
@@ -86,7 +86,7 @@ def macro_states(model: Any, ids: Tensor, window: int, overlap: int) -> Tensor:
 
 
 def chunk_means(states: Tensor, spans: list[tuple[int, int]]) -> np.ndarray:
-    """Mean state of each span, float32 `[N, D]`; an empty one gives zeros."""
+    """Return the mean state of each span, float32 `[N, D]`; an empty span gives zeros."""
     means = torch.zeros(len(spans), states.shape[-1])
     for i, (start, stop) in enumerate(spans):
         if stop > start:

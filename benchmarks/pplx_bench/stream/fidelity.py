@@ -1,4 +1,4 @@
-"""`--what fidelity`: vectors of windows against those of the full context, and what they cost, by window and margin."""
+"""Vectors of windows compared with those of the full context, and their cost, by window and margin."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pplx_bench.streams.counting import CountingSession, counted
-from pplx_bench.streams.results import Result, Results
+from pplx_bench.metering import MeteredSession, metered
+from pplx_bench.options import comma_list, list_of
+from pplx_bench.results import Result, Results
+from pplx_bench.stream.books import sections
+from pplx_bench.stream.setup import Setup
 from pplx_bench.timing import CpuWatch
 from pplx_bench.workdir import say
 from pplx_edge.embedder import Embedder
@@ -17,9 +20,29 @@ from pplx_edge.types import ChunkVector, StreamOptions
 from pplx_edge.vectors.codes import quantize
 from pplx_edge.vectors.late_chunking import WindowSizes
 from pplx_edge.vectors.similarity import paired_cosines
+from pplx_kit.options import natural, positive
 
-FULL = "full context"
-CLOSE = 0.002  # of mean cosine: settings as faithful as the best, for what difference this makes
+CLOSE = 0.002  # settings within this of the best mean cosine count as equally faithful
+
+
+def add_options(group: Any) -> None:
+    """Add the options of this measurement."""
+    add = group.add_argument
+    windows, margins = [512, 1024, 2048, 4096], [0, 32, 64, 128, 256, 512, 1024]
+    add("--windows", type=list_of(positive), default=windows, metavar="N,N", help="Tokens of a window (512,…,4096).")
+    add("--margins", type=list_of(natural), default=margins, metavar="N,N", help="Tokens on each side (0,32,…,1024).")
+    add("--sections", type=positive, default=8, metavar="N", help="Sections of the books (default: %(default)s).")
+    add("--books", type=comma_list, metavar="ID,ID", help="Only use these documents of longdocs.")
+
+
+def measure(setup: Setup) -> list[Result]:
+    """Return a result for the full context and for each window and margin. Sections leave room for separators."""
+    args, most = setup.args, setup.embedder.max_tokens
+    n_tokens = most - 2 * (most // args.chunk_tokens) - args.chunk_tokens
+    texts = sections(setup.books(args.books), setup.embedder.tokenizer, n_tokens, args.sections)
+    windows = [window for window in args.windows if window <= most]
+    inputs = setup.inputs(books_hash=setup.books_hash, sections=args.sections, books=args.books)
+    return measure_fidelity(setup.embedder, texts, windows, args.margins, setup.chunk_options, inputs, setup.results)
 
 
 def measure_fidelity(
@@ -28,14 +51,14 @@ def measure_fidelity(
     windows: Sequence[int],
     margins: Sequence[int],
     options: Mapping[str, Any],
-    made_of: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     results: Results,
 ) -> list[Result]:
-    """A result for the full context and for each window and margin that a stream can have.
+    """Return a result for the full context and for each window and margin that a stream can have.
 
-    Raises InputError when a document does not fit the model in one pass.
+    Raises InputError if a document does not fit the model in one pass.
     """
-    embedder, session = counted(embedder)
+    embedder, session = metered(embedder)
     whole: list[tuple[list[ChunkVector], dict[str, Any]]] = []
 
     def references() -> list[tuple[list[ChunkVector], dict[str, Any]]]:
@@ -52,30 +75,29 @@ def measure_fidelity(
             vectors, cost = _streamed(embedder, session, text, {**options, **setting})
             if [(v.start, v.stop) for v in vectors] != [(v.start, v.stop) for v in chunks]:
                 raise InputError(f"window {setting['window']} cut the document into other chunks than the full context")
-            closeness.append(compare(_means(chunks), _means(vectors)))
+            means = (np.stack([vector.codes for vector in each]) for each in (chunks, vectors))
+            closeness.append(compare(*means))
             costs.append(cost)
         return _joined(closeness) | _summed(costs)
 
-    about = {**made_of, "window": embedder.max_tokens, "margin": None, "kind": FULL}
-    found = [results.get("fidelity", about, lambda: _summed([cost for _, cost in references()]))]
-    for window in windows:
-        for margin in margins:
-            setting = {"window": window, "margin": margin}
-            if not has_room(setting, session.spec):
-                continue
-            result = results.get(
-                "fidelity", {**made_of, **setting, "kind": "windowed"}, lambda setting=setting: windowed(setting)
-            )
+    inputs = {"what": "fidelity", **inputs}
+    full = {"window": embedder.max_tokens, "margin": None, "kind": "full context"}
+    found = [results.get({**inputs, **full}, lambda: _summed([cost for _, cost in references()]))]
+    settings = [{"window": window, "margin": margin} for window in windows for margin in margins]
+    for setting in settings:
+        if has_room(setting, session.spec):
+            made_of = {**inputs, **setting, "kind": "windowed"}
+            result = results.get(made_of, lambda setting=setting: windowed(setting))
             say(
-                f"window {window}, margin {margin}: mean cosine {result['cosine_mean']:.5f}, "
-                f"{result['tokens_computed'] / result['tokens']:.2f} tokens computed a token"
+                f"window {setting['window']}, margin {setting['margin']}: mean cosine {result['cosine_mean']:.5f}, "
+                f"{result['tokens_computed'] / result['tokens']:.2f} tokens computed per token"
             )
             found.append(result)
     return found
 
 
 def has_room(setting: Mapping[str, Any], spec: ModelSpec) -> bool:
-    """Whether a stream can have this window and margin."""
+    """Return True if a stream can have this window and margin."""
     try:
         WindowSizes.of(StreamOptions(**setting), spec)
     except InputError:
@@ -84,7 +106,7 @@ def has_room(setting: Mapping[str, Any], spec: ModelSpec) -> bool:
 
 
 def compare(full: np.ndarray, windowed: np.ndarray) -> dict[str, Any]:
-    """Cosines of rows, float32 `[N, D]` each, and the int8 codes that moved: figures of one document."""
+    """Return the cosines of paired rows, float32 `[N, D]`, and how many int8 codes changed, for one document."""
     cosines = paired_cosines(full, windowed)
     steps = np.abs(quantize(full, "int8").astype(np.int16) - quantize(windowed, "int8"))
     return {
@@ -97,22 +119,17 @@ def compare(full: np.ndarray, windowed: np.ndarray) -> dict[str, Any]:
 
 
 def recommended(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The fastest (then the smallest window) among those as faithful as the best: a mean cosine within CLOSE of it.
-
-    None without windows.
-    """
+    """Return the fastest setting, then the smallest window, among those with a mean cosine within CLOSE of the best."""
     windowed = [result for result in results if result["margin"] is not None]
-    if not windowed:
-        return None
-    best = max(result["cosine_mean"] for result in windowed)
+    best = max((result["cosine_mean"] for result in windowed), default=0.0)
     close = [result for result in windowed if result["cosine_mean"] >= best - CLOSE]
-    return min(close, key=lambda r: (r["seconds"] / r["tokens"], r["window"]))
+    return min(close, key=lambda r: (r["seconds"] / r["tokens"], r["window"]), default=None)
 
 
 def _streamed(
-    embedder: Embedder, session: CountingSession, text: str, options: Mapping[str, Any]
+    embedder: Embedder, session: MeteredSession, text: str, options: Mapping[str, Any]
 ) -> tuple[list[ChunkVector], dict[str, Any]]:
-    """The vectors of a document as float32 means, and what they cost."""
+    """Return the vectors of a document as float32 means, and their cost."""
     computed, passes, watch = session.n_tokens, session.n_passes, CpuWatch()
     started = time.perf_counter()
     vectors = list(embedder.encode_stream(text, "float32", options=StreamOptions(**options)))
@@ -126,19 +143,15 @@ def _streamed(
     return vectors, cost
 
 
-def _means(vectors: Sequence[ChunkVector]) -> np.ndarray:
-    return np.stack([vector.codes for vector in vectors])
-
-
 def _summed(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Costs of documents together; other processes' share of the cores is the largest of any."""
+    """Return the total cost of documents; `others` is the largest of any document."""
     total = {name: sum(cost[name] for cost in costs) for name in ("seconds", "tokens", "tokens_computed", "passes")}
-    others = [cost["others"] for cost in costs if cost["others"] is not None]
-    return {"documents": len(costs), **total, "others": max(others) if others else None}
+    others = max((cost["others"] for cost in costs if cost["others"] is not None), default=None)
+    return {"documents": len(costs), **total, "others": others}
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Figures of documents together: means by their chunks."""
+    """Return the figures of all documents; means are weighted by chunks."""
     weights = [part["chunks"] for part in parts]
     return {
         "chunks": sum(weights),

@@ -1,0 +1,1 @@
+"""Streaming late chunking: memory and time, fidelity, retrieval, and many small documents."""
