@@ -30,7 +30,7 @@ def load(
     name_or_path: str | Path,
     *,
     backend: str = "auto",
-    format: str | None = None,
+    artifact_format: str | None = None,
     revision: str | None = None,
     offline: bool | None = None,
     threads: int | None = None,
@@ -43,17 +43,19 @@ def load(
     `name_or_path` is a built-in name (`nano`), a directory or a Hugging Face repository
     (`perplexity-ai/pplx-embed-v1-0.6b`), which is downloaded if it is not in the cache.
 
-    `backend` is `onnx`, `mlx`, `coreml` or `auto`. `auto` picks the backend that opens `format` or the files in the
-    directory; for a checkpoint it picks mlx on Apple Silicon and onnx elsewhere. `format` is the artifact format that a
-    checkpoint is converted to the first time it is loaded (default: the backend's own, `onnx-int8` for onnx; mlx opens
-    checkpoints directly); the converted model is cached. `revision` pins a commit, tag or branch on the hub.
+    `backend` is `onnx`, `mlx`, `coreml` or `auto`. `auto` picks the backend that opens `artifact_format` or the files
+    in the directory; for a checkpoint it picks mlx on Apple Silicon and onnx elsewhere. `artifact_format` is the format
+    that a checkpoint is converted to the first time it is loaded (default: the backend's own, `onnx-int8` for onnx; mlx
+    opens checkpoints directly); the converted model is cached. `revision` pins a commit, tag or branch on the hub.
     `offline=True` forbids network access, and None follows HF_HUB_OFFLINE. The remaining options belong to individual
     backends, and the other backends reject them: see `SessionOptions`.
 
     Raises ModelNotFound, OfflineError, CheckpointError, UnsupportedModel, ArtifactError, MissingExtra or InputError.
     """
     options = SessionOptions(threads=threads, weights=weights, memory_mb=memory_mb, compute_units=compute_units)
-    model = resolve_model(name_or_path, backend=backend, format=format, revision=revision, offline=offline)
+    model = resolve_model(
+        name_or_path, backend=backend, artifact_format=artifact_format, revision=revision, offline=offline
+    )
     session = model.open(options)
     return Embedder(session, Tokenizer.open(model.directory, session.spec), model.fingerprint)
 

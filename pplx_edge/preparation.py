@@ -44,7 +44,7 @@ def resolve_model(
     name_or_path: str | Path,
     *,
     backend: str = "auto",
-    format: str | None = None,
+    artifact_format: str | None = None,
     revision: str | None = None,
     offline: bool | None = None,
 ) -> ResolvedModel:
@@ -55,9 +55,9 @@ def resolve_model(
     model is an artifact of a different format, and the errors of the converter.
     """
     source = hub.locate(name_or_path, revision=revision, offline=offline)
-    chosen = backends.backend_for(source, backend, format)
+    chosen = backends.backend_for(source, backend, artifact_format)
     backends.require_installed(chosen)
-    directory = _ready_directory(source, chosen, format, hub.source_name(name_or_path))
+    directory = _ready_directory(source, chosen, artifact_format, hub.source_name(name_or_path))
     artifact = Artifact.open(directory) if is_artifact(directory) else None
     return ResolvedModel(source=source, directory=directory, backend=chosen, artifact=artifact)
 
@@ -79,33 +79,33 @@ def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _ready_directory(source: Path, backend: Backend, format: str | None, source_name: str | None) -> Path:
+def _ready_directory(source: Path, backend: Backend, artifact_format: str | None, source_name: str | None) -> Path:
     """Return the directory that the backend should open: the given one, or its conversion in the cache."""
-    if format is not None and format not in backend.formats:
-        raise InputError(f"the {backend.name} backend does not open format {format!r}")
+    if artifact_format is not None and artifact_format not in backend.formats:
+        raise InputError(f"the {backend.name} backend does not open format {artifact_format!r}")
     if is_artifact(source):
         found = Artifact.open(source).format
-        if format not in (None, found):
-            raise InputError(f"{source}: contains {found}, not {format}; load its source or convert it again")
+        if artifact_format not in (None, found):
+            raise InputError(f"{source}: contains {found}, not {artifact_format}; load its source or convert it again")
         return source
-    if format is None and (backend.opens_checkpoints or not backend.formats or _is_ready_made(source)):
+    if artifact_format is None and (backend.opens_checkpoints or not backend.formats or _is_ready_made(source)):
         return source
-    return _converted(source, backend, format or backend.default_format, source_name)
+    return _converted(source, backend, artifact_format or backend.default_format, source_name)
 
 
 def _is_ready_made(directory: Path) -> bool:
     return not has_weights(directory) and ready_made(directory) is not None
 
 
-def _converted(directory: Path, backend: Backend, format: str, source_name: str | None) -> Path:
-    name = f"{directory.resolve().name}-{format}-{_fingerprint(directory, backend.revision)}"
+def _converted(directory: Path, backend: Backend, artifact_format: str, source_name: str | None) -> Path:
+    name = f"{directory.resolve().name}-{artifact_format}-{_fingerprint(directory, backend.revision)}"
     target = hub.cache_directory() / "artifacts" / name
     if is_artifact(target):
         return target
     convert = entry(backend.converter)
     try:
         with conversion_bar(source_name or directory.name) as show:
-            convert(directory, target, format, source_name=source_name, on_progress=show)
+            convert(directory, target, artifact_format, source_name=source_name, on_progress=show)
     except InputError:
         if not is_artifact(target):  # otherwise another process finished the same conversion first
             raise

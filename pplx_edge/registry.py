@@ -153,18 +153,18 @@ def backend_named(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def backend_of_format(format: str) -> Backend | None:
+def backend_of_format(artifact_format: str) -> Backend | None:
     """Return the backend that opens an artifact format, or None."""
-    return next((backend for backend in BACKENDS.values() if format in backend.formats), None)
+    return next((backend for backend in BACKENDS.values() if artifact_format in backend.formats), None)
 
 
-def require_format(format: str) -> Backend:
+def require_format(artifact_format: str) -> Backend:
     """Return the backend that opens an artifact format. Raises InputError if there is none."""
-    if found := backend_of_format(format):
+    if found := backend_of_format(artifact_format):
         return found
-    raise InputError(f"unknown format {format!r}: choose one of {', '.join(all_formats())}")
+    raise InputError(f"unknown format {artifact_format!r}: choose one of {', '.join(all_formats())}")
 
 
 def all_formats() -> list[str]:
     """Return the artifact formats of all backends."""
-    return [format for backend in BACKENDS.values() for format in backend.formats]
+    return [name for backend in BACKENDS.values() for name in backend.formats]

@@ -193,7 +193,7 @@ def measure(model: str, backend: str, format: str | None, seconds: float) -> Mea
     the pace.
     """
     started = time.monotonic()
-    with load(model, backend=backend, format=format) as embedder:
+    with load(model, backend=backend, artifact_format=format) as embedder:
         open_seconds = time.monotonic() - started
         lengths = [embedder.tokenizer.count(text) for text in texts()]
         embedder.encode(texts()[:1], show_progress=False)

@@ -73,7 +73,7 @@ def open_model(args: argparse.Namespace) -> Embedder:
     return load(
         args.model,
         backend=args.backend,
-        format=args.format,
+        artifact_format=args.format,
         revision=args.revision,
         offline=offline(args),
         threads=args.threads,

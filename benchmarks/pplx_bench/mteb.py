@@ -50,7 +50,7 @@ def run(args: Namespace) -> int:
         dim=args.dim,
         max_tokens=args.max_tokens,
         context=args.context,
-        format=format,
+        artifact_format=format,
         threads=args.threads,
     )
     found = mteb.evaluate(model, tasks, cache=ResultCache(args.out), co2_tracker=False)

@@ -23,22 +23,22 @@ from pplx_edge.weights.artifact import Artifact, is_artifact, ready_made
 from pplx_edge.weights.checkpoint import has_weights
 
 
-def backend_for(directory: Path, name: str = "auto", format: str | None = None) -> Backend:
+def backend_for(directory: Path, name: str = "auto", artifact_format: str | None = None) -> Backend:
     """Return the backend that should open a model directory.
 
-    `auto` selects the backend of `format` if a format is given. Otherwise it selects the backend that opens the files
-    in the directory: that of the artifact format for a converted model, that of ready-made model files, and for a
+    `auto` selects the backend of `artifact_format` if it is given. Otherwise it selects the backend that opens the
+    files in the directory: that of the format for a converted model, that of ready-made model files, and for a
     checkpoint the default backend of this machine. Raises InputError for an unknown backend or format, and
     ArtifactError if no backend opens the artifact.
     """
     if name != "auto":
         return backend_named(name)
-    if format is not None:
-        return require_format(format)
+    if artifact_format is not None:
+        return require_format(artifact_format)
     if is_artifact(directory):
-        format = Artifact.open(directory).format
-        if not (found := backend_of_format(format)):
-            raise ArtifactError(f"{directory}: contains {format}, which no backend of this release opens")
+        stored = Artifact.open(directory).format
+        if not (found := backend_of_format(stored)):
+            raise ArtifactError(f"{directory}: contains {stored}, which no backend of this release opens")
         return found
     if not has_weights(directory) and (found := ready_made(directory)):
         return found
@@ -59,8 +59,8 @@ def open_session(backend: Backend, directory: Path, options: SessionOptions = SE
     """
     require_installed(backend)
     options.require_only(backend.name, *backend.options)
-    if is_artifact(directory) and (format := Artifact.open(directory).format) not in backend.formats:
-        raise ArtifactError(f"{directory}: contains {format}, which the {backend.name} backend does not open")
+    if is_artifact(directory) and (stored := Artifact.open(directory).format) not in backend.formats:
+        raise ArtifactError(f"{directory}: contains {stored}, which the {backend.name} backend does not open")
     return entry(backend.session)(directory, options)
 
 

@@ -69,10 +69,7 @@ def test_figures_are_those_made_by_hand(run: Run, base: Path, lines: Path, tmp_p
     status, out, err = run("compare", *names, "--texts", lines, "--json", tmp_path / "card.jsonl")
     assert status == 0, err
     assert "warning" not in err
-    embedders = [
-        pplx_edge.load(base / "tiny", format=name.rpartition("@")[2], backend=name.rpartition("@")[2].split("-")[0])
-        for name in names
-    ]
+    embedders = [pplx_edge.load(base / "tiny", artifact_format=name.rpartition("@")[2]) for name in names]
     reference, *others = (embedder.encode(TEXTS, "float32") for embedder in embedders)
     rows = results(tmp_path / "card.jsonl")
     assert [row["candidate"]["label"] for row in rows] == ["tiny@onnx-int8", "tiny@mlx-bf16"]
@@ -152,7 +149,7 @@ def test_ndcg_is_the_average_over_tasks_of_rankings_made_by_hand(run: Run, base:
     assert status == 0, err
     (row,) = results(tmp_path / "card.jsonl")
     for side, format in (("reference", "onnx-fp32"), ("candidate", "onnx-int8")):
-        embedder = pplx_edge.load(base / "tiny", format=format, backend="onnx")
+        embedder = pplx_edge.load(base / "tiny", artifact_format=format, backend="onnx")
         wanted: dict[str, list[float]] = {"int8": [], "binary": []}
         for name in ("one", "two"):
             task = read_task(data / name)
@@ -245,7 +242,7 @@ def test_empty_lines_are_left_out_and_long_ones_are_cut_alike(run: Run, base: Pa
     assert status == 0, err
     assert "1 empty of 4 lines left out" in err
     (row,) = results(tmp_path / "card.jsonl")
-    tokenizer = pplx_edge.load(base / "tiny", format="onnx-fp32", backend="onnx").tokenizer
+    tokenizer = pplx_edge.load(base / "tiny", artifact_format="onnx-fp32", backend="onnx").tokenizer
     assert row["n_vectors"] == 3
     assert row["n_tokens"] == sum(min(5, tokenizer.count(text)) for text in ("one", "word " * 40, "two"))
     assert row["candidate"]["texts_cut"] == 1

@@ -160,7 +160,9 @@ def test_the_self_test_runs_each_backend_in_a_process_of_its_own(
     assert (reference["format"], reference["default"], reference["min_cosine"]) == ("onnx-fp32", False, None)
     assert (int8["format"], int8["default"], int8["verdict"], int8["why"]) == ("onnx-int8", True, "ok", "")
     codes = [
-        pplx_edge.load(tiny_dir, format=format, backend="onnx").encode(texts()[: int8["n_texts"]]).astype(float)
+        pplx_edge.load(tiny_dir, artifact_format=format, backend="onnx")
+        .encode(texts()[: int8["n_texts"]])
+        .astype(float)
         for format in ("onnx-fp32", "onnx-int8")
     ]
     cosines = (codes[0] * codes[1]).sum(1) / np.linalg.norm(codes[0], axis=1) / np.linalg.norm(codes[1], axis=1)

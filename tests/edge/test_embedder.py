@@ -337,7 +337,7 @@ def test_auto_goes_by_what_is_there_and_then_by_the_machine(tiny_dir, tmp_path, 
     assert backends.backend_for(tiny_dir) is COREML
     (tmp_path / "model.onnx").touch()
     assert backends.backend_for(tmp_path) is ONNX
-    assert backends.backend_for(tiny_dir, format="mlx-q8") is MLX
+    assert backends.backend_for(tiny_dir, artifact_format="mlx-q8") is MLX
     for name, backend in BACKENDS.items():
         assert backends.backend_for(tiny_dir, name) is backend
 

@@ -371,7 +371,7 @@ def test_a_stream_has_the_vectors_of_its_windows_on_mlx_too(make_checkpoint: Cal
         [vector.codes.astype(int) for vector in model.encode_stream(text, options=options)]
         for model in (
             pplx_edge.load(directory, backend="mlx", weights="fp32"),
-            pplx_edge.load(directory, backend="onnx", format="onnx-fp32"),
+            pplx_edge.load(directory, backend="onnx", artifact_format="onnx-fp32"),
         )
     )
     assert len(found) == len(expected) > 20

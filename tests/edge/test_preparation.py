@@ -47,7 +47,7 @@ def test_a_checkpoint_is_converted_once(tiny_dir: Path, cache: Path, conversions
 
 def test_each_format_has_a_conversion_of_its_own(tiny_dir: Path, cache: Path, conversions: list[Path]) -> None:
     for format in ("onnx-int8", "onnx-fp32"):
-        model = resolve_model(tiny_dir, format=format)
+        model = resolve_model(tiny_dir, artifact_format=format)
         assert model.artifact
         assert model.artifact.format == format
     assert len(conversions) == 2
@@ -84,15 +84,15 @@ def test_the_faster_of_two_processes_wins(tiny_dir: Path, cache: Path, monkeypat
 def test_an_artifact_is_opened_as_it_is(tiny_dir: Path, tmp_path: Path, cache: Path) -> None:
     made = convert(tiny_dir, tmp_path / "mine", "onnx-fp32").directory
     assert resolve_model(made, backend="onnx").directory == made
-    assert resolve_model(made, backend="onnx", format="onnx-fp32").directory == made
+    assert resolve_model(made, backend="onnx", artifact_format="onnx-fp32").directory == made
     with pytest.raises(InputError, match="contains onnx-fp32, not onnx-int8"):
-        resolve_model(made, backend="onnx", format="onnx-int8")
+        resolve_model(made, backend="onnx", artifact_format="onnx-int8")
     assert not cache.exists()
 
 
 def test_a_format_of_another_backend_is_refused(tiny_dir: Path) -> None:
     with pytest.raises(InputError, match="the onnx backend does not open format"):
-        resolve_model(tiny_dir, backend="onnx", format="mlx-8bit")
+        resolve_model(tiny_dir, backend="onnx", artifact_format="mlx-8bit")
 
 
 def test_the_manifest_names_the_hub_repository(tiny_dir: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

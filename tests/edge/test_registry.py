@@ -43,11 +43,11 @@ def test_every_option_of_a_session_belongs_to_one_backend():
     assert sorted(options) == sorted(pplx_edge.types.SessionOptions.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("wanted", [{"backend": "numpy"}, {"format": "numpy-fp32"}])
+@pytest.mark.parametrize("wanted", [{"backend": "numpy"}, {"artifact_format": "numpy-fp32"}])
 def test_a_registered_backend_converts_and_loads_checkpoints(
     wanted: dict[str, str], registered: Backend, cache: Path, tiny_dir: Path
 ):
-    exact = pplx_edge.load(tiny_dir, format="onnx-fp32").encode(TEXTS, "float32")
+    exact = pplx_edge.load(tiny_dir, artifact_format="onnx-fp32").encode(TEXTS, "float32")
     with pplx_edge.load(tiny_dir, **wanted) as model:  # type: ignore[arg-type]
         assert model.session.backend == "numpy"
         np.testing.assert_allclose(model.encode(TEXTS, "float32"), exact, atol=1e-4)

@@ -68,7 +68,7 @@ def _verify_vectors(args: argparse.Namespace, directory: Path) -> None:
     if is_artifact(directory) and Artifact.open(directory).format != EXACT_FORMAT:
         print(f"not checked: published vectors hold for full-precision weights; verify {name} itself")
         return
-    with load(directory, format=EXACT_FORMAT, offline=True, threads=args.threads) as model:
+    with load(directory, artifact_format=EXACT_FORMAT, offline=True, threads=args.threads) as model:
         vectors = model.encode(texts(facts))
     for fact, codes in zip(facts, vectors, strict=True):
         if found := deviations(fact, codes):

@@ -89,7 +89,7 @@ def source_doubts(reference: Candidate, candidates: Iterable[Candidate]) -> list
 
 def _found(name: str, revision: str | None, offline: bool | None) -> Candidate:
     model, format = split_format(name)
-    resolved = resolve_model(model, format=format, revision=revision, offline=offline)
+    resolved = resolve_model(model, artifact_format=format, revision=revision, offline=offline)
     directory, artifact = resolved.directory, resolved.artifact
     kept_as = artifact.format if artifact else _CHECKPOINT if has_weights(directory) else resolved.backend.name
     return Candidate(

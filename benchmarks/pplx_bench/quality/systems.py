@@ -100,7 +100,7 @@ def directory_digest(directory: Path) -> str:
 def _edge_system(name: str, opening: Opening) -> System:
     model, format = split_format(name)
     resolved = resolve_model(
-        model, backend=opening.backend, format=format, revision=opening.revision, offline=opening.offline
+        model, backend=opening.backend, artifact_format=format, revision=opening.revision, offline=opening.offline
     )
     directory, backend = resolved.directory, resolved.backend.name
     spec = ModelSpec.from_directory(directory)
