@@ -342,14 +342,25 @@ def modules_after(statement: str) -> set[str]:
     return set(output.stdout.split())
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    loaded = modules_after("import pplx_edge")
+@pytest.mark.parametrize(
+    "statement",
+    ["import pplx_edge", "import pplx_cli; pplx_cli.PROGRAM.overview().format_help()"],
+    ids=["library", "help of the command line"],
+)
+def test_what_everyone_waits_for_loads_not_even_numpy(statement: str):
+    loaded = modules_after(statement)
+    assert {name for name in loaded if name.startswith("pplx_edge")} == {"pplx_edge", "pplx_edge.errors"}
+    assert loaded & {"numpy", "tokenizers", "tqdm", "logging", "subprocess"} == set()
+
+
+def test_the_public_names_load_nothing_heavy():
+    loaded = modules_after("from pplx_edge import *")
     assert "pplx_edge.embedder" in loaded
     assert loaded & (HEAVY | {"huggingface_hub", "pplx_convert", "pplx_quant", "pplx_bench", "safetensors"}) == set()
 
 
-def test_importing_the_package_loads_no_backend():
-    loaded = modules_after("import pplx_edge")
+def test_the_public_names_load_no_backend():
+    loaded = modules_after("from pplx_edge import *")
     assert {name for name in loaded if name.startswith(("pplx_edge.backends.", "pplx_edge.models."))} == set()
 
 

@@ -1,26 +1,14 @@
 """Options that several commands share, and how they open a model."""
 
 import argparse
-from typing import Any, NoReturn
+from typing import Any
 
 from pplx_edge.embedder import Embedder, load
 from pplx_edge.registry import BACKENDS, DEFAULT_FORMAT
 from pplx_edge.types import COMPUTE_UNITS
 from pplx_edge.weights.hub import BUILT_IN
-from pplx_kit.terminal import printable
 
 MODEL_HELP = f"{BUILT_IN}, a directory, an official name (pplx-embed-v1-0.6b) or a hub id (org/name)"
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser with one-line errors that name the program, and no abbreviated options."""
-
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **{"allow_abbrev": False} | options)
-
-    def error(self, message: str) -> NoReturn:
-        program = self.prog.partition(" ")[0]
-        self.exit(2, f"{program}: error: {printable(message)} (see: {self.prog} --help)\n")
 
 
 def add_command(commands: Any, name: str, summary: str, example: str, *, description: str = "") -> Any:

@@ -16,31 +16,43 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from pplx_edge import __version__
 from pplx_edge.errors import EdgeError, InputError, MissingExtra
-from pplx_kit.options import Parser
-from pplx_kit.terminal import say
+from pplx_kit.terminal import printable, say
 
 _ERROR, _INTERRUPTED, _BROKEN_PIPE, _TERMINATED = 2, 130, 141, 143
 _OUR_PACKAGES = ("pplx_",)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser with one-line errors that name the program, and no abbreviated options."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{"allow_abbrev": False} | options)
+
+    def error(self, message: str) -> NoReturn:
+        program = self.prog.partition(" ")[0]
+        self.exit(2, f"{program}: error: {printable(message)} (see: {self.prog} --help)\n")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """A program and its commands.
 
-    `commands` maps the name of a command to its module, which has `add_parser(subparsers)` and is imported only when
-    the command is used or the help of all commands is shown. `add_options` adds the options that stand before the
-    command; `value_options` names those that take a value. `extra` is the extra of the package that installs what the
-    commands need. `first_step` completes "no command given; start with: ", and `memory_advice` "out of memory; ".
+    `commands` maps the name of a command to its summary. The module of a command has the same name in `package`; it has
+    `add_parser(subparsers)`, and is imported only when the command is used. `add_options` adds the options that stand
+    before the command; `value_options` names those that take a value. `extra` is the extra of the package that installs
+    what the commands need. `first_step` completes "no command given; start with: ", and `memory_advice` "out of memory;
+    ".
     """
 
     name: str
     description: str
     example: str
     commands: Mapping[str, str]
+    package: str
     first_step: str
     memory_advice: str
     extra: str
@@ -57,7 +69,21 @@ class Program:
             return status if self._flush_stdout() else (status or _ERROR)
 
     def parser(self, only: str | None = None) -> argparse.ArgumentParser:
-        """Return the parser of all commands, or of one alone, which spares importing the others."""
+        """Return the parser of all commands, or of one command. This imports the modules of these commands."""
+        parser, commands = self._frame()
+        for name in self.commands if only is None else (only,):
+            self.load(f"{self.package}.{name}", f"{self.name} {name}").add_parser(commands)
+        return parser
+
+    def overview(self) -> argparse.ArgumentParser:
+        """Return a parser that knows the names and the summaries of all commands, without importing their modules."""
+        parser, commands = self._frame()
+        for name, summary in self.commands.items():
+            commands.add_parser(name, help=summary)
+        return parser
+
+    def _frame(self) -> tuple[argparse.ArgumentParser, Any]:
+        """Return a parser without commands, and the action that commands are added to."""
         parser = Parser(
             prog=self.name,
             description=self.description,
@@ -66,10 +92,7 @@ class Program:
         )
         parser.add_argument("--version", action="version", version=f"{self.name} {__version__}")
         self.add_options(parser)
-        commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-        for name in self.commands if only is None else (only,):
-            self.load(self.commands[name], f"{self.name} {name}").add_parser(commands)
-        return parser
+        return parser, parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
     def load(self, module: str, feature: str) -> Any:
         """Return an imported module. Raises MissingExtra naming the feature when the module needs another package."""
@@ -87,7 +110,8 @@ class Program:
     def _run(self, arguments: list[str]) -> int:
         try:
             command = self._command_in(arguments)
-            args, unknown = self.parser(command).parse_known_args(arguments)
+            parser = self.parser(command) if command else self.overview()
+            args, unknown = parser.parse_known_args(arguments)
             if unknown:
                 raise InputError(f"{_complaint(unknown[0])} (see: {self.name} {command} --help)")
             return args.run(args)

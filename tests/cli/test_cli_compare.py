@@ -95,6 +95,17 @@ def test_figures_are_those_made_by_hand(run: Run, base: Path, lines: Path, tmp_p
     assert found[4:6] == [f"{100 * rows[0]['moved_share']:.1f}", "%"]
 
 
+def test_neighbors_are_not_compared_among_few_texts(run: Run, base: Path, tmp_path: Path):
+    (tmp_path / "few.txt").write_text("\n".join(TEXTS[:19]))
+    names = [f"{base / 'tiny'}@{format}" for format in ("onnx-fp32", "onnx-int8")]
+    status, out, err = run("compare", *names, "--texts", tmp_path / "few.txt", "--json", tmp_path / "card.jsonl")
+    assert status == 0, err
+    (row,) = results(tmp_path / "card.jsonl")
+    assert row["n_vectors"] == 19
+    assert row["top_10_overlap"] is None
+    assert "top-10: not measured on fewer than 20 texts" in out
+
+
 def test_sizes_and_layers_are_those_of_the_files(run: Run, base: Path, tmp_path: Path):
     names = [f"{base / 'tiny'}@{format}" for format in ("onnx-fp32", "onnx-int8")]
     status, out, err = run("compare", *names, "--json", tmp_path / "card.jsonl")
@@ -109,8 +120,7 @@ def test_sizes_and_layers_are_those_of_the_files(run: Run, base: Path, tmp_path:
     assert row["layer_cosines"] == json.loads((folder / "pplx-edge.json").read_text())["parity"]["layer_cosines"]
     assert len(row["layer_cosines"]) == 2 + 2  # the embedding, two layers, the final norm
     assert row["n_vectors"] == len(PROBE_TEXTS)
-    assert row["top_10_overlap"] is None
-    assert "top-10: not measured on fewer than 20 texts" in out
+    assert 0.5 < row["top_10_overlap"] < 1
     by_layer = {line.split("  ")[0]: line.split()[-1] for line in out.splitlines() if line}
     assert by_layer["layer 1"] == f"{1 - row['layer_cosines'][2]:.1e}"
     assert by_layer["final norm"] == f"{1 - row['layer_cosines'][3]:.1e}"

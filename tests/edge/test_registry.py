@@ -13,6 +13,7 @@ import pplx_edge
 from pplx_edge.errors import ArtifactError, InputError, MissingExtra
 from pplx_edge.preparation import resolve_model
 from pplx_edge.registry import BACKENDS, Backend, all_formats, backend_of_format
+from pplx_edge.types import SessionOptions
 from pplx_edge.weights.artifact import Artifact
 
 TEXTS = ["a first text", "and a second, longer text"]
@@ -40,7 +41,7 @@ def test_every_format_belongs_to_one_backend():
 
 def test_every_option_of_a_session_belongs_to_one_backend():
     options = [name for backend in BACKENDS.values() for name in backend.options]
-    assert sorted(options) == sorted(pplx_edge.types.SessionOptions.__dataclass_fields__)
+    assert sorted(options) == sorted(SessionOptions.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("wanted", [{"backend": "numpy"}, {"artifact_format": "numpy-fp32"}])

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from pplx_cli import COMMANDS
 from pplx_edge.errors import MissingExtra
-from pplx_kit.options import Parser, add_command
+from pplx_kit.options import add_command
+from pplx_kit.program import Parser
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "bench",
-        "measure speed, memory or retrieval quality on this machine",
+        COMMANDS["bench"],
         "pplx-edge bench speed --rows 1x16,32x128",
         description="Each benchmark has its own options: pplx-edge bench speed --help",
     )

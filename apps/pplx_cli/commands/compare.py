@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pplx_cli import COMMANDS
 from pplx_cli.reading import LineFormat, read_records
 from pplx_cli.writing import require_output
 from pplx_edge.errors import InputError
@@ -18,7 +19,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "compare",
-        "compare conversions of one model with each other: fidelity and size on disk",
+        COMMANDS["compare"],
         "pplx-edge compare nano@onnx-fp32 nano@onnx-int8\n"
         "pplx-edge compare nano@onnx-fp32 nano@onnx-int8 nano@mlx-q8 --texts lines.txt --beir task --plot card.svg",
         description="Reports sizes, cosines, changed int8 codes, flipped bits, and the drift after each layer.",

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pplx_cli import COMMANDS
 from pplx_edge.errors import InputError
 from pplx_edge.preparation import conversion_bar
 from pplx_edge.registry import all_formats
@@ -17,7 +18,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "convert",
-        "convert a checkpoint to a format that runs fast",
+        COMMANDS["convert"],
         "pplx-edge convert pplx-embed-v1-0.6b --to onnx-int8 --out models/0.6b-int8\n"
         "pplx-edge convert pplx-embed-v1-0.6b --to mlx-mixed --max-mb 450 --out models/0.6b-mixed",
         description="The result is checked against a float32 reference; a conversion that fails leaves nothing behind.",

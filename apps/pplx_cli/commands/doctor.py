@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pplx_cli import selftest
+from pplx_cli import COMMANDS, selftest
 from pplx_cli.selftest import Outcome
 from pplx_cli.usable import BackendState, backend_states
 from pplx_edge import __version__, backends
@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "doctor",
-        "report what this machine can run, and test it for half a minute",
+        COMMANDS["doctor"],
         "pplx-edge doctor\npplx-edge doctor --no-test --json",
         description=f"Runs {hub.BUILT_IN} on each usable backend and compares its int8 codes with those "
         f"of {selftest.REFERENCE.label}. The exit status is 0 when the default backend is sound and no backend fails, "

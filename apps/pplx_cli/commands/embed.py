@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pplx_cli import stream
+from pplx_cli import COMMANDS, stream
 from pplx_cli.reading import STDIN, LineFormat, Record, blocks, read_records
 from pplx_cli.writing import open_writer, require_output
 from pplx_edge.embedder import Embedder
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "embed",
-        "embed lines of text, or whole documents in chunks",
+        COMMANDS["embed"],
         "printf 'hello\\n\\nworld\\n' | pplx-edge embed - --output vectors.npy\n"
         "pplx-edge embed docs.jsonl --jsonl --field body --precision ubinary --output docs.npy\n"
         "pplx-edge embed --stream book.md --sticky 64 --output book.jsonl",

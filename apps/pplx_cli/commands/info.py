@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pplx_cli import COMMANDS
 from pplx_cli.commands.convert import parity_line
 from pplx_edge.backends import require_installed
 from pplx_edge.errors import CheckpointError, EdgeError, InputError
@@ -25,7 +26,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "info",
-        "show a model's sizes, format, files and parity figures",
+        COMMANDS["info"],
         "pplx-edge info nano\npplx-edge info models/nano-coreml-int8 --evaluate",
         description="Reads only file headers, except with --evaluate, and only models on this machine.",
     )

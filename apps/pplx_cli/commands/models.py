@@ -4,13 +4,14 @@ import argparse
 import json
 from typing import Any
 
+from pplx_cli import COMMANDS
 from pplx_edge.weights import hub
 from pplx_kit.options import add_command, add_hub_options, offline
 from pplx_kit.terminal import human_bytes, say
 
 
 def add_parser(commands: Any) -> None:
-    parser = add_command(commands, "models", "list, download, locate and delete models", "pplx-edge models list")
+    parser = add_command(commands, "models", COMMANDS["models"], "pplx-edge models list")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     _add_list(actions)
     _add_pull(actions)

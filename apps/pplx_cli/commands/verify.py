@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pplx_cli import COMMANDS
 from pplx_cli.golden import CODE_TOLERANCE, GOLDEN, deviations, texts
 from pplx_edge.embedder import load
 from pplx_edge.errors import InputError, ModelError, ModelNotFound
@@ -20,7 +21,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "verify",
-        "check a model's files, and compare official weights with their published vectors",
+        COMMANDS["verify"],
         "pplx-edge verify pplx-embed-v1-0.6b\npplx-edge verify my-copy/ --as pplx-embed-v1-0.6b",
         description="Reads every byte of the model on this machine; downloads nothing.",
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import (
     DEFAULT_COLLECTION,
     DEFAULT_MODEL,
@@ -27,7 +28,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "add",
-        "index folders and files, and remember them for later updates",
+        COMMANDS["add"],
         "pplx-search add ~/Documents ~/Notes\npplx-search add ~/mail --collection mail --include '*.mbox'",
         description="Skips files that .gitignore excludes, hidden files, and files stored only in the cloud. Files "
         "become searchable while indexing is still running. You can interrupt it at any time; the next run continues "

@@ -5,6 +5,7 @@ from typing import Any
 
 from pplx_kit.options import add_command
 from pplx_kit.terminal import printable
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import open_index, say
 
 
@@ -12,7 +13,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "check",
-        "read the whole index once and report any problems",
+        COMMANDS["check"],
         "pplx-search check",
         description="Checks that every passage has one vector and an entry in the full-text index, that the sign bits "
         "match the vectors, and that there are no orphaned rows. Exit status: 0 no problems, 1 problems found, 2 "

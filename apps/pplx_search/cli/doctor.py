@@ -15,6 +15,7 @@ from pplx_edge import __version__
 from pplx_edge.errors import MissingExtra
 from pplx_kit.options import add_command
 from pplx_kit.terminal import printable
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.findings import Finding, Verdict, wrong
 from pplx_search.cli.installation import installation
 
@@ -27,7 +28,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "doctor",
-        "check the installation and the index, and suggest a fix for each problem",
+        COMMANDS["doctor"],
         "pplx-search doctor\npplx-search doctor --json",
         description="Reads a few sample files and encodes a passage. Changes nothing and does not use the network. "
         "Exit status: 0 no problems, 1 problems found.",

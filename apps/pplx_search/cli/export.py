@@ -8,6 +8,7 @@ from typing import Any
 from pplx_edge.errors import InputError
 from pplx_edge.files import replacing_file
 from pplx_kit.options import add_command
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import open_index, say
 from pplx_search.exporting import passages, writer_for
 from pplx_search.store import Filter
@@ -17,7 +18,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "export",
-        "write all passages with their vectors to a file",
+        COMMANDS["export"],
         "pplx-search export passages.parquet\npplx-search export vectors.npz --no-text --in ~/Documents",
         description="Vectors are int8 codes; compare them by cosine similarity. Parquet requires pyarrow.",
     )

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from pplx_kit.options import add_command
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import open_index
 
 _LINES = 20
@@ -16,7 +17,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "get",
-        "print the text of a document as it was indexed",
+        COMMANDS["get"],
         "pplx-search get 12\npplx-search get 12:240:10",
         description="A document's ID is the number in brackets in the output of search. On a terminal, control "
         "characters are shown as �.",

@@ -7,6 +7,7 @@ from typing import Any
 
 from pplx_kit.options import add_command
 from pplx_kit.terminal import printable
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.add import add_rule_options, index_paths
 from pplx_search.cli.opening import DEFAULT_COLLECTION, add_model_options, open_index, say, shown_path
 from pplx_search.cli.search import add_search_options
@@ -18,7 +19,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "once",
-        "search files and folders without keeping an index",
+        COMMANDS["once"],
         'pplx-search once "how is the cache cleaned?" src/ README.md\n'
         "pplx-search once \"who pays for shipping?\" contracts/ --include '*.pdf' -k 3 --json",
         description="Indexes the files in a private temporary directory, searches it as `search` does, and deletes it. "

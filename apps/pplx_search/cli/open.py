@@ -10,6 +10,7 @@ from typing import Any
 
 from pplx_edge.errors import EdgeError, InputError
 from pplx_kit.options import add_command
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import open_index
 
 
@@ -17,7 +18,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "open",
-        "open a document in its default application",
+        COMMANDS["open"],
         "pplx-search open 12",
         description="A document's ID is the number in brackets in the output of search. Executable files are not "
         "opened; their folder is shown instead.",

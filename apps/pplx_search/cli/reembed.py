@@ -5,6 +5,7 @@ from typing import Any
 
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import add_model_options, open_index, open_model, say
 from pplx_search.cli.progress import Bar
 from pplx_search.indexing import Indexer
@@ -15,7 +16,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "reembed",
-        "re-embed all documents with another model; searches use the old vectors until it finishes",
+        COMMANDS["reembed"],
         "pplx-search reembed --model pplx-embed-context-v1-0.6b",
         description="You can interrupt it at any time; run it again to continue where it stopped.",
     )

@@ -8,6 +8,7 @@ from typing import Any
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command
 from pplx_kit.terminal import human_bytes
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import DEFAULT_COLLECTION, open_index, say, shown_path
 from pplx_search.store import Collection, Store
 
@@ -16,7 +17,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "rm",
-        "remove folders, files or collections from the index; the files themselves are kept",
+        COMMANDS["rm"],
         "pplx-search rm ~/Documents/old\npplx-search rm --collection mail",
         description="Removing an added folder stops indexing it. Removing something inside an added folder only "
         "drops it from the index; the next update adds it again unless an exclude rule covers it.",

@@ -13,6 +13,7 @@ from typing import Any
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command, positive
 from pplx_kit.terminal import colours, paint, printable
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import add_model_options, model_of, open_index, say, shown_path
 from pplx_search.query.relevance import Verdict, judge
 from pplx_search.query.snippets import snippet_lines
@@ -27,7 +28,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "search",
-        "find the passages that answer a question",
+        COMMANDS["search"],
         'pplx-search search "when does the lease end?"\n'
         'pplx-search search "invoice 4711" --type pdf --in ~/Documents --since 2026-01-01 --json',
         description="Ranks passages by vectors and words together, with a bonus for exact phrases and file names. If "

@@ -9,6 +9,7 @@ from typing import Any
 
 from pplx_kit.options import add_command
 from pplx_kit.terminal import human_bytes, printable
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import open_index, shown_path
 from pplx_search.ingest.failures import CODES
 from pplx_search.store import FileReport, FileState, Status, Store
@@ -23,7 +24,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "status",
-        "show what is indexed, what is not, and why",
+        COMMANDS["status"],
         "pplx-search status --files",
     )
     parser.add_argument("--files", action="store_true", help="List each file that is not indexed, with the reason.")

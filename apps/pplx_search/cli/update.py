@@ -7,6 +7,7 @@ from typing import Any
 
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import add_model_options, model_of, open_index, say, shown_path
 from pplx_search.cli.progress import Bar, duration
 from pplx_search.indexing import Indexer, Report
@@ -19,7 +20,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "update",
-        "find new, changed and deleted files, and update the index",
+        COMMANDS["update"],
         "pplx-search update",
         description="Unchanged files are not read again. You can interrupt it at any time; the next run continues "
         "where it stopped.",

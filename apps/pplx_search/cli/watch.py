@@ -11,6 +11,7 @@ from watchfiles import watch as watch_files
 
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command
+from pplx_search.cli import COMMANDS
 from pplx_search.cli.opening import add_model_options, model_of, open_index, say
 from pplx_search.cli.update import tell
 from pplx_search.indexing import Indexer
@@ -25,7 +26,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "watch",
-        "keep the index up to date until interrupted",
+        COMMANDS["watch"],
         "pplx-search watch",
         description="Scans all folders at the start, after the machine wakes from sleep, once an hour, and whenever "
         "the system reports changed files.",
