@@ -96,7 +96,7 @@ class StreamEncoder:
             "dim": self.dim,
             "window": self.sizes.window,
             "margin": self.sizes.margin,
-            "sticky": self.sizes.sticky,
+            "heading_tokens": self.sizes.heading_tokens,
             "separator": self.separates,
             "chunk_tokens": options.chunk_tokens,
             "overlap": options.overlap,
@@ -184,7 +184,7 @@ class StreamEncoder:
             document.n_chunks += 1
             if document.position is not None:
                 document.position.require_behind(index, chunk)
-            if self.sizes.sticky and chunk.heading != heading:
+            if self.sizes.heading_tokens and chunk.heading != heading:
                 heading = chunk.heading
                 heading_ids = self.tokenizer.text_rows([_HEADING_JOINT.join(heading)])[0].ids
             # Without a separator token, the whitespace between chunks keeps words apart, as in the document.

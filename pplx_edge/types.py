@@ -83,9 +83,9 @@ class StreamOptions:
     - `margin`: the context on each side of the chunks that a window encodes. Default: 256, or an eighth of the window
       if that is less.
     - `separator`: join chunks with the model's separator token. Default: True for contextual models, otherwise False.
-    - `sticky`: repeat up to this many tokens of the document's first chunk (usually its title) and of the current
-      headings at the start of each window after the first. Default: 64 for contextual models (fewer for a small
-      window), otherwise 0.
+    - `heading_tokens`: repeat up to this many tokens of the document's first chunk (usually its title) and of the
+      current headings at the start of each window after the first. Default: 64 for contextual models (fewer for a
+      small window), otherwise 0.
     - `chunk_tokens`: the maximum length of a chunk.
     - `overlap`: the maximum number of tokens at the end of a chunk that the next chunk repeats.
     - `markup`: the markup of the document. A line that starts with `#` is a heading in `markdown`, and has no special
@@ -98,13 +98,13 @@ class StreamOptions:
     memory_mb: int | None = None
     margin: int | None = None
     separator: bool | None = None
-    sticky: int | None = None
+    heading_tokens: int | None = None
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     overlap: int = 0
     markup: Markup = "markdown"
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("memory_mb", 1), ("margin", 0), ("sticky", 0)):
+        for name, least in (("window", 1), ("memory_mb", 1), ("margin", 0), ("heading_tokens", 0)):
             if getattr(self, name) is not None:
                 self._require_whole(name, least)
         for name, least in (("chunk_tokens", 1), ("overlap", 0)):

@@ -43,10 +43,11 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory", type=positive, metavar="MB", help="the window that fits beside the model instead")
     group.add_argument("--margin", type=natural, metavar="N", help="context on either side of a window's chunks")
     group.add_argument(
-        "--sticky",
+        "--heading-tokens",
         type=natural,
         metavar="N",
-        help="of title and headings in each window; default 64 for models trained for context, else none",
+        help="Repeat up to N tokens of the title and current headings at the start of each window (default: 64 for "
+        "contextual models, otherwise 0).",
     )
     group.add_argument(
         "--separator", action=argparse.BooleanOptionalAction, help="between chunks; default as the model was trained"
@@ -90,7 +91,7 @@ def _options(args: argparse.Namespace) -> StreamOptions:
         memory_mb=args.memory,
         margin=args.margin,
         separator=args.separator,
-        sticky=args.sticky,
+        heading_tokens=args.heading_tokens,
         chunk_tokens=args.chunk_tokens,
         overlap=args.overlap,
         markup=args.markup,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from pplx_edge.errors import InputError
 
 HOME_VARIABLE = "PPLX_SEARCH_HOME"
 CHUNK_TOKENS = 256
-# Short windows keep attention cheap; `sticky` repeats the title and headings at the start of each window.
-INDEX_OPTIONS = StreamOptions(chunk_tokens=CHUNK_TOKENS, window=2048, margin=256, sticky=64)
+# Short windows keep attention cheap; `heading_tokens` repeats the title and headings in each of them.
+INDEX_OPTIONS = StreamOptions(chunk_tokens=CHUNK_TOKENS, window=2048, margin=256, heading_tokens=64)
+_RENAMED = {"sticky": "heading_tokens"}  # names of settings in the indexes of earlier releases
 
 
 def default_home() -> Path:
@@ -37,7 +39,7 @@ def options_for(model: Embedder, options: StreamOptions = INDEX_OPTIONS) -> Stre
         chunk_tokens=chunk_tokens,
         window=window,
         margin=int((options.margin or 0) * share),
-        sticky=int((options.sticky or 0) * share),
+        heading_tokens=int((options.heading_tokens or 0) * share),
     )
 
 
@@ -50,13 +52,18 @@ def settings_of(name: str, model: Embedder, options: StreamOptions) -> dict[str,
 def options_from(settings: dict[str, Any]) -> StreamOptions:
     """Return the options stored in an index. Raises InputError if they come from another release."""
     try:
-        names = ("window", "margin", "separator", "sticky", "chunk_tokens", "overlap")
+        names = ("window", "margin", "separator", "heading_tokens", "chunk_tokens", "overlap")
         return StreamOptions(**{name: settings[name] for name in names})
     except (KeyError, TypeError) as error:
         raise InputError(f"the index was created by another release ({error}); create a new one") from error
 
 
-def fingerprint_of(settings: dict[str, Any]) -> str:
+def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that were stored in an index with the names that this release uses."""
+    return {_RENAMED.get(name, name): value for name, value in settings.items()}
+
+
+def fingerprint_of(settings: Mapping[str, Any]) -> str:
     """Return a hash of the settings that vectors depend on, excluding the name of the model."""
     kept = {name: value for name, value in settings.items() if name != "model"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]

@@ -3,12 +3,12 @@
 The chunks of a document, joined with or without separators, form one sequence of tokens. A sequence that fits in the
 window is one row. A longer one is read in several rows of the form
 
-    [ sticky | left margin | owned | right margin ]
+    [ heading tokens | left margin | owned | right margin ]
 
-where the sticky tokens repeat the title and headings, and the tokens that the windows own follow each other without gap
-or overlap. The vector of a chunk comes from the window that owns it, so the model sees at least one margin of context
-on each side, or everything up to the end of the document. Only a chunk that is longer than the tokens a window can own
-is divided between windows; its vector is the mean over all its parts.
+where the heading tokens repeat the title and headings, and the tokens that the windows own follow each other without
+gap or overlap. The vector of a chunk comes from the window that owns it, so the model sees at least one margin of
+context on each side, or everything up to the end of the document. Only a chunk that is longer than the tokens a window
+can own is divided between windows; its vector is the mean over all its parts.
 
 The windows depend only on the token sequence, so the same document always gives the same windows.
 """
@@ -26,9 +26,9 @@ from pplx_edge.types import StreamOptions, TextChunk, TokenRow
 # The defaults of StreamOptions that depend on the model or on each other.
 DEFAULT_WINDOW = 4096
 DEFAULT_MARGIN = 256  # larger margins do not improve fidelity: benchmarks/README.md, Fidelity
-DEFAULT_STICKY = 64  # for contextual models; improves books and short documents: benchmarks/README.md, Quality
+DEFAULT_HEADING_TOKENS = 64  # for contextual models; improves books and short documents: benchmarks/README.md, Quality
 _MARGIN_SHARE = 8  # in a small window, the default margin is 1/8 of the window
-_STICKY_SHARE = 8  # in a small window, the default number of sticky tokens is 1/8 of the window
+_HEADING_SHARE = 8  # in a small window, the default number of heading tokens is 1/8 of the window
 _LEAST_OWNED_SHARE = 4  # a window must own at least 1/4 of its tokens
 _LEAST_WINDOW = 64
 _MEGABYTE = 1_000_000
@@ -40,7 +40,7 @@ class WindowSizes:
 
     window: int
     margin: int
-    sticky: int
+    heading_tokens: int
 
     @classmethod
     def of(cls, options: StreamOptions, spec: ModelSpec) -> "WindowSizes":
@@ -51,17 +51,19 @@ class WindowSizes:
         if window > spec.max_tokens:
             raise InputError(f"window {window:,}: this model reads at most {spec.max_tokens:,} tokens")
         margin = min(DEFAULT_MARGIN, window // _MARGIN_SHARE) if options.margin is None else options.margin
-        sticky = options.sticky
-        if sticky is None:
+        heading_tokens = options.heading_tokens
+        if heading_tokens is None:
             room = window - 2 * margin - -(-window // _LEAST_OWNED_SHARE)
-            sticky = max(0, min(DEFAULT_STICKY, window // _STICKY_SHARE, room)) if spec.contextual else 0
-        owned = window - 2 * margin - sticky
+            most = min(DEFAULT_HEADING_TOKENS, window // _HEADING_SHARE, room)
+            heading_tokens = max(0, most) if spec.contextual else 0
+        owned = window - 2 * margin - heading_tokens
         if owned * _LEAST_OWNED_SHARE < window:
             raise InputError(
-                f"two margins of {margin:,} and {sticky:,} sticky tokens leave {max(owned, 0):,} tokens of a window of "
-                f"{window:,} for chunks, but at least a quarter is needed; choose a larger window or smaller margins"
+                f"two margins of {margin:,} and {heading_tokens:,} heading tokens leave {max(owned, 0):,} tokens of a "
+                f"window of {window:,} for chunks, but at least a quarter is needed; choose a larger window or smaller "
+                f"margins"
             )
-        return cls(window, margin, sticky)
+        return cls(window, margin, heading_tokens)
 
 
 def window_within(memory_mb: int, spec: ModelSpec) -> int:
@@ -163,13 +165,13 @@ class _Planner:
         owned_from = 0
         while self.read_past(owned_from) or self.n_passed < len(self.placed):  # the last chunk may have no tokens
             left = self.left_of(owned_from)
-            sticky = self.sticky_ids(left) if owned_from else self.title[:0]
-            limit = left + self.sizes.window - len(sticky)
+            repeated = self.repeated_ids(left) if owned_from else self.title[:0]
+            limit = left + self.sizes.window - len(repeated)
             if not self.read_past(limit):
-                yield self.window(sticky, left, owned_from, self.end, self.end)
+                yield self.window(repeated, left, owned_from, self.end, self.end)
                 return
             stop = self.owned_stop(limit - self.sizes.margin)
-            yield self.window(sticky, left, owned_from, stop, self.right_of(stop))
+            yield self.window(repeated, left, owned_from, stop, self.right_of(stop))
             owned_from = max(stop, self.placed[self.n_passed].start)
             self.forget_before(owned_from - self.sizes.margin - len(self.separator))
 
@@ -184,7 +186,7 @@ class _Planner:
             self.end = start + len(tokens.ids)
             self.placed.append(_Placed(tokens, self.n_read, start, self.end))
             if not self.n_read:
-                self.title = tokens.ids[: self.sizes.sticky]
+                self.title = tokens.ids[: self.sizes.heading_tokens]
             self.n_read += 1
         return self.end > position or (self.is_whole and position == 0 and self.n_read > 0)
 
@@ -201,9 +203,9 @@ class _Planner:
     def is_separator(self, position: int) -> bool:
         return bool(len(self.separator)) and any(placed.stop == position for placed in self.placed)
 
-    def sticky_ids(self, left: int) -> np.ndarray:
+    def repeated_ids(self, left: int) -> np.ndarray:
         """Return the title, unless the row begins with it, and the headings of the first chunk that is owned."""
-        size, sep = self.sizes.sticky, self.separator
+        size, sep = self.sizes.heading_tokens, self.separator
         heading = self.placed[self.n_passed].tokens.heading_ids[: size // 2]
         heading = np.concatenate([heading, sep])[:size] if len(heading) else heading
         room = size - len(heading) - len(sep)
@@ -219,9 +221,9 @@ class _Planner:
             stop = placed.stop
         return stop
 
-    def window(self, sticky: np.ndarray, left: int, owned_from: int, stop: int, right: int) -> Window:
-        """Return the row of sticky tokens and tokens `[left, right)`, with the parts in `[owned_from, stop)`."""
-        shift = len(sticky) - left
+    def window(self, repeated: np.ndarray, left: int, owned_from: int, stop: int, right: int) -> Window:
+        """Return the row of repeated tokens and tokens `[left, right)`, with the parts in `[owned_from, stop)`."""
+        shift = len(repeated) - left
         parts = []
         for placed in list(self.placed)[self.n_passed :]:
             closes = placed.stop <= stop
@@ -231,7 +233,7 @@ class _Planner:
             n_tokens = placed.stop - placed.start
             parts.append(Part(placed.tokens.chunk, placed.index, n_tokens, start + shift, end + shift, closes))
             self.n_passed += closes
-        ids = np.concatenate([sticky, self.slice(left, right)])
+        ids = np.concatenate([repeated, self.slice(left, right)])
         return Window(TokenRow(ids, tuple((part.start, part.stop) for part in parts)), tuple(parts))
 
     def slice(self, start: int, stop: int) -> np.ndarray:

@@ -108,13 +108,13 @@ def test_fidelity_as_a_command(run: Run, model: Path, data: Path, tmp_path: Path
 def test_quality_as_a_command_goes_on_where_it_was(run: Run, model: Path, data: Path, tmp_path: Path):
     found = tmp_path / "found.jsonl"
     options = ("bench", "stream", "quality", data, "--model", model, "--chunk-tokens", "48", "--json", found)
-    more = ("--tasks", "pieces,books", "--windows", "128", "--sticky", "16", "--questions", "6", "--plot", tmp_path)
-    status, out, err = run(*options, *more)
+    more = ("--tasks", "pieces,books", "--windows", "128", "--heading-tokens", "16", "--questions", "6")
+    status, out, err = run(*options, *more, "--plot", tmp_path)
     assert status == 0, err
     rows = lines_of(found)
-    ways = ["alone", "title", "full", "stream 128/16", "stream sticky 128/16"]
+    ways = ["alone", "title", "full", "stream 128/16", "stream headings 128/16"]
     assert [row["way"] for row in rows if row["task"] == "pieces"] == ways
-    ways = ["alone", "title", *(f"{way} {w}/{w // 8}" for way in ("stream", "stream sticky") for w in (128, 512))]
+    ways = ["alone", "title", *(f"{way} {w}/{w // 8}" for way in ("stream", "stream headings") for w in (128, 512))]
     books = [row for row in rows if row["task"] == "books"]
     assert [row["way"] for row in books] == ways
     assert {row["queries"] for row in books} == {12}

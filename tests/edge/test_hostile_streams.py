@@ -9,7 +9,7 @@ from fakes import FakeSession, fake_embedder, fake_spec
 from pplx_edge.errors import InputError
 from pplx_edge.types import StreamOptions
 
-OPTIONS = StreamOptions(window=512, margin=32, chunk_tokens=64, sticky=16)
+OPTIONS = StreamOptions(window=512, margin=32, chunk_tokens=64, heading_tokens=16)
 STREAMS = {
     "no blanks": "abcdefghij",
     "newlines": "\n",

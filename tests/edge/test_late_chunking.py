@@ -24,7 +24,7 @@ from pplx_edge.vectors.late_chunking import (
 SEP = 7
 lengths = st.lists(st.integers(0, 70), max_size=40)
 sizes = st.builds(
-    lambda window, margin, sticky: WindowSizes(window, margin, sticky),
+    lambda window, margin, heading_tokens: WindowSizes(window, margin, heading_tokens),
     st.integers(24, 60),
     st.integers(0, 6),
     st.integers(0, 6),
@@ -99,7 +99,7 @@ def test_every_core_has_its_margins_of_the_sequence_around_it(
             after, right = after[:-1], right - 1
         assert window.row.ids[left : first.start].tolist() == before
         assert window.row.ids[final.stop :].tolist() == after
-        assert left <= sizes.sticky
+        assert left <= sizes.heading_tokens
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=10), st.sampled_from([None, SEP]))
@@ -163,7 +163,9 @@ def test_parts_are_summed_and_counted():
 def test_defaults_follow_the_model_and_each_other():
     assert WindowSizes.of(StreamOptions(), fake_spec(max_tokens=32768)) == WindowSizes(4096, 256, 0)
     assert WindowSizes.of(StreamOptions(), fake_spec(max_tokens=512)) == WindowSizes(512, 64, 0)
-    assert WindowSizes.of(StreamOptions(window=1024, margin=0, sticky=9), fake_spec(max_tokens=2048)).margin == 0
+    assert (
+        WindowSizes.of(StreamOptions(window=1024, margin=0, heading_tokens=9), fake_spec(max_tokens=2048)).margin == 0
+    )
 
 
 def test_a_window_stays_within_its_budget():
@@ -177,10 +179,14 @@ def test_a_window_stays_within_its_budget():
 
 
 @pytest.mark.parametrize(
-    ("window", "margin", "sticky"), [(None, None, 64), (512, None, 64), (256, None, 32), (64, 24, 0), (64, 20, 8)]
+    ("window", "margin", "heading_tokens"),
+    [(None, None, 64), (512, None, 64), (256, None, 32), (64, 24, 0), (64, 20, 8)],
 )
-def test_models_with_context_take_the_beginning_along_where_there_is_room(window, margin, sticky: int):
+def test_models_with_context_take_the_beginning_along_where_there_is_room(window, margin, heading_tokens: int):
     options = StreamOptions(window=window, margin=margin)
-    assert WindowSizes.of(options, fake_spec(max_tokens=8192, contextual=True)).sticky == sticky
-    assert WindowSizes.of(options, fake_spec(max_tokens=8192)).sticky == 0
-    assert WindowSizes.of(replace(options, sticky=0), fake_spec(max_tokens=8192, contextual=True)).sticky == 0
+    assert WindowSizes.of(options, fake_spec(max_tokens=8192, contextual=True)).heading_tokens == heading_tokens
+    assert WindowSizes.of(options, fake_spec(max_tokens=8192)).heading_tokens == 0
+    assert (
+        WindowSizes.of(replace(options, heading_tokens=0), fake_spec(max_tokens=8192, contextual=True)).heading_tokens
+        == 0
+    )

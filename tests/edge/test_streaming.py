@@ -110,8 +110,10 @@ def test_without_separators_the_blanks_between_chunks_are_read():
 
 @settings(max_examples=30)
 @given(texts, st.integers(0, 10), st.integers(0, 6))
-def test_every_chunk_comes_once_and_in_order(text: str, sticky: int, overlap: int):
-    options = StreamOptions(window=40, margin=6, chunk_tokens=12, separator=True, sticky=sticky, overlap=overlap)
+def test_every_chunk_comes_once_and_in_order(text: str, heading_tokens: int, overlap: int):
+    options = StreamOptions(
+        window=40, margin=6, chunk_tokens=12, separator=True, heading_tokens=heading_tokens, overlap=overlap
+    )
     position, n_tokens = 0, []
     model = embedder()
     for vector in model.encode_stream(text, options=options):
@@ -142,7 +144,7 @@ def test_the_title_and_the_headings_ride_along():
     text = "Foxes and dogs\n\n" + "# Food\n\n" + "The fox sleeps. " * 60 + "\n\n## Fish\n\n" + "The dog sleeps. " * 60
     list(
         model.encode_stream(
-            text, options=StreamOptions(window=100, margin=8, sticky=30, chunk_tokens=20, separator=True)
+            text, options=StreamOptions(window=100, margin=8, heading_tokens=30, chunk_tokens=20, separator=True)
         )
     )
     sep = [session.spec.sep_id]
@@ -232,7 +234,7 @@ def test_a_stream_goes_on_from_every_position():
 @settings(max_examples=15)
 @given(texts.filter(str.strip), st.integers(1, 60), st.data())
 def test_a_stream_with_long_chunks_goes_on_from_any_position(text: str, chunk_tokens: int, data: st.DataObject):
-    options = StreamOptions(window=32, margin=4, chunk_tokens=chunk_tokens, sticky=4, overlap=chunk_tokens // 4)
+    options = StreamOptions(window=32, margin=4, chunk_tokens=chunk_tokens, heading_tokens=4, overlap=chunk_tokens // 4)
     whole = list(embedder().encode_stream(text, options=options))
     i = data.draw(st.integers(0, len(whole) - 1))
     assert same(list(embedder().encode_stream(text, options=options, resume=whole[i].position)), whole[i + 1 :])

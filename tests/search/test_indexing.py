@@ -15,7 +15,7 @@ from pplx_edge.errors import EdgeError, InputError
 from pplx_search.indexing import Indexer, Report
 from pplx_search.reading_ahead import ReadAhead, Task
 from pplx_search.settings import INDEX_OPTIONS, fingerprint_of, options_for, options_from, settings_of
-from pplx_search.store import FileState, Filter, Query, Store
+from pplx_search.store import FileState, Filter, Query, Store, database, schema
 
 OPTIONS = StreamOptions(chunk_tokens=32, window=128, margin=16)
 FILES = {
@@ -245,6 +245,39 @@ def test_settings_name_what_vectors_depend_on_and_can_be_read_back() -> None:
         assert fingerprint_of(settings | change) != fingerprint_of(settings)
     with pytest.raises(InputError, match="another release"):
         options_from({"model": "x"})
+
+
+def test_an_index_with_the_old_name_of_a_setting_is_read_and_migrated(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, options = fake_embedder(), StreamOptions(chunk_tokens=32, window=128, margin=16, heading_tokens=8)
+    settings = settings_of("fake", model, options)
+    old = {"sticky" if name == "heading_tokens" else name: value for name, value in settings.items()}
+    home = tmp_path / "old"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(database, "migrate", lambda file: schema.migrate(file, schema.MIGRATIONS[:2]))
+        with Store.open(home, write=True) as store:
+            store.collections.add("default")
+            store.collections.add_root("default", os.fsencode(folder))
+            Indexer(store, model, options, old).update()
+            assert '"sticky": 8' in stored_settings(store)
+    with Store.open(home) as store:
+        assert store.vectors.serving is not None
+        assert options_from(dict(store.vectors.serving.settings)) == options
+        assert store.search(Query(words="lazy", k=5))
+    with Store.open(home, write=True) as store:
+        assert "sticky" not in stored_settings(store)
+        again = Indexer(store, model, options, settings)
+        assert again.generation.serving
+        assert store.vectors.building is None
+        assert again.update() == Report(unchanged=len(FILES))
+        assert store.check() == []
+
+
+def stored_settings(store: Store) -> str:
+    """Return the settings of the only generation as they are in the database."""
+    (row,) = store._database.rows("SELECT settings FROM generations")
+    return row[0]
 
 
 def test_options_shrink_with_what_a_model_reads() -> None:

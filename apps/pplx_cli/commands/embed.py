@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         COMMANDS["embed"],
         "printf 'hello\\n\\nworld\\n' | pplx-edge embed - --output vectors.npy\n"
         "pplx-edge embed docs.jsonl --jsonl --field body --precision ubinary --output docs.npy\n"
-        "pplx-edge embed --stream book.md --sticky 64 --output book.jsonl",
+        "pplx-edge embed --stream book.md --heading-tokens 64 --output book.jsonl",
         description="Reads one text per line, empty ones too, and writes one vector per text, in order. With --stream, "
         "writes one vector per chunk of whole files.",
     )

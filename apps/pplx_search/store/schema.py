@@ -13,11 +13,13 @@ Chunk ids are assigned in order and never reused, so the chunks of one text form
 also records its slots (rows in the bits file of the generation) and their checksum. Slots without a run are unused.
 """
 
+import json
 from collections.abc import Callable, Sequence
 
 import apsw
 
 from pplx_edge.text.lexical import TOKENIZER
+from pplx_search.settings import fingerprint_of, with_current_names
 from pplx_search.store.errors import StoreDamaged
 
 APPLICATION_ID = 0x70706C78  # "pplx"
@@ -126,7 +128,21 @@ def _yardsticks(database: apsw.Connection) -> None:
     )
 
 
-MIGRATIONS: Sequence[Callable[[apsw.Connection], None]] = (_first_tables, _yardsticks)
+def _setting_names(database: apsw.Connection) -> None:
+    """Give renamed settings their new names, and the fingerprints that cover them their new value."""
+    rows = database.execute("SELECT id, settings, fingerprint FROM generations").fetchall()
+    for generation_id, stored, fingerprint in rows:
+        before = json.loads(str(stored))
+        after = with_current_names(before)
+        if fingerprint == fingerprint_of(before):
+            fingerprint = fingerprint_of(after)
+        database.execute(
+            "UPDATE generations SET settings = ?, fingerprint = ? WHERE id = ?",
+            (json.dumps(after, sort_keys=True), fingerprint, generation_id),
+        )
+
+
+MIGRATIONS: Sequence[Callable[[apsw.Connection], None]] = (_first_tables, _yardsticks, _setting_names)
 
 
 def migrate(database: apsw.Connection, migrations: Sequence[Callable[[apsw.Connection], None]] = MIGRATIONS) -> None:

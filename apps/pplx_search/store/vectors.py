@@ -13,6 +13,7 @@ from pplx_search.ids import ChunkId, EmbeddingId, TextId
 from pplx_search.query.full_text import searchable
 from pplx_search.query.kernels import signs
 from pplx_search.query.types import NullBaseline
+from pplx_search.settings import with_current_names
 from pplx_search.store.bits import BitsFile, checksum
 from pplx_search.store.database import Database
 from pplx_search.store.schema import create_words, words_table
@@ -194,7 +195,8 @@ class Vectors:
         if row is None:
             return None
         generation_id, fingerprint, settings, dim, state = row
-        return Generation(generation_id, fingerprint, json.loads(settings), dim, state == SERVING)
+        named = with_current_names(json.loads(settings))  # a reader may find those of an earlier release
+        return Generation(generation_id, fingerprint, named, dim, state == SERVING)
 
     def _target(self, embedding_id: EmbeddingId) -> tuple[TextId, int, int, int, int, int]:
         """Return the text, the generation id, the chunks so far, the dimension, the next slot and the epoch."""

@@ -30,7 +30,7 @@ from pplx_edge.types import StreamOptions, TextChunk
 from pplx_edge.vectors.late_chunking import ChunkTokens, RunningMean, WindowSizes, plan_windows
 from pplx_kit.options import natural, positive
 
-ALONE, TITLE, FULL, STREAM, STICKY = "alone", "title", "full", "stream", "stream sticky"
+ALONE, TITLE, FULL, STREAM, HEADINGS = "alone", "title", "full", "stream", "stream headings"
 TASKS, BOOKS = ("squad-context", "factbook-context"), "books"
 BARE, TITLED = "sentence", "title: sentence"  # the two forms of a question about a book
 MAX_TEXT_TOKENS = 512
@@ -64,7 +64,13 @@ def add_options(group: Any) -> None:
     )
     add("--windows", type=list_of(positive), default=[512, 1024], metavar="N,N", help="Tokens of a window (512,1024).")
     add("--margin", type=natural, metavar="N", help="Tokens of context on each side (default: the library's).")
-    add("--sticky", type=positive, default=64, metavar="N", help="Tokens of title and headings (default: %(default)s).")
+    add(
+        "--heading-tokens",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="Tokens of title and headings (default: %(default)s).",
+    )
     add("--questions", type=positive, default=80, metavar="N", help="Questions about a book (default: %(default)s).")
     add("--books", type=comma_list, metavar="ID,ID", help="Only use these documents of longdocs.")
 
@@ -77,26 +83,28 @@ def measure(setup: Setup) -> list[Result]:
     options, inputs = setup.chunk_options, setup.inputs(options=setup.chunk_options)
     found: list[Result] = []
     for folder in task_folders([args.data], tasks) if tasks else []:
-        ways = readings(args.windows, args.margin, args.sticky, spec, full=True)
+        ways = readings(args.windows, args.margin, args.heading_tokens, spec, full=True)
         found += measure_task(encoder, read_task(folder), ways, options, inputs, setup.results)
     if BOOKS in args.tasks:
         windows = list(dict.fromkeys([*args.windows, spec.max_tokens]))
-        ways = readings(windows, args.margin, args.sticky, spec, full=False)
+        ways = readings(windows, args.margin, args.heading_tokens, spec, full=False)
         library = Library(encoder, setup.books(args.books), args.questions, ways, options)
         about = {"books_hash": setup.books_hash, "books": args.books, "task": BOOKS, "questions": args.questions}
         found += _each(ways, inputs | about, library.figures, setup.results)
     return found
 
 
-def readings(windows: Sequence[int], margin: int | None, sticky: int, spec: ModelSpec, *, full: bool) -> list[Reading]:
-    """Return every way to encode chunks, with a stream in each window without and with `sticky` heading tokens.
+def readings(
+    windows: Sequence[int], margin: int | None, heading_tokens: int, spec: ModelSpec, *, full: bool
+) -> list[Reading]:
+    """Return every way to encode chunks, with a stream in each window without and with repeated headings.
 
     The margin defaults to the library's.
     """
     margins = {w: WindowSizes.of(StreamOptions(window=w, margin=margin), spec).margin for w in windows}
     found = [Reading(name, {}) for name in (ALONE, TITLE, *((FULL,) if full else ()))]
-    for name, n_sticky in ((STREAM, 0), (STICKY, sticky)):
-        found += [Reading(name, {"window": w, "margin": margins[w], "sticky": n_sticky}) for w in windows]
+    for name, n_tokens in ((STREAM, 0), (HEADINGS, heading_tokens)):
+        found += [Reading(name, {"window": w, "margin": margins[w], "heading_tokens": n_tokens}) for w in windows]
     return found
 
 
