@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rough_checkpoints import PLANTS, SAME_FUNCTION, write_rough
 
+from pplx_bench.rough.plants import PLANTS, SAME_FUNCTION, write_rough
 from pplx_convert import convert, equalization
 from pplx_convert.__main__ import main as store_equalization
 from pplx_convert.equalization import Equalization, EqualizedCheckpoint, LayerFolds, run_reference

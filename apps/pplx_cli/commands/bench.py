@@ -33,6 +33,12 @@ BENCHMARKS = {
         "convert a model to every format and report seconds, peak memory, size and parity",
         "--model nano --formats onnx-int8,mlx-q8,coreml-int8",
     ),
+    "rough": Benchmark(
+        "pplx_bench.rough",
+        "make a model as rough as real checkpoints are, and convert it with and without equalization",
+        "data/bench/squad-dev --formats onnx-int8,coreml-fp16",
+        "quality",
+    ),
     "quality": Benchmark(
         "pplx_bench.quality.command",
         "measure retrieval (nDCG@10 and others) on folders in BEIR layout, next to BM25 and MiniLM",

@@ -1,7 +1,7 @@
-"""Make any checkpoint as rough as real ones: outlier channels, a large residual stream, massive tokens.
+"""Make a checkpoint as rough as real ones: outlier channels, a large residual stream, massive tokens.
 
-All plants but `massive_tokens` keep the function of the model up to float32 rounding, so the vectors of the original
-are their oracle. Each plant changes a dictionary of float32 tensors in place.
+All plants but `tokens` keep the function of the model up to float32 rounding, so the vectors of the original are their
+oracle. Each plant changes a dictionary of float32 tensors in place.
 """
 
 from collections.abc import Callable, Sequence
