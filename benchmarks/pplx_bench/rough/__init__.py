@@ -9,8 +9,8 @@ from pplx_bench import machine, report
 from pplx_bench.beir import read_task
 from pplx_bench.rough.measure import SETS, Row, measure, part_of_task
 from pplx_bench.workdir import append_lines, say
-from pplx_convert.parity import LIMITS
 from pplx_edge.errors import InputError
+from pplx_edge.registry import all_formats
 from pplx_edge.weights import hub
 
 DEFAULT_FORMATS = "onnx-int8,mlx-q8,coreml-fp16,coreml-int8"
@@ -31,7 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Convert, print the table, and return 0 if the limits of no format refuse an equalized conversion."""
     sets, formats = args.plants.split(","), args.formats.split(",")
-    for option, given, known in (("--plants", sets, SETS), ("--formats", formats, LIMITS)):
+    for option, given, known in (("--plants", sets, SETS), ("--formats", formats, all_formats())):
         if unknown := [name for name in given if name not in known]:
             raise InputError(f"{option}: unknown name {unknown[0]!r}; choose from {', '.join(known)}")
     task = part_of_task(read_task(args.task), args.queries, args.passages)

@@ -14,9 +14,10 @@ from pplx_bench.fidelity.program import ProgramSession, needs_evaluation
 from pplx_bench.quality.metrics import DEPTH, figures
 from pplx_bench.rough.plants import PLANTS, SAME_FUNCTION, write_rough
 from pplx_convert import convert
-from pplx_convert.parity import LIMITS, ParityLimits, ParityReport
+from pplx_convert.parity import ParityReport
 from pplx_edge.backends import open_session
 from pplx_edge.errors import ParityError
+from pplx_edge.registry import COREML, MLX, ONNX, ParityLimits, require_format
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.text.tokenization import Tokenizer
@@ -117,7 +118,7 @@ def _is_refused(artifact: Artifact) -> bool:
     parity = dict(artifact.parity)
     parity["layer_cosines"] = tuple(parity["layer_cosines"])
     try:
-        ParityReport(**parity).require(LIMITS[artifact.format])
+        ParityReport(**parity).require(require_format(artifact.format).formats[artifact.format])
     except ParityError:
         return True
     return False
@@ -130,11 +131,11 @@ def _float32_vectors(model: Path, work: Path, task: RetrievalTask, cut: int) -> 
 
 def _vectors(directory: Path, work: Path, task: RetrievalTask, cut: int) -> Vectors:
     """Encode a task with an artifact of any format, each input cut to `cut` tokens."""
-    backend = Artifact.open(directory).format.partition("-")[0]
-    if backend == "coreml" and needs_evaluation(directory):
+    backend = require_format(Artifact.open(directory).format)
+    if backend is COREML and needs_evaluation():
         session = ProgramSession(directory)
-    elif backend == "mlx" and not _has_metal():
-        session = open_session("onnx", _decoded(directory, work))
+    elif backend is MLX and not _has_metal():
+        session = open_session(ONNX, _decoded(directory, work))
     else:
         session = open_session(backend, directory)
     tokenizer = Tokenizer.open(directory, session.spec)
