@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pplx_bench import machine, report
-from pplx_bench.beir import read_task
+from pplx_bench.retrieval.beir import read_task
 from pplx_bench.rough.measure import SETS, Row, measure, part_of_task
 from pplx_bench.workdir import append_lines, say
 from pplx_edge.errors import InputError

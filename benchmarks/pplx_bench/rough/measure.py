@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from pplx_bench.beir import Passage, RetrievalTask
 from pplx_bench.fidelity.program import ProgramSession, needs_evaluation
-from pplx_bench.quality.metrics import DEPTH, figures
+from pplx_bench.retrieval.beir import Passage, RetrievalTask
+from pplx_bench.retrieval.metrics import DEPTH, evaluate_task
 from pplx_bench.rough.plants import PLANTS, SAME_FUNCTION, write_rough
 from pplx_convert import convert
 from pplx_convert.parity import ParityReport
@@ -173,5 +173,4 @@ def _ndcg(task: RetrievalTask, vectors: Vectors) -> float:
     codes = int8_codes(vectors.means)
     scores = similarity(codes[vectors.n_passages :], codes[: vectors.n_passages])
     ranked = [top_k(row, min(DEPTH, len(task.corpus))) for row in scores]
-    queries, passages = [query.id for query in task.queries], [passage.id for passage in task.corpus]
-    return figures(task.judgements, queries, passages, np.array(ranked))["ndcg@10"]
+    return evaluate_task(task, np.array(ranked))["ndcg@10"]
