@@ -58,13 +58,13 @@ class Vectors:
 def part_of_task(task: RetrievalTask, n_queries: int, n_passages: int) -> RetrievalTask:
     """Return a smaller task: the first queries, the passages judged for them, and others up to `n_passages`."""
     queries = task.queries[:n_queries]
-    judgements = {query.id: task.judgements[query.id] for query in queries}
-    wanted = {passage for grades in judgements.values() for passage in grades}
+    qrels = {query.id: task.qrels[query.id] for query in queries}
+    wanted = {passage for grades in qrels.values() for passage in grades}
     others = [passage.id for passage in task.corpus if passage.id not in wanted]
     step = max(1, len(others) // max(1, n_passages - len(wanted)))
     kept = wanted | set(others[::step][: max(0, n_passages - len(wanted))])
     corpus: tuple[Passage, ...] = tuple(passage for passage in task.corpus if passage.id in kept)
-    return RetrievalTask(task.name, corpus, queries, judgements)
+    return RetrievalTask(task.name, corpus, queries, qrels)
 
 
 def measure(
