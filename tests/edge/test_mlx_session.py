@@ -48,7 +48,7 @@ def reference(directory: Path, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def chunked(ids: np.ndarray, n_chunks: int) -> TokenRow:
-    """A row cut into chunks, one of them empty."""
+    """A row with several spans, one of them empty."""
     ends = np.linspace(0, len(ids), n_chunks + 1).astype(int)
     return TokenRow(ids, (*zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True), (3, 3)))
 
@@ -57,7 +57,7 @@ def chunked(ids: np.ndarray, n_chunks: int) -> TokenRow:
 
 
 @pytest.mark.parametrize("model", ["0.6b", "4b"])
-def test_states_are_those_of_the_reference(tiny_dirs: dict[str, Path], model: str) -> None:
+def test_states_equal_the_reference(tiny_dirs: dict[str, Path], model: str) -> None:
     rows = sample_rows(LENGTHS, seed=1)
     batch = collate([TokenRow(ids, ()) for ids in rows], 0)
     states = open_session(tiny_dirs[model], FP32).token_states(batch)
@@ -75,7 +75,7 @@ def test_padding_on_the_left_changes_nothing(session: MlxSession) -> None:
     np.testing.assert_array_equal(session.token_states(left)[0, 11:], session.token_states(right)[0, :9])
 
 
-def test_span_means_are_means_of_the_reference_s_states(session: MlxSession, tiny_dir: Path) -> None:
+def test_span_means_are_means_of_reference_states(session: MlxSession, tiny_dir: Path) -> None:
     rows = sample_rows(LENGTHS, seed=4)
     batch = collate([chunked(ids, 1 + i) for i, ids in enumerate(rows)], 0)
     states = reference(tiny_dir, rows)
@@ -96,7 +96,7 @@ def test_spans_may_overlap_and_come_in_any_order(session: MlxSession) -> None:
         np.testing.assert_array_equal(session.span_means(collate([TokenRow(ids, (bound,))], 0))[0], mean)
 
 
-def test_bf16_is_as_near_as_its_rounding_allows_to_torch(nano_dir: Path) -> None:
+def test_bf16_differs_from_torch_by_rounding_only(nano_dir: Path) -> None:
     """On nano, whose means reach 16, torch's own bf16 moves codes by 5; the residual in float32 keeps ours below."""
     texts = ["What is Deep Learning?", "Wie hoch ist die Gebühr?", "日本の首都はどこですか。"]
     with pplx_edge.load(nano_dir, backend="mlx") as model:
@@ -111,7 +111,7 @@ def test_bf16_is_as_near_as_its_rounding_allows_to_torch(nano_dir: Path) -> None
 
 
 @pytest.mark.parametrize(("weights", "least"), [("q8", 0.999), ("mxfp8", 0.995), ("q4", 0.94), ("nvfp4", 0.9)])
-def test_quantising_at_load_stays_near(session: MlxSession, tiny_dir: Path, weights: str, least: float) -> None:
+def test_quantizing_at_load_stays_close(session: MlxSession, tiny_dir: Path, weights: str, least: float) -> None:
     batch = collate([TokenRow(ids, ((0, len(ids)),)) for ids in sample_rows((12, 30), seed=6)], 0)
     exact, found = (
         session.span_means(batch),
@@ -125,14 +125,14 @@ def test_quantising_at_load_stays_near(session: MlxSession, tiny_dir: Path, weig
 
 
 @given(st.integers(1, 1 << 16))
-def test_lengths_are_few_and_little_is_padded(n_tokens: int) -> None:
+def test_padded_lengths_are_few_and_add_at_most_a_quarter(n_tokens: int) -> None:
     length = padded_length(n_tokens)
     assert length >= n_tokens
     assert length <= max(16, n_tokens * 1.25)
     assert padded_length(length) == length
 
 
-def test_there_are_four_lengths_an_octave() -> None:
+def test_there_are_four_lengths_per_octave() -> None:
     assert len({padded_length(n) for n in range(16, 32768)}) <= 4 * 11 + 1
 
 
@@ -165,7 +165,7 @@ def test_span_sums_are_sums(spans: list[tuple[int, int]], seed: int) -> None:
 @pytest.mark.parametrize("name", sorted(WEIGHT_FORMATS))
 @given(seed=st.integers(0, 50))
 @settings(max_examples=10)
-def test_codes_are_unpacked_by_mlx_itself(name: str, seed: int) -> None:
+def test_mlx_unpacks_our_codes(name: str, seed: int) -> None:
     weight_format = WEIGHT_FORMATS[name]
     weight = np.random.default_rng(seed).standard_normal((6, 128), dtype=np.float32)
     weight[0] = 0
@@ -184,7 +184,7 @@ def test_codes_are_unpacked_by_mlx_itself(name: str, seed: int) -> None:
     assert np.linalg.norm(error) / np.linalg.norm(weight) < {8: 0.04, 4: 0.15}[weight_format.bits]
 
 
-def test_eight_bits_are_nearer_than_mlx_s_own_with_scales_of_the_same_size() -> None:
+def test_eight_bits_are_closer_than_those_of_mlx_with_scales_of_the_same_size() -> None:
     weight = mx.array(np.random.default_rng(0).standard_normal((256, 1024), dtype=np.float32))
     ours, theirs = quantized(weight, WEIGHT_FORMATS["q8"]), mx.quantize(weight.astype(mx.bfloat16), 64, 8)
 
@@ -203,12 +203,12 @@ def test_options_of_other_backends_are_refused(tiny_dir: Path) -> None:
         backends.open_session(MLX, tiny_dir, SessionOptions(threads=2))
 
 
-def test_an_unknown_quantisation_names_those_that_there_are(tiny_dir: Path) -> None:
+def test_the_error_for_an_unknown_weight_format_lists_the_known_ones(tiny_dir: Path) -> None:
     with pytest.raises(InputError, match="unknown quantization 'q3': choose one of q8, q4"):
         open_session(tiny_dir, SessionOptions(weights="q3"))
 
 
-def test_memory_bounds_a_pass_and_too_little_is_refused(tiny_dir: Path) -> None:
+def test_memory_limits_the_tokens_of_a_pass(tiny_dir: Path) -> None:
     before = mx.set_memory_limit(1 << 40)
     try:
         bounded = open_session(tiny_dir, SessionOptions(weights="fp32", memory_mb=1))
@@ -219,13 +219,13 @@ def test_memory_bounds_a_pass_and_too_little_is_refused(tiny_dir: Path) -> None:
         mx.set_memory_limit(before)
 
 
-def test_too_little_memory_says_how_much_is_needed(make_checkpoint: Callable[..., Path]) -> None:
+def test_the_error_for_too_little_memory_says_how_much_is_needed(make_checkpoint: Callable[..., Path]) -> None:
     big = make_checkpoint(vocab_size=20_000, hidden_size=128)
     with pytest.raises(InputError, match=r"memory_mb 5: this model needs at least \d+"):
         open_session(big, SessionOptions(memory_mb=5))
 
 
-def test_the_device_is_read_back(session: MlxSession) -> None:
+def test_the_session_names_its_device(session: MlxSession) -> None:
     assert session.device.split()[0] == mx.default_device().type.name
 
 
@@ -233,7 +233,7 @@ def test_the_device_is_read_back(session: MlxSession) -> None:
 
 
 def write_mlx(directory: Path, plan: QuantizationPlan, *, prefix: str = "model.", **config: object) -> Path:
-    """A repository as MLX tools leave it, by mlx's own quantiser and writer."""
+    """Write a repository as MLX tools do, with the quantizer and the writer of MLX, and return its directory."""
     spec = ModelSpec.from_config(tiny_config(hidden_size=128, intermediate_size=192))
     tensors = {}
     for name, values in random_weights(spec, seed=7).items():
@@ -264,7 +264,7 @@ def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
-def test_a_mode_that_is_not_named_is_affine(tmp_path: Path, exact: np.ndarray) -> None:
+def test_a_missing_mode_means_affine(tmp_path: Path, exact: np.ndarray) -> None:
     plan = QuantizationPlan(WeightFormat(8, 32))
     directory = write_mlx(tmp_path / "m", plan, quantization={"group_size": 32, "bits": 8})
     assert least_cosine(means(directory), exact) > 0.999
@@ -283,7 +283,7 @@ def test_mixed_repositories_name_layers_by_objects_and_booleans(tmp_path: Path, 
     assert 0.9 < least_cosine(means(directory), exact) < 0.9999
 
 
-def test_bits_that_the_config_does_not_name_follow_from_the_shapes(tmp_path: Path, exact: np.ndarray) -> None:
+def test_missing_bits_follow_from_the_shapes(tmp_path: Path, exact: np.ndarray) -> None:
     plan = QuantizationPlan(
         WeightFormat(4, 64), {"embed_tokens": WeightFormat(8, 64), "layers.0.mlp.gate_proj": WeightFormat(8, 32)}
     )
@@ -291,7 +291,7 @@ def test_bits_that_the_config_does_not_name_follow_from_the_shapes(tmp_path: Pat
     assert 0.9 < least_cosine(means(directory), exact) < 0.9999
 
 
-def test_the_prefix_may_be_missing_and_a_head_may_be_there(tmp_path: Path, exact: np.ndarray) -> None:
+def test_the_prefix_is_optional_and_a_head_is_ignored(tmp_path: Path, exact: np.ndarray) -> None:
     directory = write_mlx(tmp_path / "m", QuantizationPlan(), prefix="")
     np.testing.assert_array_equal(means(directory), exact)
 
@@ -322,7 +322,7 @@ def broken(directory: Path, change: Callable[[dict], object]) -> Path:
         ),
     ],
 )
-def test_what_is_wrong_in_a_repository_is_named(tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
+def test_a_fault_in_a_repository_is_named(tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
     block = {"group_size": 64, "bits": 4, "mode": "affine"}
     directory = broken(write_mlx(tmp_path / "m", QuantizationPlan(WeightFormat(4, 64)), quantization=block), change)
     with pytest.raises(CheckpointError, match=message):
@@ -338,19 +338,19 @@ def test_what_is_wrong_in_a_repository_is_named(tmp_path: Path, change: Callable
         ({"bits": "4", "group_size": 64}, "bits='4'"),
     ],
 )
-def test_a_quantisation_that_cannot_be_read_is_named(tmp_path: Path, block: object, message: str) -> None:
+def test_an_invalid_quantization_block_is_named(tmp_path: Path, block: object, message: str) -> None:
     with pytest.raises(UnsupportedModel, match=message):
         open_session(write_mlx(tmp_path / "m", QuantizationPlan(), quantization=block))
 
 
-def test_quantised_weights_are_not_quantised_again(tmp_path: Path) -> None:
+def test_quantized_weights_are_not_quantized_again(tmp_path: Path) -> None:
     block = {"group_size": 64, "bits": 4}
     directory = write_mlx(tmp_path / "m", QuantizationPlan(WeightFormat(4, 64)), quantization=block)
     with pytest.raises(InputError, match="already quantized"):
         open_session(directory, SessionOptions(weights="q8"))
 
 
-def test_a_damaged_file_is_an_error_of_the_checkpoint(tmp_path: Path) -> None:
+def test_a_damaged_file_is_a_checkpoint_error(tmp_path: Path) -> None:
     directory = write_mlx(
         tmp_path / "m", QuantizationPlan(WeightFormat(4, 64)), quantization={"group_size": 64, "bits": 4}
     )
@@ -363,7 +363,7 @@ def test_a_damaged_file_is_an_error_of_the_checkpoint(tmp_path: Path) -> None:
 # Streams
 
 
-def test_a_stream_has_the_vectors_of_its_windows_on_mlx_too(make_checkpoint: Callable[..., Path]) -> None:
+def test_a_stream_has_the_same_vectors_on_mlx_and_onnx(make_checkpoint: Callable[..., Path]) -> None:
     directory = make_checkpoint(max_position_embeddings=256)
     text = "\n\n".join(f"Paragraph {i}: the quick brown fox, {'and the dog ' * (i % 5)}" for i in range(30))
     options = pplx_edge.StreamOptions(window=128, margin=16, chunk_tokens=32)
@@ -385,7 +385,7 @@ def test_float_checkpoints_of_every_layout_open(make_checkpoint: Callable[..., P
     np.testing.assert_array_equal(open_session(plain).span_means(batch), open_session(sharded).span_means(batch))
 
 
-def test_nothing_is_read_that_config_json_does_not_describe(tmp_path: Path, tiny_dir: Path) -> None:
+def test_a_model_that_config_json_does_not_describe_is_refused(tmp_path: Path, tiny_dir: Path) -> None:
     config = json.loads((tiny_dir / "config.json").read_text())
     write_json(tmp_path / "config.json", config)
     weights = random_weights(ModelSpec.from_config(config))
@@ -394,7 +394,7 @@ def test_nothing_is_read_that_config_json_does_not_describe(tmp_path: Path, tiny
         open_session(tmp_path)
 
 
-def test_spans_of_a_batch_need_not_be_there(session: MlxSession) -> None:
+def test_a_batch_may_have_no_spans(session: MlxSession) -> None:
     ids = np.zeros((1, 4), np.int64)
     batch = TokenBatch(ids, np.ones_like(ids), (Span(0, 2, 2),))
     assert not session.span_means(batch).any()
