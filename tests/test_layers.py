@@ -150,7 +150,7 @@ def backend_of(module: str) -> str:
 
 
 def complaint(found: Import) -> str | None:
-    """What is wrong with an import, or None."""
+    """Return what is wrong with an import, or None."""
     layer = layer_of(found.importer)
     if layer is None:
         return "is in no layer: place it in tests/test_layers.py and ARCHITECTURE.md first"

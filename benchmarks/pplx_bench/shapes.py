@@ -91,7 +91,7 @@ def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:
 
 
 def shape_name(name: str, layers: int | None = None) -> str:
-    """What its work files are called: `0.6b`, or `0.6b-2-layers` when it was cut."""
+    """Return the name of the work files of a shape: `0.6b`, or `0.6b-2-layers` for the first two layers only."""
     return name if layers is None else f"{name}-{layers}-layers"
 
 

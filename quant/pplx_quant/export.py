@@ -23,7 +23,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Where from, where to, and the type of the stored weights."""
+    """The options of `pplx_quant.export`: source, target, the type of the stored weights, and the vectors it serves."""
 
     checkpoint: Path
     out: Path

@@ -29,7 +29,10 @@ NONE = -1
 
 @dataclass(frozen=True)
 class PackConfig:
-    """What is packed, and how. `cap` holds the most pairs (for `chunks.*`: chunks) of a group, drawn by the seed."""
+    """The options of `pplx_quant.pack`.
+
+    `cap` limits the number of pairs of a group, or of chunks for groups `chunks.*`; they are sampled with the seed.
+    """
 
     data: Path
     tokenizer: Path

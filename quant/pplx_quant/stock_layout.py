@@ -1,6 +1,6 @@
-"""What sentence-transformers must find in a model's directory to give our vectors.
+"""Write the files with which sentence-transformers opens a model directory and returns our vectors.
 
-| `vectors` | what `SentenceTransformer(directory).encode` gives | needs |
+| `vectors` | result of `SentenceTransformer(directory).encode` | needs |
 |---|---|---|
 | `means` | the mean states, before tanh | nothing |
 | `codes` | `127 * tanh(mean)` as floats whose `rint` are our int8 codes | nothing: two stock Dense modules |

@@ -70,7 +70,7 @@ def local_task(task: RetrievalTask, separator: str = "#") -> Any:
 
 
 def mteb_scores(task: Any, tmp_path: Path, **options: Any) -> dict[str, float]:
-    """What mteb makes of a task with our adapter."""
+    """Return the scores that mteb computes for a task with our adapter."""
     from mteb.cache import ResultCache
 
     from pplx_bench.mteb_adapter import MtebEncoder
@@ -81,7 +81,7 @@ def mteb_scores(task: Any, tmp_path: Path, **options: Any) -> dict[str, float]:
 
 
 def own_scores(task: RetrievalTask, precision: Any, means: np.ndarray, queries: np.ndarray) -> dict[str, float]:
-    """What our own benchmark makes of it."""
+    """Return the scores that our own benchmark computes."""
     ranking = rank(quantize(queries, precision), quantize(means, precision), 100)
     return evaluate_task(task, ranking)
 

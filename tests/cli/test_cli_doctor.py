@@ -280,7 +280,7 @@ def test_an_error_of_a_process_is_told(tiny_dir: Path, monkeypatch: pytest.Monke
 
 
 def fake_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """What is started in place of Python."""
+    """Make the program start a shell script instead of Python."""
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)

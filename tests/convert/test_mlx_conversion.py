@@ -59,7 +59,7 @@ def states(directory: Path) -> np.ndarray:
 
 
 def mlx_lm_model(directory: Path) -> tuple[Model, dict]:
-    """What mlx-lm's own loader makes of a directory, with our classes through its hook."""
+    """Load a directory with mlx-lm's own loader, which gets our classes through its hook."""
     return mlx_utils.load_model(directory, get_model_classes=lambda config: (Model, ModelArgs))
 
 
@@ -343,9 +343,9 @@ def test_a_missing_package_is_an_error_with_the_command(source: Path, tmp_path: 
 def test_decoded_weights_in_numpy_are_the_model_that_mlx_runs(
     artifacts: dict[str, Artifact], source: Path, format: str
 ) -> None:
-    """What stands in for MLX where a processor would take an hour: the same model, but for roundings to bfloat16.
+    """The model in NumPy that replaces MLX where a CPU would take an hour differs only by rounding to bfloat16.
 
-    MLX decodes affine weights in bfloat16, `scale · code` before the bias is added: that costs more than eight bits do.
+    MLX decodes affine weights in bfloat16, `scale · code` before adding the bias, which loses more than eight bits do.
     """
     decodes_roughly = {"mlx-q8", "mlx-q4", "mlx-mixed"}
     artifact = artifacts[format]

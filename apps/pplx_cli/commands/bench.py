@@ -34,7 +34,7 @@ BENCHMARKS = {
         "--model nano --formats onnx-int8,mlx-q8,coreml-int8",
     ),
     "rough": Benchmark(
-        "pplx_bench.rough",
+        "pplx_bench.rough.command",
         "make a model as rough as real checkpoints are, and convert it with and without equalization",
         "data/bench/squad-dev --formats onnx-int8,coreml-fp16",
         "quality",

@@ -18,7 +18,7 @@ _FIXED_LENGTHS = "all"  # the compute units whose functions have fixed lengths, 
 
 
 def needs_evaluation() -> bool:
-    """Whether this machine has no Core ML that could run a package."""
+    """Return whether this machine cannot run Core ML packages."""
     try:
         require_macos()
     except InputError:
@@ -27,7 +27,7 @@ def needs_evaluation() -> bool:
 
 
 class ProgramSession:
-    """A Core ML artifact read operator by operator, rounded to float16 where its program says so. For figures only."""
+    """A session that evaluates a Core ML artifact in NumPy, rounding to float16 wherever its program declares it."""
 
     backend, device = "coreml", "evaluated in NumPy"
     policy = BatchPolicy(max_tokens=8192)  # rows go side by side, so that each weight is decoded once

@@ -46,7 +46,7 @@ class Written:
 
     @property
     def formats(self) -> dict[str, int]:
-        """How many there are of each format."""
+        """The number of files of each format."""
         return dict(Counter(file.path.suffix[1:] for file in self.files))
 
 
@@ -139,7 +139,7 @@ _WRITERS: dict[str, Write] = {"md": _markdown, "html": _html, "pdf": _pdf, "docx
 
 
 def _fits_pdf(title: str, texts: Sequence[str]) -> bool:
-    """Whether the font has every character, and none is written from the right, which takes more than a font."""
+    """Return whether the font has every character, and none is written from right to left."""
     return all(map(_printable, {*title, *"".join(texts)} - {"\n", "\t"}))
 
 

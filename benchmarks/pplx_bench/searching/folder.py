@@ -61,7 +61,7 @@ def measure(args: Namespace, work: Path) -> Iterator[Figures]:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What all steps share."""
+    """The options, folders and tasks that all steps share."""
 
     args: Namespace
     work: Path
@@ -69,7 +69,7 @@ class _Run:
     threads: int
 
     def index(self, folder: Path, home: Path, **arguments: Any) -> dict[str, Message]:
-        """A folder indexed in a process of its own; what it told, by kind."""
+        """Index a folder in a child process, and return its messages by kind."""
         log = self.work / f"{home.name}.log"
         request = {"folder": str(folder), "home": str(home), "threads": self.threads} | arguments
         return {message["kind"]: message for message in run_task("index", request, self.threads, log)}

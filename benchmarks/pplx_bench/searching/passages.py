@@ -1,8 +1,8 @@
-"""Where a task's passages stand in the texts of an index, and which of them a hit shows.
+"""Find the passages of a task in the documents of an index, and the passages that a hit shows.
 
-A file's text is not the text that was written into it: lines are broken, words hyphenated, characters escaped. So texts
-are compared by their letters and digits alone, in compatibility decomposition (accents, ligatures and widths aside),
-each of which knows where it stands.
+The text that is read from a file differs from the text that was written into it: lines are broken, words are
+hyphenated, characters are escaped. Therefore only letters and digits are compared, in compatibility decomposition,
+without accents, ligatures and widths. Each of them keeps its position in the document.
 """
 
 import os

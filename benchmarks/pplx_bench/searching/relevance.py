@@ -1,11 +1,11 @@
-"""How well the app tells that nothing is relevant, and the calibration that it tells it by.
+"""Measure how well the app recognizes that nothing is relevant, and fit the calibration of that decision.
 
-Of each task half of the documents are indexed. Questions whose answer is in them are `answerable`; those whose answer
-is in the other half are `missing`, the hard kind, as their subject is there; questions of other tasks are `foreign`. A
-task weighs as much as any other, and half of the weight is on answerable questions. The last index holds documents of
-all tasks, as a person's files do.
+Half of the documents of each task are indexed. Questions answered in them are `answerable`. Questions answered in the
+other half are `missing`: the hard kind, because the index has documents on the same subject. Questions of other tasks
+are `foreign`. All tasks have the same weight, and answerable questions have half of the total. The last index contains
+documents of all tasks, like the files of a person.
 
-Errors are those on a task when the regression and the least chance come from tasks of other sources alone.
+The errors on a task are measured with a regression and a threshold fitted on tasks of other sources only.
 """
 
 import hashlib
@@ -108,12 +108,12 @@ _ERRORS = ("declined", "missing_answered", "foreign_answered", "auc", "brier")
 
 
 def source_of(task: str) -> str:
-    """What tasks have in common that ask of the same passages."""
+    """Return the source of the passages of a task; tasks with the same passages have the same source."""
     return _ONE_SOURCE[0] if task.startswith(_ONE_SOURCE) else task
 
 
 def fit(asked: Sequence[Asked]) -> tuple[tuple[float, ...], float, float]:
-    """Coefficients of FEATURES, intercept, and the least chance, by which at most `_DECLINED` are declined wrongly."""
+    """Return coefficients of FEATURES, intercept, and the threshold that wrongly declines at most `_DECLINED`."""
     from sklearn.linear_model import LogisticRegression
 
     rows = np.array([each.features for each in asked])
@@ -276,5 +276,5 @@ def _questions(
 
 
 def _related(task: RetrievalTask, inside: Sequence[RetrievalTask]) -> bool:
-    """Whether a task asks of documents that are in an index, or of translations of them."""
+    """Return whether the documents of a task, or translations of them, are in an index."""
     return source_of(task.name) in {source_of(each.name) for each in inside}
