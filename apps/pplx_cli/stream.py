@@ -27,9 +27,9 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `--stream`: chunk size, overlap, markup, windows, and where to resume."""
     group = parser.add_argument_group(
         "streams",
-        "With --stream, each file is one document of any length. The output is JSON Lines with doc, chunk, start and stop "
-        "(in characters), line, page, heading, codes and position; a .npy file contains only the codes. All sizes are in "
-        "tokens.",
+        "With --stream, each file is one document of any length. The output is JSON Lines with doc, chunk, start and "
+        "stop (in characters), line, page, heading, codes and position; a .npy file contains only the codes. "
+        "All sizes are in tokens.",
     )
     group.add_argument(
         "--stream", action="store_true", help="Split whole files into chunks and encode each chunk in its context."
