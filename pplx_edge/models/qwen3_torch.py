@@ -108,6 +108,11 @@ class Qwen3Encoder(nn.Module):
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.n_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, from the first to the last."""
+        return [block for block in self.layers if isinstance(block, Block)]
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the states `[B, T, D]` of int64 ids `[B, T]`. Tokens are visible where the mask `[B, T]` is 1.
 

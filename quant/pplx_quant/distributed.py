@@ -1,7 +1,7 @@
-"""One process or several that train as one: `torchrun --nproc-per-node N -m pplx_quant.stages.pair …`.
+"""Training with one process or several: `torchrun --nproc-per-node N -m pplx_quant pair …`.
 
-Every process draws the same batch, encodes its share of the calls, and sees all means, so that the loss, and with it
-the negatives, do not depend on how many processes there are. Gradients are summed.
+Every process draws the same batch, encodes its share of the calls and receives the means of all calls. So the loss, and
+with it the negatives, do not depend on the number of processes. Gradients are summed.
 """
 
 import os
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among `size`."""
+    """The rank of this process among `size` processes."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def join(cls) -> "World":
-        """The world that torchrun set up (NCCL on GPUs, gloo elsewhere), or a world of one."""
+        """Join the processes that torchrun started, with NCCL on GPUs and gloo elsewhere, or return a world of one."""
         if "WORLD_SIZE" not in os.environ:
             return cls()
         if not dist.is_initialized():
@@ -30,7 +30,7 @@ class World:
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device that this process computes on."""
         return torch.device("cuda", self.rank % torch.cuda.device_count()) if torch.cuda.is_available() else CPU
 
     @property
@@ -39,17 +39,17 @@ class World:
         return self.rank == 0
 
     def share(self, n_items: int) -> range:
-        """The items of this process: every `size`-th."""
+        """Return the items of this process: every `size`-th."""
         return range(self.rank, n_items, self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """Sum a tensor over all processes, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Add up every gradient over all processes; a parameter that one process left out counts as zero there."""
+        """Sum the gradients over all processes; a missing gradient counts as zero."""
         if self.size == 1:
             return
         for parameter in parameters:
@@ -58,12 +58,13 @@ class World:
             self.sum(parameter.grad)
 
     def wait(self) -> None:
-        """Return when all processes are here."""
+        """Return when all processes have called this."""
         if self.size > 1:
             dist.barrier()
 
-    def leave(self) -> None:
-        """Take down what `join` set up."""
+    @staticmethod
+    def leave() -> None:
+        """Leave the process group of `join`."""
         if dist.is_initialized():
             dist.destroy_process_group()
 

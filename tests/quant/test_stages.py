@@ -15,16 +15,15 @@ from safetensors.torch import load_file
 
 from pplx_quant import checkpoint as checkpoints
 from pplx_quant.ablation import AblationConfig, ablate, causal_states
-from pplx_quant.contrast import backward
+from pplx_quant.commands import main
+from pplx_quant.corpus import PackedCorpus
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError, DataError
+from pplx_quant.gradient_cache import backward
 from pplx_quant.loop import train
 from pplx_quant.losses import info_nce
-from pplx_quant.mine import main as mine_main
 from pplx_quant.model import encoder_means, whole_rows
 from pplx_quant.pack import PackConfig, pack
-from pplx_quant.packed import PackedCorpus
-from pplx_quant.plot import main as plot_main
 from pplx_quant.stages.context import ContextConfig, ContextStage, document_row
 from pplx_quant.stages.diffuse import DiffuseConfig, DiffuseStage, add_noise
 from pplx_quant.stages.pair import PairConfig, PairStage
@@ -115,7 +114,7 @@ def test_two_processes_train_as_one(name, extra, request, tmp_path):
     if name == "triplet":
         options += ["--negatives", cfg.negatives]
     options += ["--length", cfg.length] if name == "diffuse" else ["--block", 8, "--dims", 32, 16]
-    module = [f"pplx_quant.stages.{name}", *map(str, options), "--out"]
+    module = ["pplx_quant", name, *map(str, options), "--out"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for command, folder in (([sys.executable, "-m"], "one"), (launch, "two")):
@@ -199,7 +198,7 @@ def test_plain_pairs_are_documents_of_one_chunk_and_alone_have_a_teacher(context
     rows, batch = stage.rows(drawn, separator=0)
     assert len(drawn.chunks) == cfg.batch + cfg.plain
     assert [len(chunks) for chunks in drawn.chunks[cfg.batch :]] == [1] * cfg.plain
-    numbers = stage.taught_numbers(drawn)
+    numbers = stage.teacher_texts(drawn)
     n_means = sum(len(row.bounds) for row in rows)
     assert len(numbers) == n_means
     taught = stage.packed.arrays["taught"]
@@ -214,7 +213,7 @@ def test_plain_pairs_are_documents_of_one_chunk_and_alone_have_a_teacher(context
 def test_negatives_of_another_packed_file_are_refused(triplet, tmp_path):
     cfg, stage = triplet
     np.save(tmp_path / "short.npy", np.zeros((3, 2), np.int32))
-    with pytest.raises(DataError, match=r"int32 \(3, 2\), wanted integers"):
+    with pytest.raises(DataError, match=r"int32 \(3, 2\), expected integers"):
         stage(replace(cfg, negatives=tmp_path / "short.npy"))
     with pytest.raises(DataError, match="not an array of negatives"):
         stage(replace(cfg, negatives=tmp_path / "none.npy"))
@@ -233,7 +232,7 @@ def test_drawn_negatives_are_mined_ones_and_differ_by_step(triplet):
 
 def test_a_teacher_that_is_not_there_is_asked_for(pair, packed_file):
     cfg, stage = pair
-    with pytest.raises(ConfigError, match="holds no teacher vectors"):
+    with pytest.raises(ConfigError, match="contains no teacher vectors"):
         stage(replace(cfg, data=packed_file))
 
 
@@ -251,7 +250,7 @@ def test_fake_quantisation_is_switched_on_in_any_stage(pair, tmp_path):
 
 def test_pairs_are_mined_among_their_groups(taught_file, model_folder, tmp_path, capsys):
     options = ["--data", str(taught_file), "--model", str(model_folder), "--out", str(tmp_path / "mined"), "--n", "3"]
-    assert mine_main([*options, "--group", "sample", "--cap", "sample=40", "--margin", "1.0"]) == 0
+    assert main(["mine", *options, "--group", "sample", "--cap", "sample=40", "--margin", "1.0"]) == 0
     packed, negatives = PackedCorpus.open(taught_file), np.load(tmp_path / "mined" / "negatives.npy")
     mined = np.flatnonzero((negatives >= 0).any(axis=1))
     assert 0 < len(mined) <= 40
@@ -262,8 +261,8 @@ def test_pairs_are_mined_among_their_groups(taught_file, model_folder, tmp_path,
         found = negatives[row][negatives[row] >= 0].tolist()
         assert set(found) <= passages - {int(packed.pairs[row, 1])}
         assert len(set(found)) == len(found)
-    assert mine_main([*options, "--group", "nothing"]) == 2
-    assert "leaves no pair; groups are" in capsys.readouterr().err
+    assert main(["mine", *options, "--group", "nothing"]) == 2
+    assert "selects no pair; groups are" in capsys.readouterr().err
 
 
 def test_the_ablation_has_a_row_for_each_cell_and_sees_no_later_token(
@@ -291,10 +290,10 @@ def test_the_ablation_has_a_row_for_each_cell_and_sees_no_later_token(
 def test_loss_curves_are_drawn_and_a_run_without_log_is_named(pair, tmp_path, capsys):
     cfg, stage = pair
     train(cfg, stage(cfg))
-    assert plot_main([str(cfg.out), "--out", str(tmp_path / "loss.png")]) == 0
+    assert main(["plot", str(cfg.out), "--out", str(tmp_path / "loss.png")]) == 0
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert plot_main([str(tmp_path / "none"), "--out", str(tmp_path / "x.png")]) == 2
-    assert "not a run's log" in capsys.readouterr().err
+    assert main(["plot", str(tmp_path / "none"), "--out", str(tmp_path / "x.png")]) == 2
+    assert "not the log of a run" in capsys.readouterr().err
 
 
 def test_a_large_vocabulary_is_packed_in_32_bits(data_folder, tokenizer_folder, tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
-"""What every stage's loop needs: optimisers, the learning rate's course, resume, and a log."""
+"""Optimizers and learning rates of a run, and their state in a checkpoint."""
 
-import json
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,14 @@ from pplx_quant.errors import DivergedError
 
 EMBEDDING = "embed_tokens.weight"
 OPTIMIZERS = ("adamw", "muon")
-MUON_SCALE = "match_rms_adamw"  # so that a matrix moves about as far as under AdamW at the same rate
+MUON_SCALE = "match_rms_adamw"  # a matrix moves about as far as with AdamW at the same rate
 
 
 def learning_rate_factor(step: int, n_steps: int, warmup: int, decay_share: float) -> float:
-    """Warm-up, stable, decay: 0…1 linearly over `warmup` steps, 1, then linearly to 0 over the last `decay_share`."""
+    """Return the factor of the peak learning rate at a step, in 0…1: warmup, plateau, decay.
+
+    It rises linearly over the first `warmup` steps and falls linearly to 0 over the last `decay_share` of the steps.
+    """
     rise = (step + 1) / (warmup + 1)
     fall = (n_steps - step) / max(1.0, decay_share * n_steps)
     return min(1.0, rise, fall)
@@ -28,7 +29,7 @@ def learning_rate_factor(step: int, n_steps: int, warmup: int, decay_share: floa
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rates: of the embedding table, of the matrices in blocks, and of norms."""
+    """Peak learning rates of the embedding table, of the matrices in blocks, and of the norms."""
 
     embedding: float
     matrix: float
@@ -38,9 +39,9 @@ class Rates:
 def build_optimizers(
     model: Qwen3Encoder, rates: Rates, optimizer: str, with_blocks: bool, head: nn.Module | None = None
 ) -> list[Optimizer]:
-    """AdamW for all parameters; with `optimizer="muon"`, Muon for the matrices of the blocks.
+    """Return AdamW for all parameters, and with `optimizer="muon"` also Muon for the matrices of the blocks.
 
-    Without blocks only the table and the final norm are trained. A stage's `head` trains at the table's rate.
+    Without blocks, only the table and the final norm are trained. The `head` of a stage has the rate of the table.
     """
     named = dict(model.named_parameters())
     groups = [{"params": [named[EMBEDDING], *(head.parameters() if head else ())], "lr": rates.embedding}]
@@ -59,25 +60,25 @@ def build_optimizers(
 
 
 def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
-    """Set every group's rate to `factor` times its peak."""
+    """Set the learning rate of every parameter group to `factor` times its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group["peak"]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scale gradients to a total norm of at most `limit`; returns the norm before."""
+    """Scale the gradients to a total norm of at most `limit`; return the norm before scaling."""
     return float(nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
 
 
 def require_finite_loss(loss: float, step: int, kept: Path) -> None:
-    """Raise DivergedError, which says the step and the checkpoint that is left, unless the loss is finite."""
+    """Raise DivergedError, with the step and the last good checkpoint, unless the loss is finite."""
     if not math.isfinite(loss):
         raise DivergedError(f"step {step}: loss is {loss}; last good checkpoint: {kept}; try a lower learning rate")
 
 
 def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """Every tensor of the optimisers' states, named `<optimiser>.<parameter>.<key>`."""
+    """Return all tensors of the optimizers' states, named `<optimizer>.<parameter>.<key>`."""
     return {
         f"{number}.{parameter}.{key}": value.contiguous()
         for number, optimizer in enumerate(optimizers)
@@ -87,7 +88,7 @@ def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
 
 
 def restore_optimizers(optimizers: Iterable[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Put the tensors of `optimizer_tensors` back."""
+    """Load the tensors of `optimizer_tensors` into the optimizers."""
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -95,25 +96,3 @@ def restore_optimizers(optimizers: Iterable[Optimizer], tensors: dict[str, Tenso
             if int(owner) == number:
                 state.setdefault(int(parameter), {})[key] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-class RunLog:
-    """Appends JSON Lines to a file; lines past `last_step` that an earlier, killed run left are dropped."""
-
-    def __init__(self, path: Path, last_step: int, silent: bool = False):
-        self.path, self.silent = path, silent
-        if not silent:
-            kept = [line for line in self._lines() if json.loads(line)["step"] <= last_step]
-            path.write_text("".join(kept))
-        self.started = time.perf_counter()
-
-    def write(self, step: int, **values: float) -> None:
-        """Append one row: the step, seconds since this process began to log, and `values`."""
-        if self.silent:
-            return
-        row = {"step": step, "seconds": round(time.perf_counter() - self.started, 1), **values}
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
-
-    def _lines(self) -> list[str]:
-        return self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
