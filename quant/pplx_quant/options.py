@@ -49,7 +49,7 @@ def parse_config(cls: type[Config], argv: Sequence[str], program: str = "", desc
     for item in dataclasses.fields(cls):
         argument = _argument(hints[item.name])
         if name := item.metadata.get("positional"):
-            parser.add_argument(item.name, metavar=name, help=item.metadata["help"], **argument)
+            parser.add_argument(item.name, help=item.metadata["help"], **argument | {"metavar": name})
             continue
         is_required = item.default is dataclasses.MISSING
         argument |= {"required": True} if is_required else {"default": item.default}
