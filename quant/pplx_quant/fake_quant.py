@@ -7,7 +7,8 @@ checkpoints, optimizers, DDP, autocast, `recompute_blocks` and `copy.deepcopy` w
 The integers equal those of the converters: of `pplx_edge.weights.rounding` for weights and table, and of the quantizer
 in the ONNX graph for activations, always in float32. A linear layer multiplies the integers and applies the scales to
 the product, as the graph does, because int8 codes are exact in bfloat16 and dequantized weights are not. 4-bit weights
-have a scale for each group, so they are multiplied as floats.
+have a scale for each group, so they are multiplied as floats. A conversion with equalization folds scales into the
+weights before it rounds them, so convert a model that was trained this way with `--no-equalization`.
 
 Gradients treat rounding as the identity and scales as constants (Bengio et al., arXiv 1308.3432). int8 scales come from
 the largest magnitude, so no code is clipped. In a group of 4-bit weights, a weight can be up to one step beyond the
