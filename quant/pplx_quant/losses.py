@@ -1,6 +1,10 @@
 """Training losses: pure functions of tensors, in the notation of arXiv 2602.11151.
 
 Letters in shapes: B pairs, D dimensions.
+
+Two deviations from the formulas of the paper are deliberate. The margin, which ignores negatives that are probably
+unlabeled answers, also applies to L_batch and to the loss with mined negatives, where the paper has no mask. And the
+loss with mined negatives has no other queries as negatives.
 """
 
 import math
@@ -27,6 +31,7 @@ def info_nce(
     extra: Tensor | None = None,
     extra_keys: Tensor | None = None,
     query_negatives: bool = True,
+    doc_negatives: bool = True,
 ) -> Tensor:
     """Return the mean over i of −log softmax of s(qᵢ, dᵢ) against the other documents and queries, a scalar.
 
@@ -34,6 +39,7 @@ def info_nce(
     counts only if cos(qᵢ, x) ≤ cos(qᵢ, dᵢ) + `margin`. Rows with equal `query_keys` or `doc_keys` (integers `[B]`) are
     the same text and never each other's negatives. `extra` `[M, D]` are further documents, such as mined hard
     negatives; they are negatives of every query whose own document has another key (`extra_keys`, integers `[M]`).
+    `query_negatives` and `doc_negatives` are False if the other queries or the other `docs` are not negatives.
 
     Raises ValueError if the shapes do not match.
     """
@@ -42,10 +48,8 @@ def info_nce(
     queries, docs = F.normalize(queries, dim=-1), F.normalize(docs, dim=-1)
     own = (queries * docs).sum(dim=-1, keepdim=True)  # [B, 1]
     same = same_text(len(queries), query_keys, doc_keys, queries.device)
-    scores, dropped = [queries @ docs.T], [same]  # [B, B] each
-    if query_negatives:
-        scores.append(queries @ queries.T)
-        dropped.append(same)
+    others = [docs] * doc_negatives + [queries] * query_negatives
+    scores, dropped = [queries @ other.T for other in others], [same for _ in others]  # [B, B] each
     if extra is not None and len(extra):
         scores.append(queries @ F.normalize(extra, dim=-1).T)  # [B, M]
         dropped.append(_equal(doc_keys, extra_keys, (len(queries), len(extra)), queries.device))
@@ -89,10 +93,13 @@ class ContextBatch:
 def sequence_loss(queries: Tensor, chunks: Tensor, batch: ContextBatch, temperature: float) -> Tensor:
     """Return the mean over queries of −log softmax of the gold chunk among the chunks of its own document, a scalar.
 
-    `queries` are `[Q, D]`, `chunks` `[C, D]`. Other chunks with the same text as the gold chunk do not count.
+    `queries` are `[Q, D]`, `chunks` `[C, D]`. Other chunks with the same text as the gold chunk do not count. Queries
+    of documents of one chunk have nothing to learn here and do not count in the mean; it is 0 if there are no others.
     """
     same_document = batch.document[batch.gold].unsqueeze(1) == batch.document.unsqueeze(0)  # [Q, C]
-    return _gold_softmax(queries, chunks, batch, same_document, temperature, margin=torch.inf)
+    losses = _gold_softmax(queries, chunks, batch, same_document, temperature, margin=torch.inf)
+    several = same_document.sum(dim=1) > 1
+    return (losses * several).sum() / several.sum().clamp(min=1)
 
 
 def batch_loss(queries: Tensor, chunks: Tensor, batch: ContextBatch, temperature: float, margin: float) -> Tensor:
@@ -101,12 +108,13 @@ def batch_loss(queries: Tensor, chunks: Tensor, batch: ContextBatch, temperature
     A chunk does not count if its cosine is more than `margin` above that of the gold chunk, or if its text is the same.
     """
     everywhere = torch.ones(len(queries), len(chunks), dtype=torch.bool, device=queries.device)
-    return _gold_softmax(queries, chunks, batch, everywhere, temperature, margin)
+    return _gold_softmax(queries, chunks, batch, everywhere, temperature, margin).mean()
 
 
 def _gold_softmax(
     queries: Tensor, chunks: Tensor, batch: ContextBatch, candidates: Tensor, temperature: float, margin: float
 ) -> Tensor:
+    """Return the loss of each query, `[Q]`."""
     scores = F.normalize(queries, dim=-1) @ F.normalize(chunks, dim=-1).T  # [Q, C]
     own = scores.gather(1, batch.gold.unsqueeze(1))  # [Q, 1]
     places = torch.arange(scores.shape[1], device=scores.device)
@@ -114,13 +122,14 @@ def _gold_softmax(
     repeats = (batch.chunk_keys[batch.gold].unsqueeze(1) == batch.chunk_keys.unsqueeze(0)) & ~is_gold
     dropped = ~candidates | repeats | (~is_gold & (scores.detach() > own.detach() + margin))
     logits = scores.masked_fill(dropped, -torch.inf) / temperature
-    return (logits.logsumexp(dim=1) - own.squeeze(1) / temperature).mean()
+    return logits.logsumexp(dim=1) - own.squeeze(1) / temperature
 
 
 def global_loss(queries: Tensor, documents: Tensor, batch: ContextBatch, temperature: float, margin: float) -> Tensor:
     """Return InfoNCE of queries `[Q, D]` against whole documents `[M, D]` and the other queries, a scalar.
 
-    Documents with the same key are never each other's negatives.
+    Every document of the batch is a negative once, however many questions it has. Documents with the same key are never
+    each other's negatives.
     """
     own = batch.document[batch.gold]  # [Q]
     return info_nce(
@@ -132,6 +141,7 @@ def global_loss(queries: Tensor, documents: Tensor, batch: ContextBatch, tempera
         doc_keys=batch.document_keys[own],
         extra=documents,
         extra_keys=batch.document_keys,
+        doc_negatives=False,
     )
 
 
