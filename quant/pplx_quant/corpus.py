@@ -34,7 +34,7 @@ import numpy as np
 
 from pplx_edge.errors import StorageError
 from pplx_edge.files import replacing_file
-from pplx_quant.errors import DataError
+from pplx_quant.errors import ConfigError, DataError
 
 NEEDED = ("ids", "lengths", "lang", "pairs", "group", "held_out", "place", "chunks", "n_chunks", "titles", "info")
 TAUGHT = ("taught", "teacher", "teacher_grid", "word", "word_teacher", "word_grid")
@@ -111,6 +111,15 @@ class PackedCorpus:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def require_lengths(self, max_query: int, max_positive: int) -> None:
+        """Raise ConfigError for a limit above the one that the texts were cut to when they were packed."""
+        for option, given, packed in (("query", max_query, "max_query"), ("positive", max_positive, "max_text")):
+            if given > self.info[packed]:
+                raise ConfigError(
+                    f"--max-{option} {given}: the packed file has no more than {self.info[packed]} tokens of a text; "
+                    f"lower it, or pack again with --{packed.replace('_', '-')} {given}"
+                )
+
     def text(self, number: int, max_tokens: int | None = None) -> np.ndarray:
         """Return the token ids of a text, cut to `max_tokens`."""
         start, stop = int(self.starts[number]), int(self.starts[number + 1])
@@ -129,8 +138,11 @@ class PackedCorpus:
         return int(self.arrays["titles"][document])
 
     def teacher_vectors(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the unit teacher vectors of the texts that have one, float32 `[K, W]`, and their rows in `numbers`."""
-        rows = self.arrays["taught"][numbers]
+        """Return the unit teacher vectors of the texts that have one, float32 `[K, W]`, and their rows in `numbers`.
+
+        A negative number is a text without teacher vector.
+        """
+        rows = np.where(numbers >= 0, self.arrays["taught"][np.maximum(numbers, 0)], -1)
         known = np.flatnonzero(rows >= 0)
         return decode_teacher(self.arrays["teacher"][rows[known]], self.arrays["teacher_grid"]), known
 

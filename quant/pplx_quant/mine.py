@@ -54,6 +54,7 @@ def choose_pairs(packed: PackedCorpus, config: MineConfig) -> np.ndarray:
 def mine(config: MineConfig) -> None:
     """Mine the negatives and write `negatives.npy`."""
     packed = PackedCorpus.open(config.data)
+    packed.require_lengths(config.max_query, config.max_positive)
     rows = choose_pairs(packed, config)
     queries, query_of = np.unique(packed.pairs[rows, 0], return_inverse=True)  # a query may be in several pairs
     passages, passage_of = np.unique(packed.pairs[rows, 1], return_inverse=True)

@@ -183,6 +183,13 @@ def test_matryoshka_dims_over_the_models_are_refused(cfg):
         train_pairs(replace(cfg, dims=(64,)))
 
 
+@pytest.mark.parametrize(("option", "packed"), [("max_query", 64), ("max_positive", 160)])
+def test_limits_above_those_of_the_packed_file_are_refused(cfg, option, packed):
+    PairStage(replace(cfg, **{option: packed}))
+    with pytest.raises(ConfigError, match=f"no more than {packed} tokens of a text; lower it, or pack again with"):
+        PairStage(replace(cfg, **{option: packed + 1}))
+
+
 def test_other_options_in_the_same_folder_are_refused(cfg):
     train_pairs(replace(cfg, steps=1))
     with pytest.raises(ConfigError, match=r"contains a run with other options \(temperature=0.05\)"):

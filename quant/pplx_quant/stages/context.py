@@ -132,17 +132,16 @@ class ContextStage(ContrastiveStage[ContextConfig]):
         return loss
 
     def teacher_texts(self, drawn: DrawnDocuments) -> np.ndarray:
-        """Return the text ids of the means: those of plain pairs, and elsewhere a text without teacher vector.
+        """Return the text ids of the means: those of plain pairs, and elsewhere -1, which has no teacher vector.
 
         The vector of a chunk in context must not be trained towards the teacher vector of its text alone.
         """
         n_plain = self.cfg.plain
         documents = len(drawn.chunks) - n_plain
         in_context = sum(len(chunks) + 1 for chunks in drawn.chunks[:documents])
-        untaught = int(np.flatnonzero(self.packed.arrays["taught"] < 0)[0])
-        queries = [untaught] * (len(drawn.queries) - n_plain) + drawn.query_keys[len(drawn.queries) - n_plain :]
-        plain = [number for chunks in drawn.chunks[documents:] for number in (chunks[0], untaught)]
-        return np.array(queries + [untaught] * in_context + plain)
+        queries = [-1] * (len(drawn.queries) - n_plain) + drawn.query_keys[len(drawn.queries) - n_plain :]
+        plain = [number for chunks in drawn.chunks[documents:] for number in (chunks[0], -1)]
+        return np.array(queries + [-1] * in_context + plain)
 
 
 def run(cfg: ContextConfig) -> None:

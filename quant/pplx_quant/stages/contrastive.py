@@ -73,6 +73,7 @@ class ContrastiveStage(Generic[Config]):
     head: nn.Module | None = None
 
     def __post_init__(self) -> None:
+        self.packed.require_lengths(self.cfg.max_query, self.cfg.max_positive)
         if self.cfg.teacher_weight and not self.packed.has_teacher:
             raise ConfigError(f"{self.cfg.data}: contains no teacher vectors; add them with the teach command")
 
