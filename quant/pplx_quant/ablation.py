@@ -72,8 +72,9 @@ class CausalStage(DiffuseStage):
     name = "causal"
 
     def call_loss(
-        self, model: Qwen3Encoder, texts: Sequence[np.ndarray], generator: np.random.Generator, world: World
+        self, model: Qwen3Encoder, texts: Sequence[np.ndarray], noise: np.ndarray, draws: np.ndarray, world: World
     ) -> Tensor:
+        """Return the sum of the loss over all tokens but the first of each text; the noise is not used."""
         ids, mask = (part.to(world.device) for part in pad(texts))
         with self.cfg.autocast(world.device):
             states = causal_states(model, ids, mask)[:, :-1]

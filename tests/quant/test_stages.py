@@ -25,7 +25,7 @@ from pplx_quant.losses import info_nce
 from pplx_quant.model import encoder_means, whole_rows
 from pplx_quant.pack import PackConfig, pack
 from pplx_quant.stages.context import ContextConfig, ContextStage, document_row
-from pplx_quant.stages.diffuse import DiffuseConfig, DiffuseStage, add_noise
+from pplx_quant.stages.diffuse import DiffuseConfig, DiffuseStage, add_noise, stratified_noise
 from pplx_quant.stages.pair import PairConfig, PairStage
 from pplx_quant.stages.triplet import TripletConfig, TripletStage
 
@@ -160,7 +160,8 @@ def test_recomputed_blocks_have_the_same_gradients(pair, tmp_path):
 
 def test_noise_masks_each_sequence_with_its_own_probability():
     texts = [np.arange(1, length, dtype=np.uint16) for length in (400, 300, 2)]
-    batch = add_noise(texts, mask_id=999, generator=np.random.default_rng(1))
+    draws = np.random.default_rng(1).random((3, 512), np.float32)
+    batch = add_noise(texts, 999, np.array([0.3, 0.8, 0.5], np.float32), draws)
     for row, text in enumerate(texts):
         hidden = batch.places[batch.rows == row].numpy()
         assert 0 not in hidden
@@ -171,6 +172,23 @@ def test_noise_masks_each_sequence_with_its_own_probability():
     shares = [(batch.rows == row).float().mean() * len(batch.rows) / len(texts[row]) for row in (0, 1)]
     noise = [batch.noise[batch.rows == row][0] for row in (0, 1)]
     assert [float(share) for share in shares] == pytest.approx([float(n) for n in noise], abs=0.08)
+
+
+def test_noise_is_stratified_over_the_batch():
+    noise = stratified_noise(64, np.random.default_rng(2))
+    assert np.array_equal(np.sort((noise - 1e-3) / (1 - 1e-3) * 64).astype(int), np.arange(64))
+    assert (np.diff(noise) < 0).any()
+    assert noise.min() >= 1e-3
+    assert noise.max() <= 1
+
+
+def test_the_noise_of_a_step_does_not_depend_on_its_calls(diffuse):
+    cfg, stage = diffuse
+    found = []
+    for call_tokens in (24, 10_000):
+        one = stage(replace(cfg, call_tokens=call_tokens))
+        found.append(one.accumulate(one.start_model(), 0, World()).loss)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_a_mask_token_that_is_not_there_is_refused(diffuse):
@@ -201,13 +219,22 @@ def test_plain_pairs_are_documents_of_one_chunk_and_alone_have_a_teacher(context
     numbers = stage.teacher_texts(drawn)
     n_means = sum(len(row.bounds) for row in rows)
     assert len(numbers) == n_means
-    taught = stage.packed.arrays["taught"]
     in_context = len(drawn.queries) + sum(len(chunks) + 1 for chunks in drawn.chunks[: cfg.batch])
     questions = len(drawn.queries) - cfg.plain
-    assert (taught[numbers[:questions]] < 0).all()
-    assert (taught[numbers[len(drawn.queries) : in_context]] < 0).all()
+    assert (numbers[:questions] < 0).all()
+    assert (numbers[len(drawn.queries) : in_context] < 0).all()
     assert (numbers[in_context::2] == [chunks[0] for chunks in drawn.chunks[cfg.batch :]]).all()
     assert batch.chunk_keys[batch.gold[-1]] == drawn.chunks[-1][0]
+
+
+def test_context_trains_when_every_text_is_taught(context):
+    cfg, make = context
+    stage = make(cfg)
+    stage.packed.arrays["taught"][:] = np.arange(len(stage.packed.lengths)) % len(stage.packed.arrays["teacher"])
+    drawn = stage.draw(0)
+    numbers = stage.teacher_texts(drawn)
+    assert len(stage.packed.teacher_vectors(numbers)[1]) == 2 * cfg.plain
+    assert np.isfinite(stage.accumulate(stage.start_model(), 0, World()).loss)
 
 
 def test_negatives_of_another_packed_file_are_refused(triplet, tmp_path):
