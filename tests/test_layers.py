@@ -266,7 +266,7 @@ PLANTED = {
     "benchmark eagerly": ("apps/pplx_cli/commands/bench.py", "import pplx_bench", "inside the function"),
     "training from converting": ("converters/pplx_convert/onnx.py", "import pplx_quant.losses", "convert may not"),
     "facade from converting": ("converters/pplx_convert/onnx.py", "import pplx_edge", "convert may not import"),
-    "embedder from training": ("quant/pplx_quant/hard_negatives.py", "import pplx_edge.embedder", "quant may not import"),
+    "embedder from training": ("quant/pplx_quant/hard_negatives.py", "import pplx_edge.embedder", "quant may not"),
     "bench from anywhere": ("quant/pplx_quant/losses.py", "import pplx_bench", "quant may not import"),
     "torch in the core": ("pplx_edge/weights/checkpoint.py", "def f():\n    import torch.nn", "torch belongs in"),
     "onnx in a program": ("apps/pplx_cli/commands/embed.py", "import onnx", "onnx belongs in"),

@@ -55,7 +55,7 @@ class AblationConfig:
         ("qed", "tydiqa", "openstax", "jaquad", "text.en"), "Groups whose held-out questions are scored."
     )
     boost: tuple[str, ...] = option((), "Multiply the share of a group in fine-tuning: GROUP=FACTOR.")
-    bf16: bool = option(True, "Use bfloat16 autocast. Slow on processors without bfloat16 instructions.")
+    precision: str = option("auto", "Precision of calls: float32, bfloat16, or auto: bfloat16 where it is fast.")
     seed: int = option(1, "Seed of weights and batches.")
 
 
@@ -139,7 +139,7 @@ def pretrain(config: AblationConfig, pretraining: str) -> Path:
         matrix_rate=2e-3,
         vector_rate=2e-3,
         warmup=30,
-        bf16=config.bf16,
+        precision=config.precision,
         seed=config.seed,
     )
     return train(cfg, DiffuseStage(cfg) if pretraining == "diffusion" else CausalStage(cfg))
@@ -159,7 +159,7 @@ def score(config: AblationConfig, init: Path, pretraining: str, pooling: str) ->
         matrix_rate=1e-3,
         vector_rate=1e-3,
         warmup=20,
-        bf16=config.bf16,
+        precision=config.precision,
         boost=config.boost,
         validate_on=config.validate_on,
         pool=1000,

@@ -21,16 +21,20 @@ from tqdm import tqdm
 import pplx_edge
 from pplx_edge.errors import StorageError
 from pplx_edge.files import replacing_directory
+from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import quantize
 from pplx_edge.vectors.similarity import code_dots
 from pplx_edge.weights.artifact import sha256
-from pplx_quant.checkpoint import STATE_TENSORS, STATE_VALUES
+from pplx_quant.checkpoint import STATE_TENSORS, STATE_VALUES, read_model
 from pplx_quant.errors import ConfigError, DataError
+from pplx_quant.hardware import uses_bfloat16
+from pplx_quant.model import encoder_means, plan_calls, whole_rows
 
 NEGATIVES, SETTINGS = "negatives.npy", "negatives.json"
 PAIR_BLOCK = 8192
+TORCH_CALL_TOKENS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +265,20 @@ def encode_token_rows(embedder: pplx_edge.Embedder, rows: Sequence[np.ndarray]) 
     return codes
 
 
+def encode_rows_with_torch(encoder: Qwen3Encoder, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the int8 vectors `[N, D]` of rows of token ids on the device of the encoder, zeros for an empty row."""
+    codes = np.zeros((len(rows), encoder.spec.dim), np.int8)
+    filled = [number for number, row in enumerate(rows) if len(row)]
+    whole, device = whole_rows([rows[number] for number in filled]), encoder.embed_tokens.weight.device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16("auto", device))
+    with torch.inference_mode(), autocast, tqdm(total=len(whole), desc="encoding", unit="text", disable=None) as bar:
+        for call in plan_calls(whole, TORCH_CALL_TOKENS) if filled else []:
+            means = encoder_means(encoder, [whole[row] for row in call]).float().cpu().numpy()
+            codes[[filled[row] for row in call]] = quantize(means, "int8")
+            bar.update(len(call))
+    return codes
+
+
 # ------------------------------------------------------------------------------------------------ cache
 
 
@@ -272,10 +290,12 @@ def cached_negatives(
     positives: Positives | Sequence[np.ndarray | Sequence[int]],
     options: MiningOptions,
     passage_keys: np.ndarray | None = None,
+    device: torch.device | None = None,
 ) -> np.ndarray:
     """Return `mine_negatives` of queries and passages, rows of token ids that a model encodes; cached in `folder`.
 
-    The model runs as its `onnx-int8` artifact, which is converted if necessary. Raises the errors of `load_or_make`,
+    The model runs as its `onnx-int8` artifact, which is converted if necessary, or with a `device` as the torch encoder
+    on that device, whose weights are not quantized. Raises the errors of `load_or_make`,
     `mine_negatives` and `pplx_edge.load`.
     """
     positives = positives if isinstance(positives, Positives) else Positives.of(positives)
@@ -288,8 +308,14 @@ def cached_negatives(
         "passages": rows_fingerprint(passage_rows),
         "positives": rows_fingerprint([positives.starts, positives.passages, keys]),
     }
+    if device is not None:
+        settings["encoder"] = "torch"
 
     def make() -> np.ndarray:
+        if device is not None:
+            encoder = read_model(model).to(device).eval()
+            queries, passages = (encode_rows_with_torch(encoder, rows) for rows in (query_rows, passage_rows))
+            return mine_negatives(queries, passages, positives, options, passage_keys)
         with pplx_edge.load(model) as embedder:
             queries, passages = (encode_token_rows(embedder, rows) for rows in (query_rows, passage_rows))
         return mine_negatives(queries, passages, positives, options, passage_keys)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -14,12 +15,14 @@ from torch import nn
 from tqdm import tqdm
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
-from pplx_quant.checkpoint import find_checkpoint, read_model, read_state, write_checkpoint
+from pplx_quant.checkpoint import STATE_VALUES, find_checkpoint, read_model, read_state, write_checkpoint
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError
 from pplx_quant.fake_quant import OFF, FakeQuantization, apply
+from pplx_quant.hardware import DEVICES, PRECISIONS, uses_bfloat16
 from pplx_quant.optimizers import (
     OPTIMIZERS,
+    TABLE_OPTIMIZERS,
     Rates,
     build_optimizers,
     clip_gradients,
@@ -33,8 +36,11 @@ from pplx_quant.options import as_json, option, required
 from pplx_quant.run_log import RunLog
 
 Config = TypeVar("Config", bound="RunConfig")
-HEAD = "head."
-NOT_COMPARED = ("minutes", "log_every", "threads")  # options that do not change the result of a run
+HEAD, OPTIONS = "head.", "options.json"
+
+# Options that may differ when a run is resumed, for example on another machine. At most, they change rounding.
+MACHINE = ("device", "precision", "compile", "recompute", "grad_cache", "call_tokens", "save_every")
+MAY_DIFFER = (*MACHINE, "threads", "minutes", "log_every", "validate_every", "patience")
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,16 @@ class RunConfig:
     matrix_rate: float = option(0.0005, "Peak learning rate of the matrices in blocks.")
     vector_rate: float = option(0.001, "Peak learning rate of the norms.")
     optimizer: str = option("adamw", "Optimizer: adamw, or muon for the matrices in blocks.")
+    table_optimizer: str = option(
+        "adamw", "Optimizer of the embedding table: adamw, or rowwise, whose state is one number for each token."
+    )
+    weight_decay: float = option(0.0, "Weight decay of the matrices in blocks.")
     warmup: int = option(50, "Steps in which the learning rate rises to its peak.")
     decay_share: float = option(0.5, "Share of the steps, at the end, in which the learning rate falls to 0.")
     clip: float = option(1.0, "Maximum norm of the gradient.")
     call_tokens: int = option(8192, "Maximum padded tokens in one call of the model.")
-    bf16: bool = option(True, "Use bfloat16 autocast.")
+    device: str = option("auto", "Device: auto, cpu, cuda, mps.")
+    precision: str = option("auto", "Precision of calls: float32, bfloat16, or auto: bfloat16 where it is fast.")
     compile: bool = option(False, "Compile the blocks, which needs a C++ compiler on the CPU.")
     recompute: bool = option(False, "Recompute activations in the backward pass (gradient checkpointing).")
     threads: int = option(0, "CPU threads; 0 uses all.")
@@ -68,14 +79,29 @@ class RunConfig:
     boost: tuple[str, ...] = option((), "Multiply the share of a group: GROUP=FACTOR, or PREFIX*=FACTOR.")
     save_every: int = option(100, "Steps between checkpoints.")
     log_every: int = option(10, "Steps between log lines.")
+    validate_every: int = option(0, "Steps between validations, of which the best is kept in OUT/best; 0 for none.")
+    patience: int = option(0, "Stop after this many validations without a better score; 0 does not stop.")
     minutes: float = option(0.0, "Stop with a checkpoint after this many minutes; 0 continues to the last step.")
 
     def __post_init__(self) -> None:
         for name in ("steps", "call_tokens", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"--optimizer {self.optimizer} must be one of {', '.join(OPTIMIZERS)}")
+        for name in ("validate_every", "patience", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
+        if self.patience and not self.validate_every:
+            raise ConfigError("--patience needs --validate-every")
+        choices = {
+            "optimizer": OPTIMIZERS,
+            "table_optimizer": TABLE_OPTIMIZERS,
+            "device": DEVICES,
+            "precision": PRECISIONS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                given = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                raise ConfigError(f"{given} must be one of {', '.join(allowed)}")
         _ = self.quantization  # raises ConfigError for an unknown scheme
 
     @property
@@ -92,7 +118,7 @@ class RunConfig:
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """Return the autocast context for calls of the model."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.precision, device))
 
 
 @dataclass(frozen=True)
@@ -138,15 +164,40 @@ class Stage(Protocol):
         ...
 
 
-def require_same_options(cfg: RunConfig) -> None:
-    """Write the options to the directory of the run. Raises ConfigError if it contains a run with other options."""
-    path = cfg.out / "options.json"
-    given = {key: value for key, value in json.loads(json.dumps(as_json(cfg))).items() if key not in NOT_COMPARED}
-    if path.exists() and (noted := json.loads(path.read_text())) != given:
-        changed = ", ".join(f"{name}={noted.get(name)}" for name in given if noted.get(name) != given[name])
-        raise ConfigError(f"{cfg.out}: contains a run with other options ({changed}); choose another --out")
+def json_options(cfg: RunConfig) -> dict:
+    """Return the options of a run as JSON gives them back."""
+    return json.loads(json.dumps(as_json(cfg)))
+
+
+def changed_options(cfg: RunConfig) -> dict[str, str]:
+    """Return the options that differ from those of the run in `cfg.out`, as `old -> new`.
+
+    Raises ConfigError if the run cannot continue with them.
+    """
+    path = cfg.out / OPTIONS
+    if not path.exists():
+        return {}
+    noted, given = json.loads(path.read_text()), json_options(cfg)
+    changed = {name: noted[name] for name in given if name in noted and noted[name] != given[name]}
+    refused = [name for name in changed if name not in MAY_DIFFER and not (name == "steps" and _may_grow(cfg, noted))]
+    if refused:
+        values = ", ".join(f"{name}={changed[name]}" for name in refused)
+        raise ConfigError(f"{cfg.out}: contains a run with other options ({values}); choose another --out")
+    return {name: f"{value} -> {given[name]}" for name, value in changed.items()}
+
+
+def _may_grow(cfg: RunConfig, noted: dict) -> bool:
+    """Return True if a run of fewer steps would have taken its steps so far at the same learning rates."""
+    found = find_checkpoint(cfg.out / "checkpoint")
+    taken = json.loads((found / STATE_VALUES).read_text())["step"] if found else 0
+    factors = [learning_rate_factor(taken - 1, n, cfg.warmup, cfg.decay_share) for n in (noted["steps"], cfg.steps)]
+    return noted["steps"] < cfg.steps and (not taken or factors[0] == factors[1])
+
+
+def write_options(cfg: RunConfig) -> None:
+    """Write the options to the directory of the run."""
     cfg.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(given, indent=1) + "\n")
+    (cfg.out / OPTIONS).write_text(json.dumps(json_options(cfg), indent=1) + "\n")
 
 
 @dataclass
@@ -160,6 +211,8 @@ class Run:
     optimizers: list[torch.optim.Optimizer]
     step: int
     tokenizer_folder: Path
+    best: float | None = None
+    since_best: int = 0
 
     @classmethod
     def start(cls, cfg: RunConfig, stage: Stage, world: World) -> "Run":
@@ -170,7 +223,9 @@ class Run:
         if stage.head is not None:
             stage.head.to(world.device)
         rates = Rates(cfg.embedding_rate, cfg.matrix_rate, cfg.vector_rate)
-        optimizers = build_optimizers(model, rates, cfg.optimizer, stage.with_blocks, stage.head)
+        optimizers = build_optimizers(
+            model, rates, cfg.optimizer, stage.with_blocks, stage.head, cfg.weight_decay, cfg.table_optimizer
+        )
         run = cls(cfg, stage, world, model, optimizers, 0, found or stage.tokenizer_folder)
         if found:
             run._restore(found)
@@ -192,6 +247,7 @@ class Run:
         rest = {name: value for name, value in tensors.items() if not name.startswith(HEAD)}
         restore_optimizers(self.optimizers, rest)
         self.step = values["step"]
+        self.best, self.since_best = values.get("best"), values.get("since_best", 0)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -206,14 +262,42 @@ class Run:
             head = self.stage.head.state_dict() if self.stage.head is not None else {}
             tensors = optimizer_tensors(self.optimizers) | {HEAD + name: value for name, value in head.items()}
             folder, values = self.cfg.out / "checkpoint", {"step": self.step, "stage": self.stage.name}
+            values |= {"best": self.best, "since_best": self.since_best}
             write_checkpoint(folder, self.model, self.tokenizer_folder, state=(tensors, values))
             self.tokenizer_folder = folder
+        self.world.wait()
+
+    @property
+    def is_exhausted(self) -> bool:
+        """True if the last `--patience` validations brought no better score."""
+        return 0 < self.cfg.patience <= self.since_best
+
+    def validate(self, log: RunLog) -> None:
+        """Score held-out data in the first process and log the scores.
+
+        With `--validate-every`, also write the model to `OUT/best` if the mean nDCG@10 is the best so far.
+        """
+        scores = self.stage.validate(self.model) if self.world.is_first else {}
+        if scores:
+            log.write(self.step, **{name: round(score, 4) for name, score in scores.items()})
+        if not self.cfg.validate_every:
+            return
+        figures = [score for name, score in scores.items() if name.startswith("ndcg_")]
+        mean = torch.tensor(sum(figures) / max(1, len(figures)), device=self.world.device)
+        score = self.world.sum(mean).item()
+        if self.best is not None and score <= self.best:
+            self.since_best += 1
+            return
+        self.best, self.since_best = score, 0
+        if self.world.is_first:
+            write_checkpoint(self.cfg.out / "best", self.model, self.tokenizer_folder)
         self.world.wait()
 
     def advance(self) -> dict[str, float]:
         """Take a step; return its values for the log. Raises DivergedError, before weights change, for a NaN loss."""
         cfg = self.cfg
-        set_learning_rate(self.optimizers, learning_rate_factor(self.step, cfg.steps, cfg.warmup, cfg.decay_share))
+        factor = learning_rate_factor(self.step, cfg.steps, cfg.warmup, cfg.decay_share)
+        set_learning_rate(self.optimizers, factor)
         result = self.stage.accumulate(self.model, self.step, self.world)
         require_finite_loss(result.loss, self.step, cfg.out / "checkpoint")
         self.world.sum_gradients(self.parameters)
@@ -222,7 +306,8 @@ class Run:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return {"loss": result.loss, "gradient_norm": norm, "tokens": result.n_tokens, **result.more}
+        known = {"loss": result.loss, "gradient_norm": norm, "learning_rate_factor": factor}
+        return {**known, "tokens": result.n_tokens, **result.more}
 
 
 def train(cfg: RunConfig, stage: Stage) -> Path:
@@ -231,18 +316,24 @@ def train(cfg: RunConfig, stage: Stage) -> Path:
     Return the directory of the checkpoint.
     """
     # ---------------------------------------------------------------- start or resume
-    world = World.join()
+    world = World.join(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
-    if world.is_first:
-        require_same_options(cfg)
-    world.wait()
-    run = Run.start(cfg, stage, world)
-    if run.step >= cfg.steps:
+    if any(options != as_json(cfg) for options in world.gather(as_json(cfg))):
+        raise ConfigError("the processes have different options; start all of them with the same command")
+    changed = world.together(partial(changed_options, cfg))
+    world.together(partial(write_options, cfg) if world.is_first else lambda: None)
+    run = world.together(partial(Run.start, cfg, stage, world))
+    if run.step >= cfg.steps or run.is_exhausted:
         print(f"{cfg.out}: already finished, {run.step} steps", file=sys.stderr)
         return cfg.out / "checkpoint"
     log = RunLog(cfg.out / "log.jsonl", run.step, silent=not world.is_first)
+    for name in set(changed) & {*MACHINE, "steps"}:
+        log.write(run.step, changed=f"{name}: {changed[name]}")
+    if world.is_first:
+        precision = "bfloat16" if uses_bfloat16(cfg.precision, world.device) else "float32"
+        print(f"{stage.name}: {precision} on {world.device.type}", file=sys.stderr)
     started, deadline = time.perf_counter(), 60 * cfg.minutes or float("inf")
 
     # ---------------------------------------------------------------- loop
@@ -262,14 +353,21 @@ def train(cfg: RunConfig, stage: Stage) -> Path:
             log.write(run.step, **{k: round(v, 4) for k, v in values.items()}, tokens_per_second=round(rate))
             n_tokens, since = 0, time.perf_counter()
         late = time.perf_counter() - started > deadline
-        if world.sum(torch.tensor(float(late), device=world.device)).item() or run.step == cfg.steps:
+        late = bool(world.sum(torch.tensor(float(late), device=world.device)).item())
+        if run.step == cfg.steps:
+            break
+        if cfg.validate_every and run.step % cfg.validate_every == 0:
+            run.validate(log)
+        if late or run.is_exhausted:
             break
         if run.step % cfg.save_every == 0:
             run.save()
     run.save()
-    if run.step == cfg.steps and world.is_first and (scores := stage.validate(run.model)):
-        log.write(run.step, **{name: round(score, 4) for name, score in scores.items()})
-    if run.step < cfg.steps:
+    if run.step == cfg.steps:
+        run.validate(log)
+    elif run.is_exhausted:
+        print(f"stopped at step {run.step}: {run.since_best} validations without a better score", file=sys.stderr)
+    else:
         print(f"stopped at step {run.step} of {cfg.steps}; repeat the command to continue", file=sys.stderr)
     bar.close()
     return cfg.out / "checkpoint"
@@ -278,6 +376,6 @@ def train(cfg: RunConfig, stage: Stage) -> Path:
 def run_stage(cfg: Config, make: Callable[[Config], Stage]) -> None:
     """Train the stage that `make(cfg)` returns, then leave the other processes."""
     try:
-        train(cfg, make(cfg))
+        train(cfg, World.join(cfg.device).together(partial(make, cfg)))
     finally:
         World.leave()

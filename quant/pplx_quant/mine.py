@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pplx_quant.corpus import PackedCorpus
 from pplx_quant.errors import ConfigError
 from pplx_quant.hard_negatives import NEGATIVES, MiningOptions, cached_negatives
+from pplx_quant.hardware import DEVICES, choose_device
 from pplx_quant.options import option, required
 from pplx_quant.sampling import matches, parse_factor
+
+ENCODERS = ("auto", "runtime", "torch")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,19 @@ class MineConfig:
     depth: int = option(50, "Sample from this many of the highest-ranking candidates.")
     margin: float = option(0.95, "Only passages with at most this share of the positive's cosine are candidates.")
     sampled: bool = option(True, "Sample the negatives; --no-sampled takes the highest-ranking candidates.")
+    encoder: str = option("auto", "Encoder: runtime (int8 on the CPU), torch, or auto: torch if there is a CUDA GPU.")
+    device: str = option("auto", "Device of the torch encoder: auto, cpu, cuda, mps.")
     seed: int = option(1, "Seed of the sample.")
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("encoder", ENCODERS), ("device", DEVICES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"--{name} {getattr(self, name)} must be one of {', '.join(allowed)}")
+
+    def torch_device(self) -> torch.device | None:
+        """Return the device of the torch encoder, or None for the runtime."""
+        device = choose_device(self.device)
+        return device if self.encoder == "torch" or (self.encoder == "auto" and device.type == "cuda") else None
 
 
 def choose_pairs(packed: PackedCorpus, config: MineConfig) -> np.ndarray:
@@ -70,6 +86,7 @@ def mine(config: MineConfig) -> None:
         packed.texts(passages, config.max_positive),
         positives,
         options,
+        device=config.torch_device(),
     )
     negatives = np.full((len(packed), config.n), -1, np.int32)
     negatives[rows] = np.where(found >= 0, passages[found], -1)[query_of]

@@ -107,7 +107,7 @@ def encoder_means(model: Qwen3Encoder, rows: Sequence[TokenRow]) -> Tensor:
     """
     ids, mask = pad([row.ids for row in rows])
     device = model.embed_tokens.weight.device
-    states = model(ids.to(device), mask.to(device)).float()  # [B, T, D]
+    states = model(ids.to(device), None if mask.all() else mask.to(device)).float()  # [B, T, D]
     return pool_spans(states, rows)
 
 

@@ -14,6 +14,8 @@ from pplx_quant.errors import DivergedError
 
 EMBEDDING = "embed_tokens.weight"
 OPTIMIZERS = ("adamw", "muon")
+TABLE_OPTIMIZERS = ("adamw", "rowwise")
+BETAS = (0.9, 0.98)
 MUON_SCALE = "match_rms_adamw"  # a matrix moves about as far as with AdamW at the same rate
 
 
@@ -36,23 +38,62 @@ class Rates:
     vector: float
 
 
-def build_optimizers(
-    model: Qwen3Encoder, rates: Rates, optimizer: str, with_blocks: bool, head: nn.Module | None = None
-) -> list[Optimizer]:
-    """Return AdamW for all parameters, and with `optimizer="muon"` also Muon for the matrices of the blocks.
+class RowwiseAdam(Optimizer):
+    """Adam without first moment and with one second moment for each row, for the embedding table.
 
+    The state is one float32 for each token, where AdamW keeps two tables. Rows without gradient do not change.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, beta: float = BETAS[1], eps: float = 1e-8):
+        super().__init__(parameters, {"lr": lr, "beta": beta, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update the rows by their gradients."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["step"] = torch.zeros((), device=weight.device)
+                    state["squares"] = torch.zeros(len(weight), device=weight.device)
+                state["step"] += 1
+                state["squares"].lerp_(weight.grad.float().square().mean(dim=1), 1 - group["beta"])
+                second = state["squares"] / (1 - group["beta"] ** state["step"])
+                weight.addcmul_(weight.grad, (1 / (second.sqrt() + group["eps"]))[:, None], value=-group["lr"])
+
+
+def build_optimizers(
+    model: Qwen3Encoder,
+    rates: Rates,
+    optimizer: str,
+    with_blocks: bool,
+    head: nn.Module | None = None,
+    weight_decay: float = 0.0,
+    table_optimizer: str = "adamw",
+) -> list[Optimizer]:
+    """Return AdamW for all parameters, except those that have an optimizer of their own.
+
+    Those are the matrices of the blocks with `optimizer="muon"`, and the table with `table_optimizer="rowwise"`.
     Without blocks, only the table and the final norm are trained. The `head` of a stage has the rate of the table.
+    Weight decay is that of the matrices in blocks.
     """
     named = dict(model.named_parameters())
-    groups = [{"params": [named[EMBEDDING], *(head.parameters() if head else ())], "lr": rates.embedding}]
+    table = [named[EMBEDDING]] if table_optimizer == "adamw" else []
+    groups: list[dict] = [{"params": [*table, *(head.parameters() if head else ())], "lr": rates.embedding}]
     vectors = [weight for weight in named.values() if weight.ndim == 1] if with_blocks else [model.norm.weight]
     groups.append({"params": vectors, "lr": rates.vector})
     matrices = [weight for name, weight in named.items() if weight.ndim == 2 and name != EMBEDDING]
     if with_blocks and optimizer == "adamw":
-        groups.append({"params": matrices, "lr": rates.matrix})
-    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0)]
+        groups.append({"params": matrices, "lr": rates.matrix, "weight_decay": weight_decay})
+    groups = [group for group in groups if group["params"]]
+    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, betas=BETAS, eps=1e-8, weight_decay=0.0, fused=True)]
     if with_blocks and optimizer == "muon":
-        optimizers.append(torch.optim.Muon(matrices, lr=rates.matrix, weight_decay=0.0, adjust_lr_fn=MUON_SCALE))
+        decay = weight_decay
+        optimizers.append(torch.optim.Muon(matrices, lr=rates.matrix, weight_decay=decay, adjust_lr_fn=MUON_SCALE))
+    if not table:
+        optimizers.append(RowwiseAdam([named[EMBEDDING]], lr=rates.embedding))
     for one in optimizers:
         for group in one.param_groups:
             group["peak"] = group["lr"]

@@ -39,7 +39,7 @@ def cfg(packed_file, tokenizer_folder, tmp_path) -> PairConfig:
         warmup=2,
         save_every=3,
         log_every=1,
-        bf16=False,
+        precision="float32",
         validate_on=("sample",),
     )
 

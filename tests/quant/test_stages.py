@@ -29,7 +29,7 @@ from pplx_quant.stages.diffuse import DiffuseConfig, DiffuseStage, add_noise, st
 from pplx_quant.stages.pair import PairConfig, PairStage
 from pplx_quant.stages.triplet import TripletConfig, TripletStage
 
-QUICK = {"steps": 6, "warmup": 2, "save_every": 4, "log_every": 1, "bf16": False, "call_tokens": 256}
+QUICK = {"steps": 6, "warmup": 2, "save_every": 4, "log_every": 1, "precision": "float32", "call_tokens": 256}
 CONTRAST = {"block": 8, "dims": (32, 16)}
 
 
@@ -109,7 +109,8 @@ def test_a_stage_lowers_its_loss(name, request):
 @pytest.mark.parametrize(("name", "extra"), [*((name, []) for name in STAGES), ("pair", ["--grad-cache"])])
 def test_two_processes_train_as_one(name, extra, request, tmp_path):
     cfg, _ = request.getfixturevalue(name)
-    options = ["--data", cfg.data, "--init", cfg.init, "--steps", 4, "--warmup", 2, "--log-every", 1, "--no-bf16"]
+    options = ["--data", cfg.data, "--init", cfg.init, "--steps", 4, "--warmup", 2, "--log-every", 1]
+    options += ["--precision", "float32"]
     options += ["--call-tokens", 128, "--batch", cfg.batch, "--threads", 1, *extra]
     if name == "triplet":
         options += ["--negatives", cfg.negatives]

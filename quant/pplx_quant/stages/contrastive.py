@@ -55,6 +55,8 @@ class ContrastiveConfig(RunConfig):
         for name in ("binary_weight", "context_prior", "teacher_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
+        if self.validate_every and not self.validate_on:
+            raise ConfigError("--validate-every needs --validate-on")
         if min(self.dims) < 1:
             raise ConfigError(f"--dims {show(self.dims)} must be at least 1")
 

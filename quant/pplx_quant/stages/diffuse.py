@@ -48,6 +48,8 @@ class DiffuseConfig(RunConfig):
         super().__post_init__()
         if self.batch < 1 or self.length < 2:
             raise ConfigError(f"--batch {self.batch} must be at least 1 and --length {self.length} at least 2")
+        if self.validate_every:
+            raise ConfigError("--validate-every: this stage has no validation")
         _ = self.init_checkpoint
 
 
@@ -128,7 +130,8 @@ class DiffuseStage:
         """Return the sum of the loss over the masked tokens of a call, a scalar."""
         batch = add_noise(texts, self.mask_id, noise, draws)
         with self.cfg.autocast(world.device):
-            states = model(batch.ids.to(world.device), batch.mask.to(world.device))  # [B, T, D]
+            mask = None if batch.mask.all() else batch.mask.to(world.device)
+            states = model(batch.ids.to(world.device), mask)  # [B, T, D]
             logits = self.logits(model, states[batch.rows, batch.places - 1])
         return diffusion_loss(logits, batch.targets.to(world.device), batch.noise.to(world.device))
 
