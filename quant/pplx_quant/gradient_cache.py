@@ -1,8 +1,8 @@
-"""Gradients of a loss over the means of many rows, call by call.
+"""Gradients of a loss over the mean vectors of a large batch, which is encoded in several calls.
 
-Two ways with the same gradient. Direct: all calls' activations are kept until the loss is known. Cached (GradCache,
-arXiv 2101.06983): means are computed without gradients, the loss gives each mean its gradient, and each call is
-computed once more to carry it on; memory is that of one call, so that batches of thousands fit.
+There are two ways to the same gradient. Directly: the activations of all calls are kept until the loss is known. With
+GradCache (arXiv 2101.06983): the means are computed without gradients, the loss yields the gradient of each mean, and
+each call is computed again to propagate it. Then only the activations of one call are in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pplx_edge.types import TokenRow
 from pplx_quant.distributed import World
+from pplx_quant.errors import ConfigError
 from pplx_quant.model import plan_calls
 
 Encode = Callable[[Sequence[TokenRow]], Tensor]
@@ -29,21 +30,21 @@ def backward(
     call_tokens: int,
     cached: bool,
 ) -> float:
-    """The value of `loss(means)`, float32 means `[N, D]` of all spans of `rows`; adds its gradient to the parameters.
+    """Return `loss(means)`, for float32 means `[N, D]` of all spans of `rows`, and add its gradient to the parameters.
 
-    Calls are planned from the rows alone, so any number of processes computes the same means.
+    The calls depend only on the rows, so any number of processes computes the same means.
     """
     calls = plan_calls(rows, call_tokens)
     spans = _span_numbers(rows, calls)
-    mine = world.share(len(calls))
+    own_calls = world.share(len(calls))
 
     def run(call: int) -> Tensor:
         with autocast():
             return encode([rows[row] for row in calls[call]]).float()
 
     with torch.set_grad_enabled(not cached):
-        own = [run(call) for call in mine]
-    means = gather_means(own, [spans[call] for call in mine], sum(map(len, spans)), world)
+        own = [run(call) for call in own_calls]
+    means = gather_means(own, [spans[call] for call in own_calls], sum(map(len, spans)), world)
     if not cached:
         value = loss(means)
         value.backward()
@@ -51,15 +52,15 @@ def backward(
     means = means.detach().requires_grad_()
     value = loss(means)
     (gradient,) = torch.autograd.grad(value, means)
-    for call in mine:
+    for call in own_calls:
         run(call).backward(gradient[spans[call]])
     return float(value.detach())
 
 
 def gather_means(own: list[Tensor], places: list[Tensor], n_spans: int, world: World) -> Tensor:
-    """All means `[N, D]`: this process's carry their gradient, the other processes' are constants."""
+    """Return all means `[N, D]`. Those of this process carry their gradient, those of other processes are constants."""
     if not own:
-        raise ValueError(f"{world.size} processes, but fewer calls in a batch; lower --call-tokens")
+        raise ConfigError(f"a batch has fewer calls than there are processes ({world.size}); lower --call-tokens")
     local = torch.cat(own)
     order = torch.cat(places).to(local.device)
     empty = torch.zeros(n_spans, local.shape[1], dtype=local.dtype, device=local.device)
@@ -70,6 +71,6 @@ def gather_means(own: list[Tensor], places: list[Tensor], n_spans: int, world: W
 
 
 def _span_numbers(rows: Sequence[TokenRow], calls: list[list[int]]) -> list[Tensor]:
-    """For each call, the numbers of its rows' spans among the spans of all rows, int64."""
+    """Return, for each call, the positions of its spans among the spans of all rows, int64."""
     first = np.cumsum([0, *(len(row.bounds) for row in rows)])
     return [torch.from_numpy(np.concatenate([np.arange(first[row], first[row + 1]) for row in call])) for call in calls]

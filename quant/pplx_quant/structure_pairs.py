@@ -1,6 +1,6 @@
-"""Pairs made from the structure of plain text: a crop of a paragraph, a cloze question about it, a title.
+"""Make training pairs from the structure of texts: crops of a paragraph, cloze questions about it, and titles.
 
-They carry word matching and topics into languages and domains for which there are few questions.
+They teach word matching and topics in languages and domains for which there are few questions.
 """
 
 import random
@@ -28,12 +28,12 @@ WH_WORDS = {
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences of a paragraph, stripped, none empty."""
+    """Return the non-empty sentences of a paragraph, stripped."""
     return [sentence.strip() for sentence in SENTENCE_END.split(text) if sentence and sentence.strip()]
 
 
 def crop_pair(text: str, generator: random.Random) -> tuple[str, str] | None:
-    """A piece of one sentence, and the paragraph with or without that sentence; None when the text is too short."""
+    """Return a part of one sentence, and the paragraph with or without the sentence; None for a short text."""
     sentences = split_sentences(text)
     if len(text) < MIN_CHARS or len(sentences) < 2:
         return None
@@ -45,7 +45,7 @@ def crop_pair(text: str, generator: random.Random) -> tuple[str, str] | None:
 
 
 def crop_sentence(sentence: str, generator: random.Random) -> str:
-    """Some words of a sentence in their order; a run of characters where words are not spaced."""
+    """Return random words of a sentence in their order, or a run of characters in scripts without spaces."""
     words = sentence.split()
     if not SPACED.search(sentence) or len(sentence) > 12 * len(words):
         length = generator.randint(6, MAX_QUERY_CHARS)
@@ -58,7 +58,10 @@ def crop_sentence(sentence: str, generator: random.Random) -> str:
 
 
 def cloze_question(text: str, generator: random.Random) -> tuple[str, str] | None:
-    """An English cloze: a sentence with a year, number or name taken out and a question word in front; None if none."""
+    """Return an English cloze question and its paragraph, or None if the paragraph has no suitable sentence.
+
+    The question is a question word and some words of a sentence, without one of its years, numbers or names.
+    """
     sentences = [sentence for sentence in split_sentences(text) if 5 <= len(sentence.split()) <= 45]
     generator.shuffle(sentences)
     for sentence in sentences:
@@ -77,7 +80,7 @@ def cloze_question(text: str, generator: random.Random) -> tuple[str, str] | Non
 
 
 def text_pairs(path: Path, per_paragraph: int, seed: int) -> Iterator[Pair]:
-    """Crops, and in English clozes, of each paragraph of a text file: at most `per_paragraph`; of novels one."""
+    """Yield at most `per_paragraph` crops, and for English clozes, of each paragraph of a file; one for novels."""
     lang = file_key(path)
     generator = random.Random(f"{seed}:{path.name}")
     for text, source in read_texts(path)[0]:
@@ -89,15 +92,15 @@ def text_pairs(path: Path, per_paragraph: int, seed: int) -> Iterator[Pair]:
 
 
 def title_pairs(path: Path) -> Iterator[Pair]:
-    """Title of a document to its first chunk, from a file of ordered chunks."""
+    """Yield the title and first chunk of each document in a file of chunks."""
     report = ReadReport(path)
     for _, row in read_rows(path, ("chunk", "lang", "doc_title"), report):
         if row.get("chunk_idx") == 0 and row["doc_title"].strip() != row["chunk"].strip():
             yield Pair(row["doc_title"], row["chunk"], row["lang"], f"title.{file_key(path)}")
 
 
-def structure_pairs(folder: Path, per_paragraph: int, seed: int) -> Iterator[tuple[str, Iterator[Pair]]]:
-    """Named groups of pairs of a data folder: `crop.<lang>` of each text file, `title.<source>` of each chunk file."""
+def pair_groups(folder: Path, per_paragraph: int, seed: int) -> Iterator[tuple[str, Iterator[Pair]]]:
+    """Yield groups of pairs of a data folder: `text.<lang>` of each text file, `title.<source>` of each chunk file."""
     for kind in ("text", "text2"):
         for path in list_files(folder, kind):
             yield f"{kind}.{file_key(path)}", text_pairs(path, per_paragraph, seed)

@@ -1,9 +1,9 @@
-"""Pairs from documented Python code: what a docstring says, to the code without it; a name, to its docstring.
+"""Make training pairs from documented Python code: (summary, code without its docstring) and (name, docstring).
 
-python -m pplx_quant.docstrings --out DATA/pairs.docstrings.jsonl.gz [--package NAME …]
+python -m pplx_quant docstring-pairs --out DATA/pairs.docstrings.jsonl.gz [--package NAME …]
 
-Reads the sources of packages that are installed, and of the standard library (`--package stdlib`), without importing
-them. The packages' licences are theirs: the list by default holds permissive ones only, and what it prints names them.
+Reads the source files of installed packages and of the standard library (`--package stdlib`) without importing them.
+The texts keep the licenses of their packages, which are printed; the default packages have permissive licenses.
 """
 
 import ast
@@ -18,13 +18,13 @@ from importlib.metadata import PackageNotFoundError, metadata, packages_distribu
 from importlib.util import find_spec
 from pathlib import Path
 
+from pplx_quant.corpus import writing_file
 from pplx_quant.data import Pair
 from pplx_quant.errors import ConfigError
-from pplx_quant.options import run_command
-from pplx_quant.packed import writing_file
+from pplx_quant.options import option, required
 
 STANDARD_LIBRARY = "stdlib"
-LEFT_OUT = re.compile(r"(^|/)(site-packages|tests?|testing|idlelib|lib2to3|_vendor|vendored|externals)(/|$)")
+EXCLUDED = re.compile(r"(^|/)(site-packages|tests?|testing|idlelib|lib2to3|_vendor|vendored|externals)(/|$)")
 MIN_WORDS, MAX_WORDS = 3, 40
 MIN_CODE, MAX_CODE = 60, 1500  # characters
 MIN_DOCSTRING, MAX_DOCSTRING = 80, 1200
@@ -34,34 +34,37 @@ Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 @dataclass(frozen=True)
-class DocstringsConfig:
-    """Which installed packages are read, and the file that is written."""
+class DocstringPairsConfig:
+    """Options of `docstring-pairs`."""
 
-    out: Path
-    package: tuple[str, ...] = (
-        STANDARD_LIBRARY,
-        "numpy",
-        "scipy",
-        "sklearn",
-        "sympy",
-        "networkx",
-        "matplotlib",
-        "torch",
-        "transformers",
-        "sentence_transformers",
-        "huggingface_hub",
-        "pydantic",
-        "rich",
-        "click",
-        "jinja2",
-        "fsspec",
-        "onnx",
-        "pygments",
+    out: Path = required("File to write, named pairs.<group>.jsonl.gz.")
+    package: tuple[str, ...] = option(
+        (
+            STANDARD_LIBRARY,
+            "numpy",
+            "scipy",
+            "sklearn",
+            "sympy",
+            "networkx",
+            "matplotlib",
+            "torch",
+            "transformers",
+            "sentence_transformers",
+            "huggingface_hub",
+            "pydantic",
+            "rich",
+            "click",
+            "jinja2",
+            "fsspec",
+            "onnx",
+            "pygments",
+        ),
+        f"Installed packages to read; {STANDARD_LIBRARY} is the standard library.",
     )
 
 
-def docstring_pairs(source: str, name: str) -> Iterator[Pair]:
-    """Pairs of one Python file; none when it does not parse."""
+def pairs_of_source(source: str, name: str) -> Iterator[Pair]:
+    """Yield the pairs of one Python file; none if it does not parse."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
@@ -79,12 +82,12 @@ def docstring_pairs(source: str, name: str) -> Iterator[Pair]:
 
 
 def summary_of(docstring: str) -> str:
-    """The first sentence of a docstring, on one line."""
+    """Return the first sentence of a docstring on one line."""
     return SENTENCE.split(" ".join(docstring.split("\n\n", 1)[0].split()), maxsplit=1)[0]
 
 
 def code_without_docstring(node: Documented, lines: list[str]) -> str:
-    """The source of a definition from its `def` or `class` on, its docstring left out; empty if that is its body."""
+    """Return the source of a definition without its decorators and docstring; empty if nothing else is in its body."""
     docstring, indent = node.body[0], node.col_offset
     if len(node.body) == 1 or docstring.end_lineno is None or docstring.lineno == node.lineno:
         return ""
@@ -93,7 +96,7 @@ def code_without_docstring(node: Documented, lines: list[str]) -> str:
 
 
 def folders_of(package: str) -> list[Path]:
-    """Where the sources of an installed package lie; ConfigError for one that is not installed."""
+    """Return the source folders of an installed package. Raises ConfigError if it is not installed."""
     if package == STANDARD_LIBRARY:
         return [Path(sysconfig.get_paths()["stdlib"])]
     found = find_spec(package)
@@ -102,49 +105,41 @@ def folders_of(package: str) -> list[Path]:
     return [Path(folder) for folder in found.submodule_search_locations]
 
 
-def licence_of(package: str) -> str:
-    """The licence that the distribution of a package states, on one line."""
+def license_of(package: str) -> str:
+    """Return the license that the distribution of a package states, on one line."""
     if package == STANDARD_LIBRARY:
         return "PSF-2.0"
     try:
         fields = metadata(packages_distributions()[package][0])
     except (KeyError, PackageNotFoundError):
         return "not stated"
-    classifiers = [value.split(" :: ")[-1] for value in fields.get_all("Classifier") or () if value.startswith("Lic")]
-    stated = [fields.get("License-Expression"), *classifiers, (fields.get("License") or "").split("\n", 1)[0]]
+    classifiers = [value for value in fields.get_all("Classifier", []) if value.startswith("License")]
+    stated = fields.get_all("License-Expression", []) + [value.split(" :: ")[-1] for value in classifiers]
+    stated += [value.split("\n", 1)[0] for value in fields.get_all("License", [])]
     return next((value for value in stated if value), "not stated")
 
 
 def package_pairs(package: str) -> Iterator[Pair]:
-    """Distinct pairs of all files of a package, in the order of their paths."""
+    """Yield the distinct pairs of all files of a package, in the order of their paths."""
     seen = set()
     for folder in folders_of(package):
         for path in sorted(folder.rglob("*.py")):
-            if not LEFT_OUT.search(path.relative_to(folder).as_posix()):
-                for pair in docstring_pairs(path.read_text("utf-8", errors="replace"), f"docstrings.{package}"):
+            if not EXCLUDED.search(path.relative_to(folder).as_posix()):
+                for pair in pairs_of_source(path.read_text("utf-8", errors="replace"), f"docstrings.{package}"):
                     key = (pair.query, pair.positive)
                     if key not in seen and pair.query.strip() != pair.positive.strip():
                         seen.add(key)
                         yield pair
 
 
-def write_pairs(config: DocstringsConfig) -> None:
-    """Write the pairs of all packages as gzip JSON Lines, whole or not at all. Raises StorageError, ConfigError."""
+def write_pairs(config: DocstringPairsConfig) -> None:
+    """Write the pairs of all packages as gzip JSON Lines. Raises StorageError or ConfigError."""
     for package in config.package:
-        folders_of(package)  # a name that is wrong is said before anything is read
+        folders_of(package)  # report a wrong name before reading anything
     with writing_file(config.out) as unfinished, gzip.GzipFile(unfinished, "wb", mtime=0) as stream:
         for package in config.package:
             pairs = list(package_pairs(package))
             for pair in pairs:
                 row = {"query": pair.query, "positive": pair.positive, "lang": pair.lang, "source": pair.source}
                 stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-            print(f"{package:24} {len(pairs):>8,} pairs, {licence_of(package)}", file=sys.stderr)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Write the file; returns the exit status."""
-    return run_command(DocstringsConfig, write_pairs, "Pairs from the docstrings of installed packages.", argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            print(f"{package:24} {len(pairs):>8,} pairs, {license_of(package)}", file=sys.stderr)

@@ -1,11 +1,11 @@
-"""Hard negatives: passages that a model ranks high for a query although they are not its answer.
+"""Hard negatives: passages that rank high for a query although they do not answer it.
 
-`mine` is a pure function of int8 vectors. `mined_negatives` makes the vectors with pplx-edge's own runtime (the one
-place where training uses it) and keeps the result on disk, for as long as model, texts and options are the same.
+`mine_negatives` is a pure function of int8 vectors. `cached_negatives` encodes the texts with the pplx-edge runtime and
+keeps the result on disk until the model, the texts or the options change.
 
-What a model ranks near or above the known answer is often an answer too, only unlabelled. So a passage counts as a
-negative only if its cosine is at most `margin` times that of the positive: "TopK-PercPos" of NV-Retriever (arXiv
-2407.15831), which found 95 % best among six such rules.
+Passages that rank near or above the known answer are often unlabeled answers. So a passage is a candidate only if its
+cosine is at most `margin` times that of the positive. This rule is "TopK-PercPos" of NV-Retriever (arXiv 2407.15831),
+which found 95 % the best of six such rules.
 """
 
 import hashlib
@@ -21,24 +21,29 @@ from tqdm import tqdm
 import pplx_edge
 from pplx_edge.errors import StorageError
 from pplx_edge.files import replacing_directory
+from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import quantize
 from pplx_edge.vectors.similarity import code_dots
 from pplx_edge.weights.artifact import sha256
-from pplx_quant.checkpoint import STATE_TENSORS, STATE_VALUES
+from pplx_quant.checkpoint import STATE_TENSORS, STATE_VALUES, read_model
 from pplx_quant.errors import ConfigError, DataError
+from pplx_quant.hardware import uses_bfloat16
+from pplx_quant.model import encoder_means, plan_calls, whole_rows
 
 NEGATIVES, SETTINGS = "negatives.npy", "negatives.json"
 PAIR_BLOCK = 8192
+TORCH_CALL_TOKENS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiningOptions:
-    """How many negatives a query gets, and from which passages.
+    """The number of negatives for each query and their candidates.
 
-    The candidates are the `depth` best passages within the threshold; `sampled` draws from them by `seed`, otherwise
-    the best `n` are taken. Blocks bound the memory (some 10 bytes for each of their pairs) and change nothing else.
+    The candidates are the `depth` highest-ranking passages within the margin. With `sampled`, the negatives are sampled
+    from them by `seed`, otherwise they are the best `n`. The block sizes limit the memory, about 10 bytes for each pair
+    of a query and a passage in a block, and do not change the result.
     """
 
     n: int = 7
@@ -61,16 +66,16 @@ class MiningOptions:
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """int8 codes `[N, D]`, and the inverse of each one's length, float32 `[N]`; 0 for a zero vector."""
+    """int8 codes `[N, D]` and the inverse of their lengths, float32 `[N]`, 0 for a zero vector."""
 
     codes: np.ndarray
     inverse: np.ndarray
 
     @classmethod
     def of(cls, codes: np.ndarray) -> "Vectors":
-        """From int8 codes. Raises DataError for anything else."""
+        """Return the vectors of int8 codes. Raises DataError for another type or shape."""
         if codes.dtype != np.int8 or codes.ndim != 2:
-            raise DataError(f"vectors to mine with must be int8 [N, D], not {codes.dtype} {list(codes.shape)}")
+            raise DataError(f"mining: vectors must be int8 [N, D], not {codes.dtype} {list(codes.shape)}")
         lengths = np.sqrt(np.einsum("nd,nd->n", codes, codes, dtype=np.int64)).astype(np.float32)
         return cls(codes, np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0))
 
@@ -83,14 +88,14 @@ class Vectors:
 
 @dataclass(frozen=True, eq=False)
 class Positives:
-    """The passages that answer each query: those of query i are `passages[starts[i] : starts[i + 1]]`, int64."""
+    """The positive passages of each query, int64: those of query i are `passages[starts[i] : starts[i + 1]]`."""
 
     starts: np.ndarray
     passages: np.ndarray
 
     @classmethod
     def of(cls, rows: Sequence[np.ndarray | Sequence[int]]) -> "Positives":
-        """From one list of passage numbers a query."""
+        """Return the positives of one list of passages for each query."""
         starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         return cls(starts, np.concatenate([np.zeros(0, np.int64), *(np.asarray(row, np.int64) for row in rows)]))
 
@@ -100,12 +105,12 @@ class Positives:
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
     def require_fits(self, n_queries: int, n_passages: int) -> None:
-        """Raise DataError unless every query has a positive and every positive is a passage."""
+        """Raise DataError unless every query has a positive and every positive is one of the passages."""
         counts = np.diff(self.starts)
         if len(counts) != n_queries:
-            raise DataError(f"positives of {len(counts):,} queries were given for {n_queries:,} queries")
+            raise DataError(f"got positives of {len(counts):,} queries for {n_queries:,} queries")
         if (counts < 1).any():
-            raise DataError(f"query {int(np.argmin(counts))} has no positive, so its negatives have no threshold")
+            raise DataError(f"query {int(np.argmin(counts))} has no positive")
         if ((self.passages < 0) | (self.passages >= n_passages)).any():
             raise DataError(f"a positive is not one of the {n_passages:,} passages")
 
@@ -113,21 +118,21 @@ class Positives:
 # ------------------------------------------------------------------------------------------------ mining
 
 
-def mine(
+def mine_negatives(
     query_codes: np.ndarray,
     passage_codes: np.ndarray,
     positives: Positives | Sequence[np.ndarray | Sequence[int]],
     options: MiningOptions,
     passage_keys: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Passage numbers of each query's negatives, int32 `[Q, n]`, best first; −1 where there are no more.
+    """Return the passages that are negatives of each query, int32 `[Q, n]`, best first, −1 where there are no more.
 
-    `query_codes` and `passage_codes` are int8 `[Q, D]`, `[P, D]`. A negative is never one of the query's positives,
-    and its cosine is at most `margin` times that of the query's lowest positive (below it by the same share where that
-    cosine is negative). Passages with equal `passage_keys` (integers `[P]`) hold the same text: none is a negative
-    where one is a positive, and of several the first stands for all. Of equal cosines the lower passage number wins.
+    `query_codes` and `passage_codes` are int8 `[Q, D]` and `[P, D]`. A negative is never a positive of the query, and
+    its cosine is at most `margin` times that of the lowest-ranking positive (if that cosine is negative, lower by the
+    same share). Passages with equal `passage_keys` (integers `[P]`) have the same text: they are no negatives if one of
+    them is a positive, and only the first can be a negative. Ties are broken by the lower passage number.
 
-    Raises DataError for arrays that do not fit together.
+    Raises DataError if the arrays do not fit together.
     """
     queries, passages = Vectors.of(query_codes), Vectors.of(passage_codes)
     if queries.codes.shape[1] != passages.codes.shape[1]:
@@ -149,7 +154,7 @@ def mine(
 
 
 def cosines(queries: Vectors, passages: Vectors) -> np.ndarray:
-    """Cosine of every pair, float32 `[Q, P]`, the same bits whatever else is in the block."""
+    """Return all cosines, float32 `[Q, P]`. Their bits do not depend on the rest of the block."""
     scores = code_dots(queries.codes, passages.codes).astype(np.float32)
     scores *= queries.inverse[:, None]
     scores *= passages.inverse
@@ -157,13 +162,13 @@ def cosines(queries: Vectors, passages: Vectors) -> np.ndarray:
 
 
 def pair_cosines(a: Vectors, b: Vectors) -> np.ndarray:
-    """Cosine of each row of `a` with the same row of `b`, float32 `[N]`, with the bits of `cosines`."""
+    """Return the cosine of each row of `a` with the same row of `b`, float32 `[N]`, bit-identical to `cosines`."""
     dots = np.einsum("nd,nd->n", a.codes, b.codes, dtype=np.int64)
     return dots.astype(np.float32) * a.inverse * b.inverse
 
 
 def score_limits(queries: Vectors, passages: Vectors, positives: Positives, margin: float) -> np.ndarray:
-    """The highest cosine at which a passage still counts as a negative, float32 `[Q]`."""
+    """Return the highest cosine of a negative of each query, float32 `[Q]`."""
     scores = np.empty(len(positives.passages), np.float32)
     for start in range(0, len(scores), PAIR_BLOCK):
         pairs = slice(start, start + PAIR_BLOCK)
@@ -173,18 +178,18 @@ def score_limits(queries: Vectors, passages: Vectors, positives: Positives, marg
 
 
 def _first_of_each_text(n_passages: int, keys: np.ndarray | None) -> np.ndarray:
-    """The lowest number among the passages with the same key, int64 `[P]`."""
+    """Return the first passage with the same key, for each passage, int64 `[P]`."""
     if keys is None:
         return np.arange(n_passages)
     if len(keys) != n_passages:
-        raise DataError(f"{len(keys):,} keys were given for {n_passages:,} passages")
+        raise DataError(f"got {len(keys):,} keys for {n_passages:,} passages")
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     return first[inverse]
 
 
 @dataclass(frozen=True, eq=False)
 class _Ranking:
-    """The best passages so far, best first: numbers int64 and cosines float32, both `[q, depth]`."""
+    """The best passages so far, best first, int64, and their cosines, float32; both `[q, depth]`."""
 
     passages: np.ndarray
     scores: np.ndarray
@@ -198,7 +203,7 @@ def _ranked(
     barred: tuple[np.ndarray, np.ndarray],
     options: MiningOptions,
 ) -> np.ndarray:
-    """The best `depth` passages of each query within its limit, int64 `[q, depth]`, −1 where there are no more."""
+    """Return the best `depth` passages of each query within its limit, int64 `[q, depth]`, padded with −1."""
     shape = len(queries), options.depth if options.sampled else options.n
     best = _Ranking(np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32))
     for start in range(0, len(passages), options.passage_block):
@@ -213,12 +218,12 @@ def _ranked(
 
 
 def _merged(best: _Ranking, scores: np.ndarray, start: int) -> _Ranking:
-    """The ranking with the passages `start`… of `scores` `[q, p]` taken in; they come after those it has."""
+    """Return the ranking with the passages of `scores` `[q, p]` added, whose numbers begin at `start`."""
     n_rows, depth = best.scores.shape
-    floor = best.scores[:, -1:]  # an equal score with a higher number loses
+    floor = best.scores[:, -1:]  # on a tie, the higher number loses
     hits = scores > floor
-    crowded = np.flatnonzero(hits.sum(axis=1) > depth)  # the block's own best leave fewer to sort
-    if len(crowded):  # torch, because NumPy's partition takes seconds where many scores are equal
+    crowded = np.flatnonzero(hits.sum(axis=1) > depth)  # keep only the best of the block, to sort less
+    if len(crowded):  # torch, because partition of NumPy is slow if many scores are equal
         own_best = torch.from_numpy(scores[crowded]).topk(depth, dim=1, sorted=False).values.numpy()
         hits[crowded] &= scores[crowded] >= own_best.min(axis=1, keepdims=True)
     rows, columns = np.nonzero(hits)
@@ -232,7 +237,7 @@ def _merged(best: _Ranking, scores: np.ndarray, start: int) -> _Ranking:
 
 
 def _choose(ranked: np.ndarray, first_query: int, options: MiningOptions) -> np.ndarray:
-    """`n` of each row of candidates `[q, depth]`, in their order: the best, or drawn by the seed and the query."""
+    """Return `n` of each row of candidates `[q, depth]`, in their order: the best, or a sample by seed and query."""
     if not options.sampled:
         return ranked[:, : options.n]
     chosen = np.full((len(ranked), options.n), -1, np.int64)
@@ -247,10 +252,10 @@ def _choose(ranked: np.ndarray, first_query: int, options: MiningOptions) -> np.
 
 
 def encode_token_rows(embedder: pplx_edge.Embedder, rows: Sequence[np.ndarray]) -> np.ndarray:
-    """int8 vectors `[N, D]` of rows of token ids, in their order; an empty row gives zeros."""
+    """Return the int8 vectors `[N, D]` of rows of token ids, with zeros for an empty row."""
     lengths = [len(row) for row in rows]
     if lengths and max(lengths) > embedder.max_tokens:
-        raise DataError(f"a row has {max(lengths):,} tokens, limit {embedder.max_tokens:,}; cut it")
+        raise DataError(f"a row has {max(lengths):,} tokens, limit {embedder.max_tokens:,}; lower --max-positive")
     codes = np.zeros((len(rows), embedder.dim), np.int8)
     with tqdm(total=sum(lengths), desc="encoding", unit="tok", unit_scale=True, disable=None) as bar:
         for picked in plan_batches(lengths, embedder.session.policy):
@@ -260,10 +265,24 @@ def encode_token_rows(embedder: pplx_edge.Embedder, rows: Sequence[np.ndarray]) 
     return codes
 
 
+def encode_rows_with_torch(encoder: Qwen3Encoder, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the int8 vectors `[N, D]` of rows of token ids on the device of the encoder, zeros for an empty row."""
+    codes = np.zeros((len(rows), encoder.spec.dim), np.int8)
+    filled = [number for number, row in enumerate(rows) if len(row)]
+    whole, device = whole_rows([rows[number] for number in filled]), encoder.embed_tokens.weight.device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16("auto", device))
+    with torch.inference_mode(), autocast, tqdm(total=len(whole), desc="encoding", unit="text", disable=None) as bar:
+        for call in plan_calls(whole, TORCH_CALL_TOKENS) if filled else []:
+            means = encoder_means(encoder, [whole[row] for row in call]).float().cpu().numpy()
+            codes[[filled[row] for row in call]] = quantize(means, "int8")
+            bar.update(len(call))
+    return codes
+
+
 # ------------------------------------------------------------------------------------------------ cache
 
 
-def mined_negatives(
+def cached_negatives(
     folder: Path,
     model: Path,
     query_rows: Sequence[np.ndarray],
@@ -271,11 +290,13 @@ def mined_negatives(
     positives: Positives | Sequence[np.ndarray | Sequence[int]],
     options: MiningOptions,
     passage_keys: np.ndarray | None = None,
+    device: torch.device | None = None,
 ) -> np.ndarray:
-    """`mine` over the token ids of queries and passages, encoded by the model directory `model`; kept in `folder`.
+    """Return `mine_negatives` of queries and passages, rows of token ids that a model encodes; cached in `folder`.
 
-    The model runs as its `onnx-int8` artifact, which is made when there is none. Raises what `cached`, `mine` and
-    `pplx_edge.load` raise.
+    The model runs as its `onnx-int8` artifact, which is converted if necessary, or with a `device` as the torch encoder
+    on that device, whose weights are not quantized. Raises the errors of `load_or_make`,
+    `mine_negatives` and `pplx_edge.load`.
     """
     positives = positives if isinstance(positives, Positives) else Positives.of(positives)
     keys = np.zeros(0, np.int64) if passage_keys is None else passage_keys
@@ -287,20 +308,26 @@ def mined_negatives(
         "passages": rows_fingerprint(passage_rows),
         "positives": rows_fingerprint([positives.starts, positives.passages, keys]),
     }
+    if device is not None:
+        settings["encoder"] = "torch"
 
     def make() -> np.ndarray:
+        if device is not None:
+            encoder = read_model(model).to(device).eval()
+            queries, passages = (encode_rows_with_torch(encoder, rows) for rows in (query_rows, passage_rows))
+            return mine_negatives(queries, passages, positives, options, passage_keys)
         with pplx_edge.load(model) as embedder:
             queries, passages = (encode_token_rows(embedder, rows) for rows in (query_rows, passage_rows))
-        return mine(queries, passages, positives, options, passage_keys)
+        return mine_negatives(queries, passages, positives, options, passage_keys)
 
-    return cached(folder, settings, make)
+    return load_or_make(folder, settings, make)
 
 
-def cached(folder: Path, settings: Mapping[str, object], make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The negatives in `folder` if they were made with equal `settings` (JSON values); otherwise made and kept there.
+def load_or_make(folder: Path, settings: Mapping[str, object], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the negatives in `folder` if they have equal `settings` (JSON values), otherwise make and write them.
 
-    A folder appears whole or not at all. Raises DataError when one is damaged, ConfigError when it holds other files,
-    StorageError when it cannot be written.
+    Writing is atomic. Raises DataError if the folder is damaged, ConfigError if it contains other files, and
+    StorageError if it cannot be written.
     """
     if found := _read_cache(folder, settings):
         return found[0]
@@ -319,7 +346,7 @@ def _read_cache(folder: Path, settings: Mapping[str, object]) -> tuple[np.ndarra
     if not folder.exists():
         return None
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - {NEGATIVES, SETTINGS}:
-        raise ConfigError(f"{folder}: holds something else than mined negatives; choose another folder")
+        raise ConfigError(f"{folder}: contains other files than mined negatives; choose another directory")
     try:
         noted = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         if noted["settings"] != json.loads(json.dumps(dict(settings))):
@@ -332,7 +359,7 @@ def _read_cache(folder: Path, settings: Mapping[str, object]) -> tuple[np.ndarra
 
 
 def rows_fingerprint(rows: Sequence[np.ndarray]) -> str:
-    """SHA-256 of the lengths and values of integer rows, whatever their integer type."""
+    """Return the SHA-256 of the lengths and values of integer rows, which does not depend on the integer type."""
     digest = hashlib.sha256(np.array([len(row) for row in rows], "<i8").tobytes())
     for row in rows:
         digest.update(np.ascontiguousarray(row, "<i8").data)
@@ -340,12 +367,12 @@ def rows_fingerprint(rows: Sequence[np.ndarray]) -> str:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model directory's files, without what a running stage adds.
+    """Return the SHA-256 of the names and contents of a model's files, except the state of a run.
 
-    Raises DataError when it is not a directory with files.
+    Raises DataError if there are none.
     """
     files = [path for path in sorted(folder.glob("*")) if path.is_file()]
     files = [path for path in files if path.name not in (STATE_TENSORS, STATE_VALUES)]
     if not files:
-        raise DataError(f"{folder}: no model is there to mine with")
+        raise DataError(f"{folder}: contains no model")
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()

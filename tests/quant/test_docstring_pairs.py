@@ -4,9 +4,9 @@ import gzip
 
 import pytest
 
+from pplx_quant.commands import main
 from pplx_quant.data import read_pairs
-from pplx_quant.docstrings import docstring_pairs, licence_of, package_pairs, summary_of
-from pplx_quant.docstrings import main as docstrings_main
+from pplx_quant.docstring_pairs import license_of, package_pairs, pairs_of_source, summary_of
 
 SOURCE = '''
 class Cache:
@@ -33,7 +33,7 @@ def undocumented(x):
 
 
 def test_a_summary_asks_for_the_code_without_its_docstring():
-    pairs = {pair.query: pair.positive for pair in docstring_pairs(SOURCE, "docstrings.mine")}
+    pairs = {pair.query: pair.positive for pair in pairs_of_source(SOURCE, "docstrings.mine")}
     assert pairs["Drop the oldest entries of the cache, and return how many are left."] == (
         "def dropOldest(self, n_entries):\n"
         "    for key in sorted(self.ages)[:n_entries]:\n"
@@ -47,8 +47,8 @@ def test_a_summary_asks_for_the_code_without_its_docstring():
 
 
 def test_a_form_feed_ends_no_line():
-    expected = [pair.positive for pair in docstring_pairs(SOURCE, "s")]
-    assert [pair.positive for pair in docstring_pairs("x = 1\n\f\n" + SOURCE, "s")] == expected
+    expected = [pair.positive for pair in pairs_of_source(SOURCE, "s")]
+    assert [pair.positive for pair in pairs_of_source("x = 1\n\f\n" + SOURCE, "s")] == expected
 
 
 def test_a_summary_is_the_first_sentence():
@@ -58,7 +58,7 @@ def test_a_summary_is_the_first_sentence():
 
 @pytest.mark.parametrize("source", ["def f(:", "\0", "x = '" + "a" * 10])
 def test_a_file_that_does_not_parse_gives_nothing(source):
-    assert list(docstring_pairs(source, "s")) == []
+    assert list(pairs_of_source(source, "s")) == []
 
 
 def test_a_package_is_read_without_being_imported(tmp_path, monkeypatch):
@@ -74,10 +74,10 @@ def test_a_package_is_read_without_being_imported(tmp_path, monkeypatch):
 
 def test_the_file_is_a_file_of_pairs(tmp_path, capsys):
     path = tmp_path / "pairs.docstrings.jsonl.gz"
-    assert docstrings_main(["--out", str(path), "--package", "json", "wave_of_the_hand"]) == 2
+    assert main(["docstring-pairs", "--out", str(path), "--package", "json", "wave_of_the_hand"]) == 2
     assert "wave_of_the_hand: not installed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    assert docstrings_main(["--out", str(path), "--package", "hypothesis"]) == 0
+    assert main(["docstring-pairs", "--out", str(path), "--package", "hypothesis"]) == 0
     assert "MPL-2.0" in capsys.readouterr().err
     pairs, report = read_pairs(path)
     assert len(pairs) == report.n_rows > 100
@@ -87,6 +87,6 @@ def test_the_file_is_a_file_of_pairs(tmp_path, capsys):
 
 
 def test_licences_are_named():
-    assert licence_of("numpy").startswith("BSD")
-    assert licence_of("stdlib") == "PSF-2.0"
-    assert licence_of("not_there") == "not stated"
+    assert license_of("numpy").startswith("BSD")
+    assert license_of("stdlib") == "PSF-2.0"
+    assert license_of("not_there") == "not stated"

@@ -1,24 +1,24 @@
-"""The one file that a training run reads: token ids of texts, pairs of texts, documents in chunks, teacher vectors.
+"""The packed file that a run reads: token ids of texts, pairs of texts, documents in chunks, and teacher vectors.
 
-A packed file is an `.npz` of plain arrays. Every distinct text stands in it once and is known by its number:
+A packed file is an `.npz` of plain arrays. It contains each distinct text once, identified by its text id:
 
 | array | type, shape | meaning |
 |---|---|---|
-| `ids` | uint16 (uint32 for vocabularies over 65,536) `[total]` | token ids of all texts, end to end |
+| `ids` | uint16 (uint32 for vocabularies over 65,536) `[total]` | token ids of all texts, concatenated |
 | `lengths` | uint16 `[T]` | tokens of each text |
 | `lang` | int16 `[T]` | language, an index into `info["languages"]` |
-| `pairs` | int32 `[N, 2]` | text numbers of query and positive |
-| `group` | int16 `[N]` | where a pair comes from, an index into `info["groups"]` |
-| `held_out` | bool `[N]` | kept from training, for validation |
-| `place` | int32 `[N, 2]` | document and chunk that hold the positive, -1 where none does |
-| `chunks` | int32 `[C]` | text numbers of all documents' chunks, end to end |
+| `pairs` | int32 `[N, 2]` | text ids of query and positive |
+| `group` | int16 `[N]` | group of each pair, an index into `info["groups"]` |
+| `held_out` | bool `[N]` | held out from training, for validation |
+| `place` | int32 `[N, 2]` | document and chunk that contain the positive, -1 if there is none |
+| `chunks` | int32 `[C]` | text ids of the chunks of all documents, concatenated |
 | `n_chunks` | uint16 `[M]` | chunks of each document |
-| `titles` | int32 `[M]` | text number of each document's title, -1 where it has none |
-| `taught` | int32 `[T]` | row of `teacher` for each text, -1 for none (absent before `pplx_quant.teach`) |
-| `teacher` | uint8 `[V, W/2]` | teacher vectors of width W, 4 bits a component (absent likewise) |
-| `teacher_grid` | float32 `[2, W]` | mean, and step of one code, of each component (absent likewise) |
-| `word` | int32 `[L]` | token ids that are words the teacher read alone (absent likewise) |
-| `word_teacher`, `word_grid` | as `teacher`, `teacher_grid` | their vectors (absent likewise) |
+| `titles` | int32 `[M]` | text id of the title of each document, -1 if it has none |
+| `taught` | int32 `[T]` | row of `teacher` for each text, -1 for none (this and the next are added by `teach`) |
+| `teacher` | uint8 `[V, W/2]` | teacher vectors of width W, 4 bits per component |
+| `teacher_grid` | float32 `[2, W]` | mean and code step of each component |
+| `word` | int32 `[L]` | token ids of single words that the teacher encoded |
+| `word_teacher`, `word_grid` | as `teacher`, `teacher_grid` | their vectors |
 | `info` | uint8 | JSON: groups, languages, dropped rows, limits, tokenizer hash, teacher |
 """
 
@@ -34,7 +34,7 @@ import numpy as np
 
 from pplx_edge.errors import StorageError
 from pplx_edge.files import replacing_file
-from pplx_quant.errors import DataError
+from pplx_quant.errors import ConfigError, DataError
 
 NEEDED = ("ids", "lengths", "lang", "pairs", "group", "held_out", "place", "chunks", "n_chunks", "titles", "info")
 TAUGHT = ("taught", "teacher", "teacher_grid", "word", "word_teacher", "word_grid")
@@ -43,23 +43,23 @@ CODE_RANGE = 7  # 4-bit teacher codes run from -7 to 7
 
 @dataclass(frozen=True)
 class PackedCorpus:
-    """An opened packed file; see the module's table for the arrays."""
+    """An opened packed file. The arrays are those of the table above."""
 
     arrays: Mapping[str, np.ndarray]
     info: dict
 
     @classmethod
     def open(cls, path: Path) -> "PackedCorpus":
-        """The corpus in a packed file; DataError when it is missing, damaged or its arrays do not fit together."""
+        """Read a packed file. Raises DataError if it is missing or damaged, or its arrays do not fit together."""
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             info = json.loads(arrays.pop("info").tobytes())
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-            raise DataError(f"{path}: not a packed file ({error}); run python -m pplx_quant.pack") from error
+            raise DataError(f"{path}: not a packed file ({error}); create it with the pack command") from error
         missing = [name for name in NEEDED if name != "info" and name not in arrays]
         if missing:
-            raise DataError(f"{path}: holds no array {missing[0]!r}; pack again")
+            raise DataError(f"{path}: array {missing[0]!r} is missing; pack again")
         packed = cls(arrays, info)
         packed._require_consistent(path)
         return packed
@@ -85,68 +85,78 @@ class PackedCorpus:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Names of the values of `group`."""
+        """The names of the values of `group`."""
         return tuple(self.info["groups"])
 
     @property
     def n_documents(self) -> int:
-        """Documents in chunks."""
+        """The number of documents in chunks."""
         return len(self.arrays["n_chunks"])
 
     @property
-    def is_taught(self) -> bool:
-        """Whether teacher vectors are in the file."""
+    def has_teacher(self) -> bool:
+        """True if the file contains teacher vectors."""
         return all(name in self.arrays for name in TAUGHT)
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where each text begins in `ids`, int64 `[T + 1]`."""
+        """The offset of each text in `ids`, int64 `[T + 1]`."""
         return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
     @cached_property
     def chunk_starts(self) -> np.ndarray:
-        """Where each document begins in `chunks`, int64 `[M + 1]`."""
+        """The offset of each document in `chunks`, int64 `[M + 1]`."""
         return np.concatenate([[0], np.cumsum(self.arrays["n_chunks"], dtype=np.int64)])
 
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def require_lengths(self, max_query: int, max_positive: int) -> None:
+        """Raise ConfigError for a limit above the one that the texts were cut to when they were packed."""
+        for option, given, packed in (("query", max_query, "max_query"), ("positive", max_positive, "max_text")):
+            if given > self.info[packed]:
+                raise ConfigError(
+                    f"--max-{option} {given}: the packed file has no more than {self.info[packed]} tokens of a text; "
+                    f"lower it, or pack again with --{packed.replace('_', '-')} {given}"
+                )
+
     def text(self, number: int, max_tokens: int | None = None) -> np.ndarray:
-        """Ids of a text, uint16, cut to `max_tokens`."""
+        """Return the token ids of a text, cut to `max_tokens`."""
         start, stop = int(self.starts[number]), int(self.starts[number + 1])
         return self.ids[start : stop if max_tokens is None else min(stop, start + max_tokens)]
 
     def texts(self, numbers: Iterable[int], max_tokens: int) -> list[np.ndarray]:
-        """Ids of several texts, each cut to `max_tokens`."""
+        """Return the token ids of several texts, each cut to `max_tokens`."""
         return [self.text(int(number), max_tokens) for number in numbers]
 
     def document(self, number: int) -> np.ndarray:
-        """Text numbers of a document's chunks, in order."""
+        """Return the text ids of the chunks of a document, in order."""
         return self.arrays["chunks"][self.chunk_starts[number] : self.chunk_starts[number + 1]]
 
     def title(self, document: int) -> int:
-        """Text number of a document's title, or -1."""
+        """Return the text id of the title of a document, or -1."""
         return int(self.arrays["titles"][document])
 
     def teacher_vectors(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Teacher vectors of texts, unit length, float32 `[K, W]`, and which of `numbers` they belong to, int64 `[K]`.
+        """Return the unit teacher vectors of the texts that have one, float32 `[K, W]`, and their rows in `numbers`.
 
-        Texts without one are left out.
+        A negative number is a text without teacher vector.
         """
-        rows = self.arrays["taught"][numbers]
+        rows = np.where(numbers >= 0, self.arrays["taught"][np.maximum(numbers, 0)], -1)
         known = np.flatnonzero(rows >= 0)
         return decode_teacher(self.arrays["teacher"][rows[known]], self.arrays["teacher_grid"]), known
 
     def word_vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids int32 `[L]` of words that the teacher read alone, and their unit vectors float32 `[L, W]`."""
+        """Return the token ids of single words, int32 `[L]`, and their unit teacher vectors, float32 `[L, W]`."""
         return self.arrays["word"], decode_teacher(self.arrays["word_teacher"], self.arrays["word_grid"])
 
 
 def encode_teacher(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """4-bit codes uint8 `[V, W/2]` of vectors float32 `[V, W]`, two components a byte, and their grid float32 `[2, W]`.
+    """Return the 4-bit codes uint8 `[V, W/2]` of vectors float32 `[V, W]`, and their grid float32 `[2, W]`.
 
-    The grid holds each component's mean and step. The step is a third of the standard deviation: near the optimum of
-    a 15-level uniform quantiser of a normal variable (Max, "Quantizing for minimum distortion", 1960).
+    A byte contains two components. The grid is the mean and the step of each component. The step is a third of the
+    standard deviation, which is near the optimum of a uniform quantizer with 15 levels for a normal variable (Max,
+    "Quantizing for minimum distortion", 1960).
     """
     mean, step = vectors.mean(axis=0), np.maximum(vectors.std(axis=0) * np.float32(0.335), np.float32(1e-6))
     codes = (np.clip(np.rint((vectors - mean) / step), -CODE_RANGE, CODE_RANGE) + CODE_RANGE + 1).astype(np.uint8)
@@ -154,7 +164,7 @@ def encode_teacher(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode_teacher(codes: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Unit vectors float32 `[V, W]` of 4-bit codes."""
+    """Return the unit vectors float32 `[V, W]` of 4-bit codes."""
     values = np.empty((len(codes), 2 * codes.shape[1]), np.float32)
     values[:, 0::2], values[:, 1::2] = codes >> 4, codes & 15
     values = grid[0] + (values - (CODE_RANGE + 1)) * grid[1]
@@ -172,11 +182,11 @@ def writing_file(path: Path) -> Iterator[Path]:
 
 
 def write_packed(path: Path, arrays: Mapping[str, np.ndarray], info: dict) -> int:
-    """Write a packed file, whole or not at all; returns its bytes. Raises StorageError."""
+    """Write a packed file atomically; return its size in bytes. Raises StorageError."""
     content = {**arrays, "info": np.frombuffer(json.dumps(info).encode(), np.uint8)}
     with writing_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in content.items():
-            entry = zipfile.ZipInfo(f"{name}.npy")  # fixed date: the same corpus gives the same bytes
+            entry = zipfile.ZipInfo(f"{name}.npy")  # with a fixed date, so that equal corpora give equal bytes
             entry.compress_type = zipfile.ZIP_STORED if name.endswith("teacher") else zipfile.ZIP_LZMA
             with archive.open(entry, "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)

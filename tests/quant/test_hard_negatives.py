@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 import pplx_edge
 from pplx_edge import files
 from pplx_edge.errors import StorageError
-from pplx_quant import mining
+from pplx_quant import hard_negatives
 from pplx_quant.errors import ConfigError, DataError
-from pplx_quant.mining import (
+from pplx_quant.hard_negatives import (
     MiningOptions,
     Positives,
-    cached,
+    cached_negatives,
     encode_token_rows,
-    mine,
-    mined_negatives,
+    load_or_make,
+    mine_negatives,
     model_fingerprint,
     rows_fingerprint,
 )
@@ -86,7 +86,7 @@ OPTIONS = st.builds(
 @given(corpora(), OPTIONS)
 def test_negatives_are_those_of_a_brute_force_search(corpus: Corpus, options: MiningOptions) -> None:
     queries, passages, positives, keys = corpus
-    found = mine(queries, passages, positives, options, keys)
+    found = mine_negatives(queries, passages, positives, options, keys)
     assert found.dtype == np.int32
     assert found.tolist() == filled(oracle(queries, passages, positives, options, keys), options.n)
 
@@ -97,7 +97,7 @@ def test_sampled_negatives_are_of_the_best_and_depend_on_the_seed_alone(
 ) -> None:
     queries, passages, positives, keys = corpus
     options = replace(options, sampled=True, seed=seed)
-    found = mine(queries, passages, positives, options, keys)
+    found = mine_negatives(queries, passages, positives, options, keys)
     for row, ranked in zip(found.tolist(), oracle(queries, passages, positives, options, keys), strict=True):
         candidates = ranked[: options.depth]
         taken = [number for number in row if number >= 0]
@@ -105,7 +105,7 @@ def test_sampled_negatives_are_of_the_best_and_depend_on_the_seed_alone(
         places = [candidates.index(number) for number in taken]
         assert places == sorted(set(places))
     other = replace(options, query_block=3, passage_block=4)
-    assert np.array_equal(mine(queries, passages, positives, other, keys), found)
+    assert np.array_equal(mine_negatives(queries, passages, positives, other, keys), found)
 
 
 @pytest.mark.parametrize("dim", [64, 2560])
@@ -116,8 +116,10 @@ def test_blocks_change_no_bit_at_full_width(dim: int) -> None:
     passages[:20] = queries // 2 + passages[:20] // 2
     positives = [[i] for i in range(20)]
     options = MiningOptions(n=10, query_block=20, passage_block=300)
-    whole = mine(queries, passages, positives, options)
-    assert np.array_equal(whole, mine(queries, passages, positives, replace(options, query_block=7, passage_block=11)))
+    whole = mine_negatives(queries, passages, positives, options)
+    assert np.array_equal(
+        whole, mine_negatives(queries, passages, positives, replace(options, query_block=7, passage_block=11))
+    )
     unit = [x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (queries, passages)]
     scores = unit[0] @ unit[1].T
     for query, row in enumerate(whole):
@@ -131,9 +133,9 @@ def test_the_sample_differs_between_seeds_and_queries() -> None:
     passages = rng.integers(-127, 128, (200, 32), dtype=np.int8)
     queries = passages[[0, 0]]
     options = MiningOptions(n=5, depth=50, sampled=True)
-    first, second = mine(queries, passages, [[0], [0]], options)
+    first, second = mine_negatives(queries, passages, [[0], [0]], options)
     assert first.tolist() != second.tolist()
-    assert first.tolist() != mine(queries, passages, [[0], [0]], replace(options, seed=2))[0].tolist()
+    assert first.tolist() != mine_negatives(queries, passages, [[0], [0]], replace(options, seed=2))[0].tolist()
 
 
 def test_unlabelled_answers_are_left_out() -> None:
@@ -141,26 +143,26 @@ def test_unlabelled_answers_are_left_out() -> None:
     queries = np.array([[100, 0]], np.int8)
     angles = np.radians([40, 10, 42, 45, 80])
     passages = np.rint(127 * np.stack([np.cos(angles), np.sin(angles)], axis=1)).astype(np.int8)
-    assert mine(queries, passages, [[0]], MiningOptions(n=3)).tolist() == [[3, 4, -1]]
-    assert mine(queries, passages, [[0]], MiningOptions(n=3, margin=1.0)).tolist() == [[2, 3, 4]]
-    assert mine(queries, passages, [[0, 4]], MiningOptions(n=3)).tolist() == [[-1, -1, -1]]
+    assert mine_negatives(queries, passages, [[0]], MiningOptions(n=3)).tolist() == [[3, 4, -1]]
+    assert mine_negatives(queries, passages, [[0]], MiningOptions(n=3, margin=1.0)).tolist() == [[2, 3, 4]]
+    assert mine_negatives(queries, passages, [[0, 4]], MiningOptions(n=3)).tolist() == [[-1, -1, -1]]
 
 
 def test_a_copy_of_the_positive_is_no_negative_even_where_cosines_are_negative() -> None:
     queries, passages = np.array([[1, 0]], np.int8), np.array([[-1, 1], [-1, 1], [-1, 0], [-1, 0]], np.int8)
-    assert mine(queries, passages, [[1]], MiningOptions(n=3)).tolist() == [[2, 3, -1]]
+    assert mine_negatives(queries, passages, [[1]], MiningOptions(n=3)).tolist() == [[2, 3, -1]]
     keys = np.array([7, 7, 9, 9])
-    assert mine(queries, passages, [[1]], MiningOptions(n=3), keys).tolist() == [[2, -1, -1]]
+    assert mine_negatives(queries, passages, [[1]], MiningOptions(n=3), keys).tolist() == [[2, -1, -1]]
 
 
 CODES = np.ones((3, 4), np.int8)
 BAD = {
     "float vectors": ((CODES.astype(np.float32), CODES, [[0]] * 3, None), "must be int8"),
     "widths": ((CODES, CODES[:, :2], [[0]] * 3, None), "4 dimensions, passages 2"),
-    "too few positives": ((CODES, CODES, [[0]], None), "positives of 1 queries were given for 3"),
+    "too few positives": ((CODES, CODES, [[0]], None), "got positives of 1 queries for 3"),
     "no positive": ((CODES, CODES, [[0], [], [1]], None), "query 1 has no positive"),
     "unknown positive": ((CODES, CODES, [[0], [3], [1]], None), "not one of the 3 passages"),
-    "keys": ((CODES, CODES, [[0]] * 3, np.zeros(2, np.int64)), "2 keys were given for 3 passages"),
+    "keys": ((CODES, CODES, [[0]] * 3, np.zeros(2, np.int64)), "got 2 keys for 3 passages"),
 }
 
 
@@ -168,7 +170,7 @@ BAD = {
 def test_arrays_that_do_not_fit_are_refused(case: str) -> None:
     (queries, passages, positives, keys), message = BAD[case]
     with pytest.raises(DataError, match=message):
-        mine(queries, passages, positives, MiningOptions(), keys)
+        mine_negatives(queries, passages, positives, MiningOptions(), keys)
 
 
 @pytest.mark.parametrize("change", [{"n": 0}, {"n": 101}, {"margin": 0.0}, {"margin": 1.1}, {"passage_block": 0}])
@@ -206,7 +208,7 @@ RESULT = np.array([[1, 2], [0, -1]], np.int32)
 def test_a_cache_is_used_for_equal_settings_only(tmp_path: Path) -> None:
     make, calls = counted(RESULT)
     for settings in ({"a": (1, 2)}, {"a": [1, 2]}, {"a": [1, 3]}, {"a": [1, 3]}, {"a": [1, 2]}):
-        assert np.array_equal(cached(tmp_path / "mined", settings, make), RESULT)
+        assert np.array_equal(load_or_make(tmp_path / "mined", settings, make), RESULT)
     assert len(calls) == 3
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mined", "negatives.json", "negatives.npy"]
 
@@ -219,18 +221,18 @@ def test_an_interrupted_write_leaves_no_half_cache(tmp_path: Path, monkeypatch, 
 
     make, calls = counted(RESULT)
     with monkeypatch.context() as patch:
-        patch.setattr(mining.np, "save", half)
+        patch.setattr(hard_negatives.np, "save", half)
         with pytest.raises((StorageError, KeyboardInterrupt)):
-            cached(tmp_path / "mined", {"a": 1}, make)
+            load_or_make(tmp_path / "mined", {"a": 1}, make)
     assert not (tmp_path / "mined").exists()
-    assert np.array_equal(cached(tmp_path / "mined", {"a": 1}, make), RESULT)
+    assert np.array_equal(load_or_make(tmp_path / "mined", {"a": 1}, make), RESULT)
     assert len(calls) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["mined"]
 
 
 def test_an_interrupted_replacement_keeps_the_old_cache(tmp_path: Path, monkeypatch) -> None:
     make, calls = counted(RESULT)
-    cached(tmp_path / "mined", {"a": 1}, make)
+    load_or_make(tmp_path / "mined", {"a": 1}, make)
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -238,27 +240,27 @@ def test_an_interrupted_replacement_keeps_the_old_cache(tmp_path: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(files, "move_into_place", killed)
         with pytest.raises(KeyboardInterrupt):
-            cached(tmp_path / "mined", {"a": 2}, make)
-    assert np.array_equal(cached(tmp_path / "mined", {"a": 1}, make), RESULT)
+            load_or_make(tmp_path / "mined", {"a": 2}, make)
+    assert np.array_equal(load_or_make(tmp_path / "mined", {"a": 1}, make), RESULT)
     assert len(calls) == 2
 
 
 def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     make, _ = counted(RESULT)
-    cached(tmp_path / "mined", {}, make)
+    load_or_make(tmp_path / "mined", {}, make)
     path = tmp_path / "mined" / "negatives.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     with pytest.raises(DataError, match="damaged"):
-        cached(tmp_path / "mined", {}, make)
+        load_or_make(tmp_path / "mined", {}, make)
     (tmp_path / "mined" / "negatives.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
-        cached(tmp_path / "mined", {}, make)
+        load_or_make(tmp_path / "mined", {}, make)
 
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("keep me")
-    with pytest.raises(ConfigError, match="holds something else"):
-        cached(tmp_path, {}, lambda: RESULT)
+    with pytest.raises(ConfigError, match="contains other files"):
+        load_or_make(tmp_path, {}, lambda: RESULT)
     assert (tmp_path / "notes.txt").read_text() == "keep me"
 
 
@@ -273,7 +275,7 @@ def test_the_models_fingerprint_is_of_its_files_without_the_optimiser(make_check
     first, same, other = make_checkpoint("a"), make_checkpoint("b"), make_checkpoint("c", seed=1)
     (same / "training_state.json").write_text("{}")
     assert model_fingerprint(first) == model_fingerprint(same) != model_fingerprint(other)
-    with pytest.raises(DataError, match="no model is there"):
+    with pytest.raises(DataError, match="contains no model"):
         model_fingerprint(first / "nowhere")
 
 
@@ -287,12 +289,12 @@ def test_negatives_are_mined_with_a_real_model_and_kept(tiny_dir: Path, tmp_path
     monkeypatch.setattr(pplx_edge, "load", lambda path: loads.append(path) or real(path))
 
     def mined(*, rows: list[np.ndarray] = passages, options: MiningOptions = options) -> np.ndarray:
-        return mined_negatives(tmp_path / "mined", tiny_dir, queries, rows, positives, options)
+        return cached_negatives(tmp_path / "mined", tiny_dir, queries, rows, positives, options)
 
     found = mined()
     with real(tiny_dir) as embedder:
         vectors = [encode_token_rows(embedder, rows) for rows in (queries, passages)]
-    assert np.array_equal(found, mine(vectors[0], vectors[1], positives, options))
+    assert np.array_equal(found, mine_negatives(vectors[0], vectors[1], positives, options))
     assert np.array_equal(mined(options=replace(options, query_block=1)), found)
     assert len(loads) == 1
     noted = json.loads((tmp_path / "mined" / "negatives.json").read_text())
