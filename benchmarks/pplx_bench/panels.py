@@ -8,6 +8,7 @@ from pplx_edge.errors import MissingExtra
 
 COLORS = ("#1a7f5a", "#2f6db5", "#b5622f", "#7a4fb0", "#a03a52", "#5b6770")
 OTHER_COLOR = "#b8bec4"
+PICTURES = (".svg", ".png", ".pdf")
 BAR_INCHES = 0.26
 _PANEL_INCHES = (3.6, 3.0)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplx_bench import machine, report
+from pplx_bench import machine, tables
 from pplx_bench.options import one_of, require_writable
 from pplx_bench.searching import folder, relevance, retrieval, scale
 from pplx_bench.timing import CpuWatch
@@ -63,7 +63,7 @@ def run(args: Namespace) -> int:
             raise InputError(f"--what {what} needs a folder with tasks in BEIR layout: pplx-edge bench search FOLDER …")
     header: Figures = {**machine.run(), "layers": None}
     header["versions"] |= versions("apsw", "numkong", "sqlite-vec", "usearch", "lancedb")
-    print(report.heading(header), flush=True)
+    print(tables.heading(header), flush=True)
     if args.work is not None:
         args.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="bench-search-", dir=args.work))

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from pplx_bench import ceilings, peers, plot, profiling, report
-from pplx_bench.memory import Limit, memory_report
+from pplx_bench.speed import ceilings, peers, plot, profiling, report
+from pplx_bench.memory import measure as memory
+from pplx_bench.memory.report import memory_report
 from pplx_bench.shapes import shape_config
-from pplx_bench.workload import parse_rows
+from pplx_bench.speed.workload import parse_rows
 from pplx_edge.errors import InputError
 from pplx_edge.spec import ModelSpec
 

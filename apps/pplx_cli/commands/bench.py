@@ -23,13 +23,13 @@ class Benchmark:
 
 BENCHMARKS = {
     "speed": Benchmark(
-        "pplx_bench.speed",
+        "pplx_bench.speed.command",
         "measure tokens per second next to other runtimes, with weights of the true 0.6b shape",
         "",
     ),
-    "memory": Benchmark("pplx_bench.memory", "measure peak memory of converting, opening and encoding", "--shape 0.6b"),
+    "memory": Benchmark("pplx_bench.memory.command", "measure peak memory of converting, opening and encoding", "--shape 0.6b"),
     "convert": Benchmark(
-        "pplx_bench.convert",
+        "pplx_bench.convert.command",
         "convert a model to every format and report seconds, peak memory, size and parity",
         "--model nano --formats onnx-int8,mlx-q8,coreml-int8",
     ),
@@ -64,7 +64,7 @@ BENCHMARKS = {
         "mteb",
     ),
     "plot": Benchmark(
-        "pplx_bench.plot", "plot the results that speed wrote with --json", "speed.jsonl --out speed.svg"
+        "pplx_bench.speed.plot", "plot the results that speed wrote with --json", "speed.jsonl --out speed.svg"
     ),
 }
 

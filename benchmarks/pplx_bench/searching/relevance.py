@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import pplx_edge
-from pplx_bench import machine, report
+from pplx_bench import machine, tables
 from pplx_bench.options import comma_list, require_writable
 from pplx_bench.retrieval import beir
 from pplx_bench.retrieval.beir import RetrievalTask, read_task, task_folders
@@ -178,7 +178,7 @@ def table(results: Sequence[Figures]) -> str:
     numbers = ", ".join(f"{name} {c:.3f}" for name, c in zip(FEATURES, found["coefficients"], strict=True))
     fitted = f"fitted to all: {numbers}, intercept {found['intercept']:.3f}, least chance {found['least_chance']:.3f}"
     title = "answerable questions that are declined; others that are answered: their document is missing, or foreign"
-    return f"{title}\n\n{report.table(head, lines, label_width=36)}\n\n{fitted}"
+    return f"{title}\n\n{tables.table(head, lines, label_width=36)}\n\n{fitted}"
 
 
 def _cells(figures: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import pplx_edge
-from pplx_bench import report
+from pplx_bench import tables
 from pplx_bench.options import comma_list
 from pplx_bench.retrieval import beir
 from pplx_bench.retrieval.beir import RetrievalTask, read_task, task_folders
@@ -221,7 +221,7 @@ def table(results: Sequence[Figures]) -> str:
     parts = []
     for name in results[0]["metrics"]:
         lines = [[line, *(f"{100 * by_place[line, task]['metrics'][name]:.2f}" for task in tasks)] for line in lines_of]
-        parts.append(report.table([f"{_named(name)} × 100", *tasks], lines, _LABEL_WIDTH))
+        parts.append(tables.table([f"{_named(name)} × 100", *tasks], lines, _LABEL_WIDTH))
     return "\n\n".join([*parts, _about_table([by_place[next(iter(lines_of)), task] for task in tasks])])
 
 
@@ -237,4 +237,4 @@ def _about_table(results: Sequence[Figures]) -> str:
         "failed: files that are not in the index; not pdf: files that became Word documents because PDF's font lacks\n"
         "letters of theirs; missing: passages that are not in the text of the index, judged all the same"
     )
-    return f"{report.table(head, lines, _LABEL_WIDTH)}\n{note}"
+    return f"{tables.table(head, lines, _LABEL_WIDTH)}\n{note}"

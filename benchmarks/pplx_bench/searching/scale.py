@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_bench import machine, report
+from pplx_bench import machine, tables
 from pplx_bench.options import one_of
 from pplx_bench.searching.made_up import Chunks
 from pplx_bench.searching.ours import Figures, Questions, build, measure_index, questions, scan_figures
@@ -122,4 +122,4 @@ def table(results: Sequence[Figures]) -> str:
     about = results[0]
     title = f"{about['chunks']:,} chunks of {about['dim']} dimensions, {about['threads']} threads"
     head = ["", "p50 ms", "p95 ms", "first ms", f"recall@{10}", "MB", "build s"]
-    return f"{title}\n\n{report.table(head, lines, label_width=56)}"
+    return f"{title}\n\n{tables.table(head, lines, label_width=56)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pplx_bench.options import add_output, add_subcommands, check_output
-from pplx_bench.report import heading
+from pplx_bench.tables import heading
 from pplx_bench.results import Result
 from pplx_bench.shapes import SHAPES
 from pplx_bench.stream import fidelity, many, quality, report, size

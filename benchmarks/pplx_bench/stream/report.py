@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pplx_bench.panels import BAR_INCHES, COLORS, OTHER_COLOR, bars, figure_of, finish, save
-from pplx_bench.report import table
+from pplx_bench.tables import table
 from pplx_bench.results import FAILED
 from pplx_bench.retrieval.metrics import MAIN
 from pplx_bench.stream.fidelity import CLOSE, recommended

@@ -15,8 +15,8 @@ from typing import Any
 import onnxruntime as ort
 
 from pplx_bench.child import Send
-from pplx_bench.peers.ours import ARTIFACT, OursPeer
-from pplx_bench.workload import Row, row_ids
+from pplx_bench.speed.peers.ours import ARTIFACT, OursPeer
+from pplx_bench.speed.workload import Row, row_ids
 from pplx_edge.backends.onnx_options import session_options
 from pplx_edge.backends.onnx_session import PackedSession, graph_file
 from pplx_edge.spec import ModelSpec
@@ -49,7 +49,7 @@ def profile_rows(arguments: Mapping[str, Any], send: Send) -> None:
     """One message a row: its seconds, and the share of each class in them."""
     directory = Path(arguments["source"]) / ARTIFACT
     for entry in arguments["rows"]:
-        row = Row(entry["name"], tuple(entry["lengths"]))
+        row = Row(**entry)
         seconds, shares = profile_row(directory, row, arguments["threads"])
         send({"kind": "profile", "row": row.name, "seconds": seconds, "shares": shares})
 

@@ -1,22 +1,21 @@
-"""Results as JSON lines and as the tables that are printed."""
+"""The results of `bench speed` as JSON lines and as tables."""
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pplx_bench.child import Message
-from pplx_bench.peers import OURS, PEERS
+from pplx_bench.speed.peers import OURS, PEERS
+from pplx_bench.tables import ABSENT, heading, table
 
-_NOISY_OTHERS = 0.1  # cores that other processes used during a timing, above which it is marked
-_FAITHFUL_COSINE = 0.99  # of means before tanh; below it a peer does not compute the same model
-_LABEL_WIDTH, _CELL_WIDTH, _LINE_WIDTH = 20, 9, 118
-_NOT_MEASURED = "–"
+_NOISY_OTHERS = 0.1  # cores used by other processes above which a timing is marked
+_FAITHFUL_COSINE = 0.99  # of mean vectors; a peer below it does not compute the same model
+_ROOFLINE = "library roofline"
 
 
 @dataclass(slots=True)
 class PeerResult:
-    """What one peer reported: its opening, its rows by name, and why it has none where it has none."""
+    """The messages of a peer: after opening, by row, and the reasons for what was not measured."""
 
     opened: Message = field(default_factory=dict)
     rows: dict[str, Message] = field(default_factory=dict)
@@ -26,7 +25,7 @@ class PeerResult:
 
 @dataclass(slots=True)
 class Results:
-    """Everything of one run."""
+    """All results of one run."""
 
     header: dict[str, Any]
     peers: dict[str, PeerResult] = field(default_factory=dict)
@@ -35,7 +34,7 @@ class Results:
     profiles: list[Message] = field(default_factory=list)
 
     def add_peer(self, name: str, messages: Sequence[Message]) -> None:
-        """Sorts the messages of a peer's child."""
+        """Add the messages of a peer."""
         result = self.peers[name] = PeerResult()
         for message in messages:
             if message["kind"] == "opened":
@@ -48,7 +47,7 @@ class Results:
                 result.rows[message["row"]] = message
 
     def lines(self) -> list[dict[str, Any]]:
-        """One JSON object a result, each with everything that it has to be read with."""
+        """Return one JSON object per result, each with the header of the run."""
         bodies: list[dict[str, Any]] = [{"kind": "ceilings", **self.ceilings, "rooflines": self.rooflines}]
         for name, peer in self.peers.items():
             about = {"peer": name, "load_seconds": peer.opened.get("load_seconds"), "cosine": peer.opened.get("cosine")}
@@ -63,21 +62,18 @@ class Results:
 
 
 def speed_report(results: Results) -> str:
-    """The tables of a run: speed, ratios, our times, what is missing, the ceilings."""
+    """Return the tables of a run: speed, ratios, our times, what was not measured, the ceilings and the profile."""
     rows = _row_names(results)
-    parts = [
-        heading(results.header),
-        _settings(results.header),
-        _speed_table(results, rows),
-        _ratio_table(results, rows),
-        _own_table(results, rows),
-    ]
+    parts = [heading(results.header), _settings(results.header), _speed_table(results, rows)]
+    ours = results.peers.get(OURS)
+    if ours is not None and ours.rows:
+        parts += [_ratio_table(ours, results, rows), _own_table(ours, rows)]
     parts += [_missing(results), _ceilings(results), _profiles(results.profiles)]
     return "\n\n".join(part for part in parts if part)
 
 
 def progress_line(peer: str, message: Message) -> str:
-    """One line for a message of a child, as it comes."""
+    """Return a line of progress for a message of a child."""
     if message["kind"] == "opened":
         rss = message["rss"] / 1e9
         return f"{peer}: opened in {message['load_seconds']:.1f} s, {rss:.2f} GB, cosine {message['cosine']:.5f}"
@@ -90,30 +86,6 @@ def progress_line(peer: str, message: Message) -> str:
     )
 
 
-def heading(header: Mapping[str, Any]) -> str:
-    """Machine, commit and software of a run."""
-    machine = header["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; {' '.join(machine['flags'])}",
-        textwrap.fill(f"commit {header['commit']}; {versions}", _LINE_WIDTH),
-    ]
-    if header["layers"] is not None:
-        lines.insert(0, f"*** ONLY {header['layers']} LAYERS: A TRIAL OF THE BENCHMARK, NOT A RESULT ***")
-    return "\n".join(lines)
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]], label_width: int = _LABEL_WIDTH) -> str:
-    """Lines of cells, the first column to the left, the others to the right, under a rule."""
-    widths = [max(_CELL_WIDTH, *(len(line[i]) + 1 for line in [head, *lines])) for i in range(1, len(head))]
-
-    def text(line: Sequence[str]) -> str:
-        cells = "".join(cell.rjust(width) for cell, width in zip(line[1:], widths, strict=True))
-        return f"{line[0]:<{label_width}}{cells}".rstrip()
-
-    return "\n".join([text(head), "─" * (label_width + sum(widths)), *(text(line) for line in lines)])
-
-
 def _settings(header: Mapping[str, Any]) -> str:
     return (
         f"{header['shape']} shape, random weights, {header['parameters']:,} parameters; {header['threads']} threads; "
@@ -122,11 +94,8 @@ def _settings(header: Mapping[str, Any]) -> str:
 
 
 def _row_names(results: Results) -> list[str]:
-    """Every row that any peer reported, in the order of the run."""
-    names: dict[str, None] = {}
-    for peer in results.peers.values():
-        names |= dict.fromkeys([*peer.rows, *peer.skipped])
-    return list(names)
+    """Return all rows that any peer reported, in the order of the run."""
+    return list(dict.fromkeys(row for peer in results.peers.values() for row in (*peer.rows, *peer.skipped)))
 
 
 def _speed_table(results: Results, rows: Sequence[str]) -> str:
@@ -138,15 +107,15 @@ def _speed_table(results: Results, rows: Sequence[str]) -> str:
         about = [f"{peer.opened['load_seconds']:.1f}", f"{rss / 1e9:.2f}", f"{peer.opened['cosine']:.4f}"]
         lines.append([PEERS[name].label, *cells, *about])
     if results.rooflines:
-        cells = [f"{results.rooflines[row]:,.0f}" if row in results.rooflines else _NOT_MEASURED for row in rows]
-        lines.append(["library roofline", *cells, "", "", ""])
+        cells = [f"{results.rooflines[row]:,.0f}" if row in results.rooflines else ABSENT for row in rows]
+        lines.append([_ROOFLINE, *cells, "", "", ""])
     strays = [
         f"{PEERS[name].label}: cosine {peer.opened['cosine']:.3f}: fast, but its vectors are no longer the model's"
         for name, peer in _measured(results)
         if peer.opened["cosine"] < _FAITHFUL_COSINE
     ]
     legend = (
-        "tokens a second, median; * the fastest of its row; ~ other processes used the processor meanwhile;\n"
+        "tokens per second, median; * the fastest of its row; ~ other processes used the processor meanwhile;\n"
         "¹ one cold run; load in seconds; peak RSS in GB of 10⁹ bytes; cos: to the plain NumPy model in fp32"
     )
     return "\n".join([table(["tokens/s", *rows, "load", "RSS", "cos"], lines), legend, *strays])
@@ -154,7 +123,7 @@ def _speed_table(results: Results, rows: Sequence[str]) -> str:
 
 def _speed_cell(peer: PeerResult, row: str, best: float) -> str:
     if row not in peer.rows:
-        return _NOT_MEASURED
+        return ABSENT
     message = peer.rows[row]
     marks = "*" if message["tokens_per_second"] >= best else ""
     marks += "~" if (message["others"] or 0) > _NOISY_OTHERS else ""
@@ -162,32 +131,23 @@ def _speed_cell(peer: PeerResult, row: str, best: float) -> str:
     return f"{message['tokens_per_second']:,.0f}{marks}"
 
 
-def _ratio_table(results: Results, rows: Sequence[str]) -> str:
-    """How many times as fast as each peer pplx-edge is."""
-    ours = results.peers.get(OURS)
-    if ours is None or not ours.rows:
-        return ""
-    lines = []
-    for name, peer in _measured(results):
-        if name == OURS:
-            continue
-        cells = [
-            f"{_rate(ours, row) / _rate(peer, row):.2f}" if row in ours.rows and row in peer.rows else _NOT_MEASURED
-            for row in rows
-        ]
-        lines.append([PEERS[name].label, *cells])
-    if results.rooflines:
-        cells = [
-            f"{_rate(ours, row) / results.rooflines[row]:.2f}" if row in ours.rows else _NOT_MEASURED for row in rows
-        ]
-        lines.append(["library roofline", *cells])
+def _ratio_table(ours: PeerResult, results: Results, rows: Sequence[str]) -> str:
+    """Return a table of our speed divided by that of each peer and by the roofline."""
+    rates = {PEERS[name].label: {row: _rate(peer, row) for row in peer.rows} for name, peer in _measured(results)}
+    rates |= {_ROOFLINE: results.rooflines} if results.rooflines else {}
+    lines = [
+        [label, *(_own_cell(ours, row, lambda m, rate=of.get(row): _ratio(m, rate)) for row in rows)]
+        for label, of in rates.items()
+        if label != PEERS[OURS].label
+    ]
     return table(["pplx-edge ÷", *rows], lines) if lines else ""
 
 
-def _own_table(results: Results, rows: Sequence[str]) -> str:
-    ours = results.peers.get(OURS)
-    if ours is None or not ours.rows:
-        return ""
+def _ratio(message: Message, rate: float | None) -> str:
+    return f"{message['tokens_per_second'] / rate:.2f}" if rate else ABSENT
+
+
+def _own_table(ours: PeerResult, rows: Sequence[str]) -> str:
     lines = [
         ["ms", *(_own_cell(ours, row, lambda m: f"{1000 * m['seconds']:,.1f}") for row in rows)],
         ["spread", *(_own_cell(ours, row, lambda m: f"±{100 * m['spread']:.1f} %") for row in rows)],
@@ -196,8 +156,8 @@ def _own_table(results: Results, rows: Sequence[str]) -> str:
     return table([PEERS[OURS].label, *rows], lines)
 
 
-def _own_cell(ours: PeerResult, row: str, cell: Any) -> str:
-    return cell(ours.rows[row]) if row in ours.rows else _NOT_MEASURED
+def _own_cell(ours: PeerResult, row: str, cell: Callable[[Message], str]) -> str:
+    return cell(ours.rows[row]) if row in ours.rows else ABSENT
 
 
 def _missing(results: Results) -> str:
@@ -221,12 +181,10 @@ def _ceilings(results: Results) -> str:
 
 
 def _profiles(profiles: Sequence[Message]) -> str:
-    """Share of our time by class of operator, one column a row."""
+    """Return a table of the share of each operator class in our time, with a column per row."""
     if not profiles:
         return ""
-    classes: dict[str, None] = {}
-    for profile in profiles:
-        classes |= dict.fromkeys(profile["shares"])
+    classes = dict.fromkeys(name for profile in profiles for name in profile["shares"])
     lines = [[name, *(f"{100 * profile['shares'].get(name, 0.0):.1f} %" for profile in profiles)] for name in classes]
     return table(["where our time goes", *(profile["row"] for profile in profiles)], lines)
 

@@ -1,4 +1,4 @@
-"""What a child does for a peer: prepare its files, open them, check that it computes the model, time every row."""
+"""Measure one peer in a child process: prepare its files, open them, check the vectors and time every row."""
 
 import time
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ import numpy as np
 
 from pplx_bench.child import Send
 from pplx_bench.machine import peak_rss, reset_peak_rss
-from pplx_bench.peers import PEERS, Encode, PeerModel
-from pplx_bench.timing import Timing, measure
-from pplx_bench.workload import Row, operations, row_ids
+from pplx_bench.speed.peers import PEERS, Encode, PeerModel
+from pplx_bench.timing import repeat
+from pplx_bench.speed.workload import Row, operations, row_ids
 from pplx_edge.models.qwen3_numpy import encode_rows
 from pplx_edge.spec import ModelSpec
 from pplx_edge.vectors.similarity import paired_cosines
@@ -20,11 +20,11 @@ from pplx_edge.weights.checkpoint import Checkpoint
 REFERENCE_FILE = "mean.npy"
 _REFERENCE_ROW = Row("1x24", (24,))
 _TRIAL_ROWS = 8
-_SAME_MEANS = 0.99  # cosine; ways that disagree more than int8 rounding explains do not compute the same
+_SAME_MEANS = 0.99  # cosine below which two ways differ by more than int8 rounding
 
 
 def prepare_peer(arguments: Mapping[str, Any], send: Send) -> None:
-    """Makes what a peer opens, and reports the peak of memory that it took."""
+    """Make the files that a peer opens, and send the seconds and the peak memory."""
     peer = PEERS[arguments["peer"]]
     started = time.perf_counter()
     peer.load().prepare(Path(arguments["checkpoint"]), Path(arguments["directory"]), peer.settings)
@@ -32,7 +32,7 @@ def prepare_peer(arguments: Mapping[str, Any], send: Send) -> None:
 
 
 def make_reference(arguments: Mapping[str, Any], send: Send) -> None:
-    """Writes the mean state of a short row as the plain NumPy model computes it."""
+    """Write the mean state of a short row, float32 `[D]`, as the NumPy model computes it."""
     checkpoint = Checkpoint.open(arguments["checkpoint"])
     states = encode_rows(checkpoint, row_ids(_REFERENCE_ROW, checkpoint.spec.vocab_size))
     np.save(Path(arguments["directory"]) / REFERENCE_FILE, states[0].mean(axis=0))
@@ -40,29 +40,21 @@ def make_reference(arguments: Mapping[str, Any], send: Send) -> None:
 
 
 def measure_peer(arguments: Mapping[str, Any], send: Send) -> None:
-    """Opens a peer and times its rows; one message for the opening and one for each row."""
+    """Open a peer and time its rows. Sends one message after opening, and one for each row."""
     peer = PEERS[arguments["peer"]]
     spec = ModelSpec.from_directory(Path(arguments["checkpoint"]))
     module = peer.load()
     started = time.perf_counter()
     model = module.open_model(Path(arguments["source"]), arguments["threads"], peer.settings)
-    seconds = time.perf_counter() - started
-    send(
-        {
-            "kind": "opened",
-            "load_seconds": seconds,
-            "rss": peak_rss(),
-            "cosine": _reference_cosine(model, spec, Path(arguments["reference"])),
-        }
-    )
+    opened = {"kind": "opened", "load_seconds": time.perf_counter() - started, "rss": peak_rss()}
+    send(opened | {"cosine": _reference_cosine(model, spec, Path(arguments["reference"]))})
     pace = _Pace(spec)
     for entry in arguments["rows"]:
-        row = Row(entry["name"], tuple(entry["lengths"]))
-        send(_measured_row(model, spec, row, pace, arguments))
+        send(_measured_row(model, spec, Row(**entry), pace, arguments))
 
 
 class _Pace:
-    """Predicts the seconds of a row from what the longest texts so far took."""
+    """Predicts the seconds of a row from the speed on the longest inputs so far."""
 
     def __init__(self, spec: ModelSpec):
         self._spec, self._longest, self._seconds_per_operation = spec, 0, 0.0
@@ -89,16 +81,12 @@ def _measured_row(
         trials = _trials(model, ids)
         way = max(trials, key=trials.__getitem__)
         encode = model.ways(ids)[way]
-        timing = measure(lambda: encode(ids), repeats=arguments["repeats"], budget=arguments["budget"])
+        timing = repeat(lambda: encode(ids), repeats=arguments["repeats"], budget=arguments["budget"])
     except (RuntimeError, MemoryError) as error:
         return message | {"skipped": f"failed: {type(error).__name__}: {error}".splitlines()[0]}
     pace.learn(row, timing.median)
     rss = {"rss": peak_rss(), "rss_is_of_row": has_own_peak}
-    return message | _as_message(row, timing) | rss | {"way": way, "trials": trials}
-
-
-def _as_message(row: Row, timing: Timing) -> dict[str, Any]:
-    return {
+    timed = {
         "seconds": timing.median,
         "tokens_per_second": row.n_tokens / timing.median,
         "spread": timing.spread,
@@ -106,12 +94,13 @@ def _as_message(row: Row, timing: Timing) -> dict[str, Any]:
         "warmed": timing.warmed,
         "others": timing.others,
     }
+    return message | timed | rss | {"way": way, "trials": trials}
 
 
 def _trials(model: PeerModel, ids: list[np.ndarray]) -> dict[str, float]:
-    """Tokens a second of every way on some of the rows; nothing is run when there is only one way.
+    """Return the tokens per second of every way on some of the rows; a single way is not run.
 
-    Raises RuntimeError when two ways give different vectors.
+    Raises RuntimeError if two ways give different vectors.
     """
     ways = model.ways(ids)
     if len(ways) == 1:
@@ -127,7 +116,7 @@ def _trials(model: PeerModel, ids: list[np.ndarray]) -> dict[str, float]:
 
 
 def _sample(ids: list[np.ndarray]) -> list[np.ndarray]:
-    """Some of the rows, evenly spread over their lengths, the first one included."""
+    """Return some of the rows, evenly spread over their lengths, including the first."""
     if len(ids) <= _TRIAL_ROWS:
         return ids
     by_length = sorted(ids[1:], key=len)

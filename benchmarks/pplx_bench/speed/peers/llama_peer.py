@@ -13,8 +13,8 @@ from typing import Any
 import llama_cpp.llama_cpp as llama
 import numpy as np
 
-from pplx_bench.peers import Encode
-from pplx_bench.peers.batches import BATCH
+from pplx_bench.speed.peers import Encode
+from pplx_bench.speed.peers.batches import BATCH
 from pplx_edge.weights.checkpoint import Checkpoint
 
 _WEIGHTS, _EMBEDDINGS = "model.gguf", "embeddings.npy"

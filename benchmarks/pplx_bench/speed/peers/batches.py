@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pplx_bench.peers import Encode
+from pplx_bench.speed.peers import Encode
 
 BATCH = 8
 

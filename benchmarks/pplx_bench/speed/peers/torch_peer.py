@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from transformers import Qwen3Model
 
-from pplx_bench.peers import Encode
-from pplx_bench.peers.batches import batch_ways
-from pplx_bench.peers.stock import load_stock, require_bidirectional
+from pplx_bench.speed.peers import Encode
+from pplx_bench.speed.peers.batches import batch_ways
+from pplx_bench.speed.peers.stock import load_stock, require_bidirectional
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pplx_bench.child import Send
-from pplx_bench.workload import Row, attention_operations, linear_operations, linear_parameters
+from pplx_bench.speed.workload import Row, attention_operations, linear_operations, linear_parameters
 from pplx_edge.spec import ModelSpec
 
 _SHAPES = ((1024, 1024, 3072), (1024, 3072, 1024), (4096, 1024, 3072))  # tokens, inputs, outputs

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_bench.peers import Encode
+from pplx_bench.speed.peers import Encode
 from pplx_edge.preparation import resolve_model
 from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.types import Session, SessionOptions, TokenRow

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from pplx_bench.peers import Encode
-from pplx_bench.peers.batches import batch_ways, masked_means
+from pplx_bench.speed.peers import Encode
+from pplx_bench.speed.peers.batches import batch_ways, masked_means
 
 _GRAPH = "model.onnx"
 _OPSET = 18
@@ -65,7 +65,7 @@ def open_model(source: Path, threads: int, settings: Mapping[str, Any]) -> Recip
 def _export(checkpoint: Path, path: Path) -> None:
     import torch
 
-    from pplx_bench.peers.stock import States, load_stock
+    from pplx_bench.speed.peers.stock import States, load_stock
 
     model = States(load_stock(checkpoint, torch.float32))
     ids = torch.arange(32).reshape(2, 16)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from pplx_bench.peers import Encode
-from pplx_bench.peers.batches import batch_ways, masked_means
+from pplx_bench.speed.peers import Encode
+from pplx_bench.speed.peers.batches import batch_ways, masked_means
 from pplx_edge.spec import ModelSpec
 
 _GRAPH = "model.xml"
@@ -61,7 +61,7 @@ def open_model(source: Path, threads: int, settings: Mapping[str, Any]) -> OpenV
 def _exported(checkpoint: Path) -> ov.Model:
     import torch
 
-    from pplx_bench.peers.stock import States, load_stock
+    from pplx_bench.speed.peers.stock import States, load_stock
 
     ids = torch.arange(32).reshape(2, 16)
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,4 +1,4 @@
-"""What is encoded: rows of the benchmark, their token ids, and the operations that each of them needs."""
+"""The rows of the benchmark: their lengths, their token ids, and the operations that each needs."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _SEED = 20260
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the benchmark: texts of these lengths, in tokens, encoded in one go."""
+    """Inputs of these lengths, in tokens, encoded in one call."""
 
     name: str
     lengths: tuple[int, ...]
@@ -32,7 +32,7 @@ class Row:
 
 
 def parse_row(name: str) -> Row:
-    """The row of a name: `8x512` is 8 texts of 512 tokens, `mixed` 64 texts of 16 to 512."""
+    """Return the row of a name: `8x512` is 8 inputs of 512 tokens, `mixed` 64 inputs of 16 to 512 tokens."""
     if name == MIXED:
         rng = np.random.default_rng(_SEED)
         return Row(MIXED, tuple(int(n) for n in rng.integers(_MIXED_SHORTEST, _MIXED_LONGEST + 1, _MIXED_TEXTS)))
@@ -44,7 +44,7 @@ def parse_row(name: str) -> Row:
 
 
 def parse_rows(names: str) -> list[Row]:
-    """The rows of a comma-separated list."""
+    """Return the rows of a comma-separated list."""
     return [parse_row(name.strip()) for name in names.split(",")]
 
 
@@ -55,21 +55,21 @@ def row_ids(row: Row, vocab_size: int) -> list[np.ndarray]:
 
 
 def linear_parameters(spec: ModelSpec) -> int:
-    """Weights of all linear layers, each of which costs one multiplication and one addition a token."""
+    """Return the number of weights in linear layers; each costs one multiplication and one addition per token."""
     layer = spec.hidden_size * (2 * spec.q_size + 2 * spec.kv_size + 3 * spec.intermediate_size)
     return spec.n_layers * layer
 
 
 def linear_operations(spec: ModelSpec, lengths: Sequence[int]) -> int:
-    """Multiplications and additions in linear layers."""
+    """Return the multiplications and additions in linear layers."""
     return 2 * linear_parameters(spec) * sum(lengths)
 
 
 def attention_operations(spec: ModelSpec, lengths: Sequence[int]) -> int:
-    """Multiplications and additions in `q @ kᵀ` and `scores @ v`, every token attending to every token."""
+    """Return the multiplications and additions in `q @ kᵀ` and `scores @ v` of bidirectional attention."""
     return 4 * spec.n_layers * spec.q_size * sum(n * n for n in lengths)
 
 
 def operations(spec: ModelSpec, lengths: Sequence[int]) -> int:
-    """All of them."""
+    """Return all multiplications and additions."""
     return linear_operations(spec, lengths) + attention_operations(spec, lengths)
