@@ -14,8 +14,8 @@ from pplx_bench.mteb_adapter import MAX_TOKENS, MtebEncoder
 from pplx_bench.mteb_conteb import conteb_task
 from pplx_bench.naming import split_format
 from pplx_bench.options import comma_list
-from pplx_bench.tables import table
 from pplx_bench.retrieval.ranking import SCORED_AS
+from pplx_bench.tables import table
 from pplx_edge.errors import InputError
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.options import MODEL_HELP, positive

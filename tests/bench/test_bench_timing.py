@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pplx_bench.shapes import shape_config
 from pplx_bench.speed import workload
 from pplx_bench.speed.peers.batches import batch_ways, encode_in_batches, masked_means, padded
-from pplx_bench.shapes import shape_config
-from pplx_bench.timing import MAX_SAMPLES, CpuWatch, Timing, repeat, spread
 from pplx_bench.speed.workload import parse_row, parse_rows, row_ids
+from pplx_bench.timing import MAX_SAMPLES, CpuWatch, Timing, repeat, spread
 from pplx_edge.errors import InputError
 from pplx_edge.spec import ModelSpec
 

@@ -27,7 +27,9 @@ BENCHMARKS = {
         "measure tokens per second next to other runtimes, with weights of the true 0.6b shape",
         "",
     ),
-    "memory": Benchmark("pplx_bench.memory.command", "measure peak memory of converting, opening and encoding", "--shape 0.6b"),
+    "memory": Benchmark(
+        "pplx_bench.memory.command", "measure peak memory of converting, opening and encoding", "--shape 0.6b"
+    ),
     "convert": Benchmark(
         "pplx_bench.convert.command",
         "convert a model to every format and report seconds, peak memory, size and parity",

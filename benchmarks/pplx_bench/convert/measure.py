@@ -29,7 +29,9 @@ def measure(
         for artifact_format in formats:
             say(artifact_format)
             request = {"checkpoint": str(checkpoint), "out": str(folder / artifact_format), "format": artifact_format}
-            result = run_limited(convert_to, request, threads, work / "logs" / f"convert-{artifact_format}.log", limit_gb)
+            result = run_limited(
+                convert_to, request, threads, work / "logs" / f"convert-{artifact_format}.log", limit_gb
+            )
             yield result | {"format": artifact_format}
             if keep is None:
                 shutil.rmtree(folder / artifact_format, ignore_errors=True)

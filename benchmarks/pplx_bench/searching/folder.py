@@ -72,7 +72,10 @@ class _Run:
         """Index a folder in a child process, and return its messages by kind."""
         log = self.work / f"{home.name}.log"
         request = {"folder": str(folder), "home": str(home), "threads": self.threads} | arguments
-        return {message["kind"]: message for message in run_task("pplx_bench.searching.ingesting:index_folder", request, self.threads, log)}
+        return {
+            message["kind"]: message
+            for message in run_task("pplx_bench.searching.ingesting:index_folder", request, self.threads, log)
+        }
 
 
 def _ingest(run: _Run) -> Iterator[Figures]:

@@ -10,8 +10,8 @@ import numpy as np
 from pplx_bench.child import Send
 from pplx_bench.machine import peak_rss, reset_peak_rss
 from pplx_bench.speed.peers import PEERS, Encode, PeerModel
-from pplx_bench.timing import repeat
 from pplx_bench.speed.workload import Row, operations, row_ids
+from pplx_bench.timing import repeat
 from pplx_edge.models.qwen3_numpy import encode_rows
 from pplx_edge.spec import ModelSpec
 from pplx_edge.vectors.similarity import paired_cosines

@@ -7,7 +7,6 @@ itself, `prepare(checkpoint, directory, settings)`, which makes what it opens. N
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -142,11 +141,6 @@ def parse_peers(names: str) -> list[Peer]:
         if name not in PEERS:
             raise InputError(f"unknown peer {name!r}: choose from {', '.join(PEERS)}")
     return [peer for name, peer in PEERS.items() if name in wanted]
-
-
-def source_of(peer: Peer, work: Path, shape: str) -> Path:
-    """Where what the peer opens is kept."""
-    return work / f"{peer.name}-{shape}"
 
 
 def _is_installed(distribution: str) -> bool:
