@@ -33,8 +33,9 @@ def run_task(
 ) -> Iterator[Message]:
     """Yield the messages of a task as they arrive.
 
-    The task is an entry `"package.module:function"`, called as `function(arguments, send)`. `threads` limits the threads
-    of every numeric library, and `timeout` is in seconds. Raises ChildFailed if the task raises, dies or takes too long.
+    The task is an entry `"package.module:function"`, called as `function(arguments, send)`. `threads` limits the
+    threads of every numeric library, and `timeout` is in seconds. Raises ChildFailed if the task raises, dies or takes
+    too long.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as log_file:

@@ -21,12 +21,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--formats", type=one_of(all_formats()), default=all_formats(), metavar="F,F", help="Formats (default: all)."
     )
-    parser.add_argument(
-        "--limit-gb", type=float, metavar="GB", help="Fail if the peak memory of a conversion is higher."
-    )
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="Keep the converted models here, one folder per format."
-    )
+    parser.add_argument("--limit-gb", type=float, metavar="GB", help="Fail if a conversion has a higher peak.")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="Keep the converted models in this folder.")
     add_run_options(parser)
 
 

@@ -55,7 +55,7 @@ def run_limited(
 
 
 def convert_to(arguments: Mapping[str, Any], send: Send) -> None:
-    """In a child: convert, and send the seconds, the peak memory, the figures of the manifest, and if torch is loaded."""
+    """In a child: convert, and send the figures of the conversion and whether torch is loaded."""
     from pplx_convert import convert
 
     started, opened = time.perf_counter(), peak_rss()

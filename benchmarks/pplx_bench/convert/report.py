@@ -6,8 +6,8 @@ from typing import Any
 from pplx_bench.tables import ABSENT, heading, table
 
 _HEAD = ("seconds", "peak GB", "MB", "cos min", "cos mean", "moved", "step", "bits")
-_LEGEND = """against the NumPy reference in float32, on the probe texts: minimum and mean cosine of mean vectors, share of
-int8 codes that differ, their largest step, share of flipped binary bits; peak resident set of a separate process"""
+_LEGEND = """against the NumPy reference in float32, on the probe texts: minimum and mean cosine of mean vectors, share
+of int8 codes that differ, their largest step, share of flipped binary bits; peak resident set of a separate process"""
 
 
 def convert_report(header: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:

@@ -136,15 +136,15 @@ def _ratio_table(ours: PeerResult, results: Results, rows: Sequence[str]) -> str
     rates = {PEERS[name].label: {row: _rate(peer, row) for row in peer.rows} for name, peer in _measured(results)}
     rates |= {_ROOFLINE: results.rooflines} if results.rooflines else {}
     lines = [
-        [label, *(_own_cell(ours, row, lambda m, rate=of.get(row): _ratio(m, rate)) for row in rows)]
+        [label, *(_ratio(ours, row, of.get(row)) for row in rows)]
         for label, of in rates.items()
         if label != PEERS[OURS].label
     ]
     return table(["pplx-edge ÷", *rows], lines) if lines else ""
 
 
-def _ratio(message: Message, rate: float | None) -> str:
-    return f"{message['tokens_per_second'] / rate:.2f}" if rate else ABSENT
+def _ratio(ours: PeerResult, row: str, rate: float | None) -> str:
+    return _own_cell(ours, row, lambda message: f"{message['tokens_per_second'] / rate:.2f}") if rate else ABSENT
 
 
 def _own_table(ours: PeerResult, rows: Sequence[str]) -> str:
