@@ -54,13 +54,13 @@ BENCHMARKS = {
         "quality",
     ),
     "search": Benchmark(
-        "pplx_bench.search",
+        "pplx_bench.search.command",
         "measure pplx-search: its index at scale next to others, and the whole app on real files",
         "retrieval data/bench --tasks squad-dev",
         "search",
     ),
     "mteb": Benchmark(
-        "pplx_bench.mteb",
+        "pplx_bench.mteb.command",
         "run tasks and benchmarks of mteb and ConTEB, which are downloaded from the hub",
         "--model pplx-embed-v1-0.6b --tasks MIRACLRetrieval --languages deu",
         "mteb",

@@ -1,6 +1,6 @@
-"""`pplx-edge bench mteb`: tasks and benchmarks of mteb, and ConTEB's data sets, on one of our models.
+"""`pplx-edge bench mteb`: tasks and benchmarks of mteb, and data sets of ConTEB, on one of our models.
 
-mteb fetches its data from the hub, so this needs the network (or a cache that holds them).
+mteb downloads its data from the hub, so this needs the network or a cache that contains them.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -10,8 +10,8 @@ from typing import Any
 
 from mteb.cache import ResultCache
 
-from pplx_bench.mteb_adapter import MAX_TOKENS, MtebEncoder
-from pplx_bench.mteb_conteb import conteb_task
+from pplx_bench.mteb.conteb import conteb_task
+from pplx_bench.mteb.encoder import MAX_TOKENS, MtebEncoder
 from pplx_bench.naming import split_format
 from pplx_bench.options import comma_list
 from pplx_bench.retrieval.ranking import SCORED_AS
@@ -20,28 +20,27 @@ from pplx_edge.errors import InputError
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.options import MODEL_HELP, positive
 
-mteb: Any = import_module("mteb")  # `import mteb` is this very file to a type checker that does not have the package
+mteb: Any = import_module("mteb")  # without the package, a type checker takes `import mteb` for this folder
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("--model", default=BUILT_IN, metavar="MODEL", help=f"{MODEL_HELP}, or MODEL@FORMAT")
-    parser.add_argument("--benchmark", action="append", default=[], metavar="NAME", help="'MTEB(Multilingual, v2)', …")
-    parser.add_argument("--tasks", type=comma_list, default=[], metavar="T,T", help="MIRACLRetrieval, …")
-    parser.add_argument("--languages", type=comma_list, default=None, metavar="L,L", help="of --tasks: eng, deu, …")
-    parser.add_argument(
-        "--conteb", action="append", default=[], metavar="DATASET", help="illuin-conteb/covid-qa or DATASET:SPLIT"
-    )
-    parser.add_argument("--context", action="store_true", help="read chunks among those of their document (ConTEB)")
-    parser.add_argument("--precision", default="int8", choices=SCORED_AS, help="codes that are compared")
-    parser.add_argument("--dim", type=positive, metavar="N", help="keep the first N components")
-    parser.add_argument("--max-tokens", type=positive, default=MAX_TOKENS, help="cut of a text (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads; default all")
-    parser.add_argument("--out", type=Path, default=Path("mteb-results"), help="of mteb's JSON files (%(default)s)")
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("--model", default=BUILT_IN, metavar="MODEL", help=f"{MODEL_HELP}, or MODEL@FORMAT.")
+    add("--benchmark", action="append", default=[], metavar="NAME", help="Benchmark: 'MTEB(Multilingual, v2)', ….")
+    add("--tasks", type=comma_list, default=[], metavar="T,T", help="Tasks: MIRACLRetrieval, ….")
+    add("--languages", type=comma_list, metavar="L,L", help="Languages of --tasks: eng, deu, ….")
+    add("--conteb", action="append", default=[], metavar="DATASET", help="illuin-conteb/covid-qa, or DATASET:SPLIT.")
+    add("--context", action="store_true", help="Encode chunks among those of their document (ConTEB).")
+    add("--precision", default="int8", choices=SCORED_AS, help="Precision of the vectors (default: %(default)s).")
+    add("--dim", type=positive, metavar="N", help="Keep the first N dimensions.")
+    add("--max-tokens", type=positive, default=MAX_TOKENS, help="Truncate texts to N tokens (default: %(default)s).")
+    add("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores).")
+    add("--out", type=Path, default=Path("mteb-results"), help="Folder of mteb's JSON files (default: %(default)s).")
 
 
 def run(args: Namespace) -> int:
-    """Runs the tasks one after the other and prints their main scores; the exit status."""
+    """Run the tasks one after another, print their main scores, and return the exit status."""
     tasks = _tasks(args)
     name, format = split_format(args.model, None)
     model = MtebEncoder(
@@ -59,7 +58,7 @@ def run(args: Namespace) -> int:
 
 
 def scores_table(found: Any) -> str:
-    """Main score × 100 of each task and, below, their average."""
+    """Return a table of the main score × 100 of each task, and their average."""
     scores = [(result.task_name, 100 * float(result.get_score())) for result in found.task_results]
     lines = [[name, f"{score:.2f}"] for name, score in scores]
     if len(scores) > 1:

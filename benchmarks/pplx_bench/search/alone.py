@@ -1,4 +1,4 @@
-"""The same chunks without late chunking: a model whose streams read each chunk by itself."""
+"""The same chunks without late chunking: a model whose streams encode each chunk by itself."""
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
@@ -15,14 +15,14 @@ _DEFAULTS = StreamOptions()
 
 
 class ChunksAlone(Embedder):
-    """An embedder whose streams give each chunk the vector that `encode` gives to the chunk's own text.
+    """An embedder whose streams give each chunk the vector that `encode` gives its text.
 
-    What the chunks are is decided by a stream of the given model, so it is as with late chunking.
+    The chunks are those of a stream of the given model, so they are the same as with late chunking.
     """
 
     def __init__(self, model: Embedder):
         super().__init__(model.session, model.tokenizer, model.fingerprint)
-        self._cutter = Embedder(_Uncomputed(model.session), model.tokenizer, model.fingerprint)
+        self._chunker = Embedder(_NotComputed(model.session), model.tokenizer, model.fingerprint)
 
     def encode_stream(
         self,
@@ -46,7 +46,7 @@ class ChunksAlone(Embedder):
         resume: str | None = None,
     ) -> Generator[tuple[int, ChunkVector], None, None]:
         texts: list[str] = []
-        cut = self._cutter.encode_streams(_kept(sources, texts), precision, dim=dim, options=options, resume=resume)
+        cut = self._chunker.encode_streams(_kept(sources, texts), precision, dim=dim, options=options, resume=resume)
         while some := list(islice(cut, _AT_ONCE)):
             own = [texts[index][vector.start : vector.stop] for index, vector in some]
             codes = self.encode(own, precision, dim=dim, show_progress=False)
@@ -55,14 +55,14 @@ class ChunksAlone(Embedder):
 
 
 def _kept(sources: Iterable[Source], texts: list[str]) -> Iterator[list[tuple[str, int | None]]]:
-    """The sources again; `texts` comes to hold what each says."""
+    """Yield the sources again, and append the text of each to `texts`."""
     for source in sources:
         found = [(piece.text, piece.page) for piece in pieces(source)]
         texts.append("".join(text for text, _ in found))
         yield found
 
 
-class _Uncomputed(SessionWrapper):
+class _NotComputed(SessionWrapper):
     """A session that computes nothing: every mean is zero."""
 
     def span_means(self, batch: TokenBatch) -> np.ndarray:

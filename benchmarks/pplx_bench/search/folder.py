@@ -1,6 +1,6 @@
-"""The whole app on real files: how busy it keeps the model, how much memory and disk it takes, how fast it answers.
+"""The whole program on real files: use of the model, memory and disk space, and the time to an answer.
 
-The model is nano, and files are made of the tasks' passages. Each step gives figures, with the bound where one was set.
+The model is nano, and the files are made of the passages of tasks. Each step yields figures, some with a bound.
 """
 
 import random
@@ -12,46 +12,60 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import pplx_edge
 from pplx_bench import machine
 from pplx_bench.child import Message, run_task
 from pplx_bench.options import one_of
 from pplx_bench.retrieval.beir import RetrievalTask, read_task, task_folders
-from pplx_bench.searching import commands, folders, ready_made
-from pplx_bench.searching.finders import K, finders
-from pplx_bench.searching.folders import SmallFile
+from pplx_bench.search import corpora, program
+from pplx_bench.search.corpora import SmallFile
+from pplx_bench.search.finders import finders
+from pplx_bench.search.index import index_files
+from pplx_bench.search.scale import build
+from pplx_bench.search.synthetic import Chunks
 from pplx_bench.workdir import directory_bytes, say
+from pplx_edge import Embedder
 from pplx_edge.errors import InputError
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.options import positive
+from pplx_search.null_baseline import measure_null_baseline
+from pplx_search.settings import options_for, settings_of
 from pplx_search.store import Store
 
 _MB = 1_000_000
-_BUSY, _RESCAN, _RSS, _START, _SIZE = 90.0, 5.0, 700.0, 0.6, 1.5  # bounds: %, s, MB, s, MB of index for a MB of text
+_BUSY, _RESCAN, _RSS, _START, _SIZE = 90.0, 5.0, 700.0, 0.6, 1.5  # bounds: %, s, MB, s, MB of index per MB of text
 _SIZE_CHUNK_TOKENS = 512
-_LARGE_SHARE = 5  # a mailbox and a table have this part of the large text
+_LARGE_SHARE = 5  # a mailbox and a table are smaller than the large text by this factor
 _UPDATES = 3
-_WHOLE = 100  # from which a figure is shown without decimals
+INDEX = "pplx_bench.search.ingest:index_folder"
 Figures = dict[str, Any]
 
 
 def add_options(group: Any) -> None:
-    """The options of this part."""
-    group.add_argument("--steps", type=one_of(STEPS), default=list(STEPS), metavar="S,S", help=", ".join(STEPS))
-    group.add_argument("--files", type=positive, default=5000, metavar="N", help="small ones (%(default)s)")
-    group.add_argument("--asked", type=positive, default=200, metavar="N", help="questions on them (%(default)s)")
-    group.add_argument("--rescan", type=positive, default=50_000, metavar="N", help="unchanged files (%(default)s)")
-    group.add_argument("--large-mb", type=float, default=100.0, metavar="MB", help="a single text (%(default)s)")
-    group.add_argument(
-        "--stop-after", type=float, default=10.0, metavar="S", help="seconds of embedding large files (%(default)s)"
+    """Add the options of this measurement."""
+    add = group.add_argument
+    add("--steps", type=one_of(STEPS), default=list(STEPS), metavar="S,S", help=f"Steps to run: {', '.join(STEPS)}.")
+    add("--files", type=positive, default=5000, metavar="N", help="ingest: Small files (default: %(default)s).")
+    add("--asked", type=positive, default=200, metavar="N", help="ingest: Questions (default: %(default)s).")
+    add("--rescan", type=positive, default=50_000, metavar="N", help="rescan: Unchanged files (default: %(default)s).")
+    add("--large-mb", type=float, default=100.0, metavar="MB", help="large: Size of the text (default: %(default)s).")
+    add(
+        "--stop-after",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="large: Seconds of embedding (default: %(default)s).",
     )
-    group.add_argument("--start-chunks", type=positive, default=100_000, metavar="N", help="of `start` (%(default)s)")
-    group.add_argument("--starts", type=positive, default=15, metavar="N", help="cold processes (%(default)s)")
-    group.add_argument("--size-mb", type=float, default=2.0, metavar="MB", help="text of `size` (%(default)s)")
+    add("--start-chunks", type=positive, default=100_000, metavar="N", help="start: Chunks (default: %(default)s).")
+    add("--starts", type=positive, default=15, metavar="N", help="start: Cold processes (default: %(default)s).")
+    add("--size-mb", type=float, default=2.0, metavar="MB", help="size: Size of the text (default: %(default)s).")
+    add("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores).")
 
 
 def measure(args: Namespace, work: Path) -> Iterator[Figures]:
-    """Every step that is asked for."""
+    """Yield the figures of every step."""
     tasks = [task for task in map(read_task, task_folders([args.data])) if not task.is_contextual]
     run = _Run(args, work.absolute(), tasks, args.threads or machine.n_cores())
     for step in args.steps:
@@ -61,7 +75,7 @@ def measure(args: Namespace, work: Path) -> Iterator[Figures]:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The options, folders and tasks that all steps share."""
+    """The options and texts that all steps share."""
 
     args: Namespace
     work: Path
@@ -72,16 +86,13 @@ class _Run:
         """Index a folder in a child process, and return its messages by kind."""
         log = self.work / f"{home.name}.log"
         request = {"folder": str(folder), "home": str(home), "threads": self.threads} | arguments
-        return {
-            message["kind"]: message
-            for message in run_task("pplx_bench.searching.ingesting:index_folder", request, self.threads, log)
-        }
+        return {message["kind"]: message for message in run_task(INDEX, request, self.threads, log)}
 
 
 def _ingest(run: _Run) -> Iterator[Figures]:
-    """Many small files: the model's time, memory, a second run, and what searching them brings."""
+    """Yield figures of many small files: use of the model, memory, a second run, and searches."""
     folder, home = run.work / "small", run.work / "small-index"
-    files = folders.small_files(run.tasks, folder, run.args.files)
+    files = corpora.small_files(run.tasks, folder, run.args.files)
     say(f"indexing {len(files):,} small files")
     messages = run.index(folder, home, alone=True)
     told, alone = messages["indexed"], messages["alone"]
@@ -101,7 +112,7 @@ def _ingest(run: _Run) -> Iterator[Figures]:
 
 
 def _finding(run: _Run, files: Sequence[SmallFile], folder: Path, home: Path) -> Iterator[Figures]:
-    """Questions that a file of the folder answers, asked in each way."""
+    """Yield how well each way finds the file that answers a question, and how fast."""
     questions = _questions(run, files)
     say(f"asking {len(questions):,} questions")
     with (
@@ -123,13 +134,13 @@ def _finding(run: _Run, files: Sequence[SmallFile], folder: Path, home: Path) ->
 
 
 def _questions(run: _Run, files: Sequence[SmallFile]) -> list[tuple[str, Path]]:
-    """Questions with the file that answers each, drawn by chance, the same ones each time."""
+    """Return a fixed random sample of questions that exactly one file answers, with that file."""
     paths = {(file.task, file.passage.id): file.path for file in files}
     found = []
     for task in run.tasks:
         for query in task.queries:
-            graded = ((task.name, passage) for passage, grade in task.qrels[query.id].items() if grade > 0)
-            right = [paths[passage] for passage in graded if passage in paths]
+            names = [(task.name, passage) for passage in task.relevant(query.id)]
+            right = [paths[name] for name in names if name in paths]
             if len(right) == 1:
                 found.append((query.text, right[0]))
     if not found:
@@ -138,27 +149,27 @@ def _questions(run: _Run, files: Sequence[SmallFile]) -> list[tuple[str, Path]]:
 
 
 def _rescan(run: _Run) -> Iterator[Figures]:
-    """A folder that is as it was, looked through by the command."""
+    """Yield the time of the command for a folder without changes."""
     folder, home, count = run.work / "tiny", run.work / "tiny-index", run.args.rescan
     say(f"writing and indexing {count:,} tiny files, without the model")
-    paths = folders.tiny_files(folder, count)
+    paths = corpora.tiny_files(folder, count)
     with pplx_edge.load(BUILT_IN, offline=True, threads=run.threads) as model:
-        ready_made.index_of_files(paths, folder, home, model)
+        index_files(paths, folder, home, model)
     yield _updates(run, home, count, f"{count:,} unchanged files: pplx-search update", _RESCAN)
 
 
 def _large(run: _Run) -> Iterator[Figures]:
-    """Memory over large files: all of each is read and in the store before its first vector, then some are made."""
+    """Yield the memory for large files. Each is stored before its first vector is computed, then the run is stopped."""
     texts = [passage.text for task in run.tasks for passage in task.corpus if passage.text]
     n_bytes = int(run.args.large_mb * _MB)
-    folders.large_text(folders.without_end(texts), run.work / "text" / "large.txt", n_bytes)
+    corpora.large_text(corpora.without_end(texts), run.work / "text" / "large.txt", n_bytes)
     yield from _large_folder(run, "text", f"a text of {run.args.large_mb:g} MB")
     part = n_bytes // _LARGE_SHARE
-    folders.large_mailbox(folders.without_end(texts), run.work / "mail" / "mail.mbox", part)
+    corpora.large_mailbox(corpora.without_end(texts), run.work / "mail" / "mail.mbox", part)
     yield from _large_folder(run, "mail", f"a mailbox of {part / _MB:g} MB")
-    folders.large_table(folders.without_end(texts), run.work / "table" / "table.csv", part)
+    corpora.large_table(corpora.without_end(texts), run.work / "table" / "table.csv", part)
     yield from _large_folder(run, "table", f"a table of {part / _MB:g} MB")
-    if n_pdfs := folders.copy_pdfs(run.args.data, run.work / "pdf"):
+    if n_pdfs := corpora.copy_pdfs(run.args.data, run.work / "pdf"):
         yield from _large_folder(run, "pdf", f"{n_pdfs} PDFs")
 
 
@@ -170,26 +181,36 @@ def _large_folder(run: _Run, folder: str, name: str) -> Iterator[Figures]:
 
 
 def _start(run: _Run) -> Iterator[Figures]:
-    """A search by a process that starts for it, files being in the page cache."""
+    """Yield the time of a search in a new process, with the files in the page cache."""
     home, count = run.work / "start-index", run.args.start_chunks
     say(f"making an index of {count:,} chunks")
     with pplx_edge.load(BUILT_IN, offline=True, threads=run.threads) as model:
-        questions = ready_made.index_of_chunks(count, home, model, run.threads)
+        questions = _index_chunks(count, home, model, run.threads)
     asked = [questions[i % len(questions)] for i in range(run.args.starts)]
-    commands.search(home, asked[0], run.threads)
-    seconds = [commands.search(home, question, run.threads) for question in asked]
+    program.search(home, asked[0], run.threads)
+    seconds = [program.search(home, question, run.threads) for question in asked]
     name = f"{count:,} chunks: pplx-search search"
     yield {"seconds": seconds} | _figure(f"{name}, p50", statistics.median(seconds), "s", _START)
     yield _figure(f"{name}, slowest of {len(seconds)}", max(seconds), "s")
-    phases = [commands.search_in_phases(home, question, run.threads) for question in asked]
+    phases = [program.search_in_phases(home, question, run.threads) for question in asked]
     for phase in phases[0]:
         yield _figure(f"  {phase}", statistics.median(each[phase] for each in phases), "s")
 
 
+def _index_chunks(n_chunks: int, home: Path, model: Embedder, threads: int) -> list[str]:
+    """Index synthetic chunks as if `model` had encoded them, and return questions with their words."""
+    chunks = Chunks(n_chunks, model.dim)
+    build(chunks, np.concatenate(list(chunks.vectors())), home, settings_of(BUILT_IN, model, options_for(model)))
+    with Store.open(home, write=True, threads=threads) as store:
+        assert store.vectors.serving is not None  # it was just created
+        measure_null_baseline(store, model, store.vectors.serving)  # as indexing does at its end
+    return chunks.questions(10)
+
+
 def _size(run: _Run) -> Iterator[Figures]:
-    """Index for text, at 512-token chunks, after compaction."""
+    """Yield the size of an index with 512-token chunks after compaction, relative to its text."""
     folder = run.work / "books"
-    folders.book_files(run.args.data, run.tasks, folder, int(run.args.size_mb * _MB))
+    corpora.book_files(run.args.data, run.tasks, folder, int(run.args.size_mb * _MB))
     n_bytes = directory_bytes(folder)
     say(f"indexing {n_bytes / _MB:.1f} MB of books and passages")
     told = run.index(folder, run.work / "books-index", chunk_tokens=_SIZE_CHUNK_TOKENS)["indexed"]
@@ -198,8 +219,8 @@ def _size(run: _Run) -> Iterator[Figures]:
 
 
 def _updates(run: _Run, home: Path, n_files: int, name: str, bound: float | None) -> Figures:
-    """The real command, its start and the model's opening included, after a first one that is not counted."""
-    first, *seconds = [commands.update(home, n_files, run.threads) for _ in range(1 + _UPDATES)]
+    """Return the time of the command, including its start and opening the model, after one run to warm up."""
+    first, *seconds = [program.update(home, n_files, run.threads) for _ in range(1 + _UPDATES)]
     return {"first_seconds": first, "seconds": seconds} | _figure(name, statistics.median(seconds), "s", bound)
 
 
@@ -211,34 +232,6 @@ def _memory(name: str, told: Message) -> Iterator[Figures]:
 
 def _figure(what: str, value: float, unit: str, bound: float | None = None, *, at_least: bool = False) -> Figures:
     return {"what": what, "value": value, "unit": unit, "bound": bound, "at_least": at_least}
-
-
-def table(results: Sequence[Figures]) -> str:
-    """Figures with their bounds, and how well the right file is found in each way, in Markdown."""
-    lines = [_line(result) for result in results if "first" not in result]
-    parts = [_markdown(("", "figure", "bound", "kept"), lines)] if lines else []
-    if ways := [result for result in results if "first" in result]:
-        found = [
-            [way["what"], f"{way['value']:,.1f}", f"{100 * way['first']:.1f} %", f"{100 * way['among']:.1f} %"]
-            for way in ways
-        ]
-        head = (f"{ways[0]['questions']} questions", "ms a question", "right file first", f"in the first {K}")
-        parts.append(_markdown(head, found))
-    return "\n\n".join(parts)
-
-
-def _line(result: Figures) -> list[str]:
-    value, bound, unit = result["value"], result["bound"], result["unit"]
-    shown = f"{value:,.0f} {unit}" if value >= _WHOLE else f"{value:.2f} {unit}"
-    if bound is None:
-        return [result["what"], shown, "", ""]
-    kept = value >= bound if result["at_least"] else value <= bound
-    return [result["what"], shown, f"{'≥' if result['at_least'] else '≤'} {bound:g} {unit}", "yes" if kept else "no"]
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 STEPS: dict[str, Callable[[_Run], Iterator[Figures]]] = {

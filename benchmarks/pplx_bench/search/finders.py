@@ -1,4 +1,4 @@
-"""Ways to find the right file for a question, beside each other: grep, words in SQLite, and the app's rankings."""
+"""Ways to find the file that answers a question: grep, words in SQLite, and the rankings of pplx-search."""
 
 import os
 import re
@@ -16,14 +16,14 @@ from pplx_edge.text.lexical import TOKENIZER, match_expression
 from pplx_search.store import Query, Store
 
 K = 10
-_LEAST_LETTERS = 4  # of a word that is worth looking for
+_LEAST_LETTERS = 4  # of a word that is searched for
 _WORD = re.compile(r"\w+")
-_LETTERS = {"LC_ALL": "C.UTF-8"}  # so that grep knows capitals of all scripts
+_LETTERS = {"LC_ALL": "C.UTF-8"}  # so that grep ignores case in all scripts
 Find = Callable[[str], list[Path]]
 
 
 def finders(folder: Path, files: Sequence[Path], store: Store, model: Embedder, work: Path) -> dict[str, Find]:
-    """The `K` best files for a question by each way, by name."""
+    """Return the search of each way by name, which returns the `K` best files for a question."""
     grep = {"grep -ri": _by_grep(folder)} if shutil.which("grep") else {}
     return grep | {
         "FTS5 alone": _by_fts5(files, work / "words.sqlite"),
@@ -42,7 +42,7 @@ def _paths(store: Store, query: Query) -> list[Path]:
 
 
 def _by_grep(folder: Path) -> Find:
-    """Every word of some letters at once; files with most different words of the question first."""
+    """Search for all longer words at once, and return the files with the most distinct words first."""
 
     def find(question: str) -> list[Path]:
         words = [word for word in _WORD.findall(question) if len(word) >= _LEAST_LETTERS] or _WORD.findall(question)
@@ -56,7 +56,7 @@ def _by_grep(folder: Path) -> Find:
 
 
 def _by_fts5(files: Sequence[Path], database_file: Path) -> Find:
-    """BM25 of whole files in a plain full-text table."""
+    """Return a search by BM25 of whole files in a plain full-text table."""
     database = sqlite3.connect(database_file)
     database.execute(f"CREATE VIRTUAL TABLE words USING fts5(text, tokenize='{TOKENIZER}')")
     database.executemany("INSERT INTO words(text) VALUES (?)", ((path.read_text(encoding="utf-8"),) for path in files))

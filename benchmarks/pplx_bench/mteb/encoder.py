@@ -1,7 +1,7 @@
 """Any of our models as an encoder of mteb, so that its tasks and benchmarks run on them.
 
-mteb compares by cosine, which of int8 codes is what `pplx_edge.similarity` computes, and which of ±1 codes orders as
-Hamming does. Codes are handed over as float32, as several of mteb's evaluators compute with what they are given.
+mteb compares by cosine. The cosine of int8 codes is what `pplx_edge.similarity` computes, and the cosine of ±1 codes
+ranks like the Hamming distance. Codes are returned as float32, because several evaluators of mteb compute with them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,14 +21,15 @@ from pplx_edge.types import Precision
 from pplx_edge.vectors.codes import quantize, require_dim, require_precision, truncate_dims
 
 MAX_TOKENS = 8192
-_CHUNK_MARK = "_"  # of ids made of a document's id, this and the number of the chunk, as ConTEB's are
+_CHUNK_MARK = "_"  # between the id of a document and the number of the chunk, as in ConTEB
 
 
 class MtebEncoder(AbsEncoder):
     """An Embedder behind mteb's EncoderProtocol.
 
-    With `context`, passages whose ids are a document's and a number (`report_12`) are read among the chunks of their
-    document; without, each is read alone. Nothing is put before a query or a passage: this family has no instructions.
+    With `context`, passages whose ids consist of a document's id and a number (`report_12`) are encoded among the
+    chunks of their document, otherwise each by itself. Queries and passages have no prefix, because this family has no
+    instructions.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class MtebEncoder(AbsEncoder):
         embedder: Embedder | None = None,
         **options: Any,
     ):
-        """`embedder` is one that is open already; else `model_name` is opened, with `options` of `pplx_edge.load`."""
+        """Use an open `embedder`, or open `model_name` with the options of `pplx_edge.load`."""
         if device not in (None, "cpu"):
             raise InputError(f"device {device!r} is not one that pplx-edge runs on; leave it out, or choose a backend")
         self.precision: Precision = require_precision(precision)
@@ -66,7 +67,7 @@ class MtebEncoder(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Codes of the texts of all batches, float32 `[N, dim]`, in their order."""
+        """Return the codes of the texts of all batches in order, float32 `[N, dim]`."""
         batches = list(inputs)
         texts = [text for batch in batches for text in batch["text"]]
         if self.context and prompt_type == PromptType.document:
@@ -76,12 +77,10 @@ class MtebEncoder(AbsEncoder):
         return quantize(truncate_dims(encoded.means, self.dim), self.precision).astype(np.float32)
 
     def _in_context(self, texts: Sequence[str], ids: Sequence[str]) -> Encoded:
-        """Means of chunks, each read among those of its document."""
+        """Encode each chunk among the chunks of its document."""
         documents = chunks_of_documents(ids, len(texts))
-        encoded = self.model.documents([[texts[place] for place in places] for places in documents])
-        means = np.empty_like(encoded.means)
-        means[[place for places in documents for place in places]] = encoded.means
-        return Encoded(means, encoded.n_tokens, encoded.n_cut, encoded.n_windows, encoded.seconds)
+        encoded = self.model.documents([[texts[index] for index in indices] for indices in documents])
+        return encoded.in_corpus_order(documents)
 
     def _meta(self, name: str, revision: str | None) -> ModelMeta:
         label = Path(name).resolve().name if Path(name).is_dir() else name
@@ -100,18 +99,18 @@ class MtebEncoder(AbsEncoder):
 
 
 def chunks_of_documents(ids: Sequence[str], n_texts: int) -> list[list[int]]:
-    """Places of the chunks of each document, in the order of their numbers, from ids such as `report_12`.
+    """Return the indices of the chunks of each document, sorted by their numbers, from ids such as `report_12`.
 
-    Raises InputError for an id without a number, and where ids are missing.
+    Raises InputError for an id without a number, or if ids are missing.
     """
     if len(ids) != n_texts:
         raise InputError(
             f"{n_texts:,} passages came with {len(ids):,} ids, context needs one each; run without context"
         )
     documents: dict[str, list[tuple[int, int]]] = {}
-    for place, name in enumerate(ids):
+    for index, name in enumerate(ids):
         document, mark, number = str(name).rpartition(_CHUNK_MARK)
         if not mark or not (number.isascii() and number.isdigit()):
             raise InputError(f"passage {name!r} does not end in {_CHUNK_MARK} and a number; run without context")
-        documents.setdefault(document, []).append((int(number), place))
-    return [[place for _, place in sorted(chunks)] for chunks in documents.values()]
+        documents.setdefault(document, []).append((int(number), index))
+    return [[index for _, index in sorted(chunks)] for chunks in documents.values()]

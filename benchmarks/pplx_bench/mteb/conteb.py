@@ -1,7 +1,7 @@
-"""The data sets of ConTEB (arXiv 2505.24782) as tasks of mteb, which has them only in part.
+"""The data sets of ConTEB (arXiv 2505.24782) as tasks of mteb, which includes only some of them.
 
-A data set holds `documents` (`chunk_id`, `chunk`) and `queries` (`query`, and `chunk_id` or `chunk_ids` of what answers
-it); a chunk's id is its document's, `_` and its number, which is what `MtebEncoder` groups by when it reads in context.
+A data set contains `documents` (`chunk_id`, `chunk`) and `queries` (`query`, and the relevant `chunk_id` or
+`chunk_ids`). The id of a chunk is its document's id, `_` and its number, by which `MtebEncoder` groups chunks.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,9 +17,9 @@ _SUBSET = "default"
 
 
 def conteb_task(data_set: str, split: str | None = None) -> AbsTaskRetrieval:
-    """The task of a data set on the hub or in a local directory; `split` may be left out where there is one only.
+    """Return the task of a data set on the hub or in a local directory; `split` is optional if there is only one.
 
-    Nothing is fetched before the task runs.
+    Nothing is downloaded before the task runs.
     """
     metadata = TaskMetadata(
         name=f"ConTEB-{data_set.rstrip('/').rpartition('/')[2]}",
@@ -47,7 +47,7 @@ def conteb_task(data_set: str, split: str | None = None) -> AbsTaskRetrieval:
 
 
 def retrieval_data(documents: Iterable[Mapping[str, Any]], queries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Corpus, queries and relevant documents, as mteb has them."""
+    """Return corpus, queries and relevant documents in the layout of mteb."""
     corpus = [{"id": row["chunk_id"], "text": row["chunk"]} for row in documents]
     asked, relevant = [], {}
     for number, row in enumerate(queries):

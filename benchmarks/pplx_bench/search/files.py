@@ -1,8 +1,8 @@
-"""A task's documents as files that a person might have: Markdown, HTML, PDF and Word, in turn.
+"""Write the documents of a task as files like those that people have: Markdown, HTML, PDF and Word, in turn.
 
-A document is all passages with its `doc_id`, in their order, a paragraph each, under its title as a heading; a passage
-without one is a document by itself. The title is also what the file says of itself (`<title>`, properties) and, with a
-number where it was taken, the file's name.
+A document consists of all passages with its `doc_id` in order, one paragraph each, below its title as a heading; a
+passage without `doc_id` is a document by itself. The title is also in the file's metadata and, with a number if it is
+taken, the file's name.
 """
 
 import html
@@ -23,23 +23,23 @@ _UNNAMED = "document"
 _NOT_IN_NAMES = re.compile(r"[^\w.,'()+-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # what XML cannot hold
 _FROM_THE_RIGHT = ("R", "AL", "AN")
-_FONT, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # with matplotlib, so on every machine
+_FONT, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # installed with matplotlib, so on every machine
 
-Places = tuple[int, ...]
+Indices = tuple[int, ...]
 Write = Callable[[Path, str, Sequence[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A file and the places in the task's corpus of the passages in it."""
+    """A file, and the corpus indices of the passages in it."""
 
     path: Path
-    places: Places
+    passages: Indices
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """All files of a task; `not_pdf` counts those whose turn it was to be PDF and that its font has no letters for."""
+    """All files of a task. `not_pdf` counts those that could not be PDF because its font lacks letters."""
 
     files: tuple[WrittenFile, ...]
     not_pdf: int
@@ -51,30 +51,30 @@ class Written:
 
 
 def write_files(task: RetrievalTask, folder: Path) -> Written:
-    """Writes a task's documents into a new folder, the same ones each time."""
+    """Write the documents of a task to a new folder, always with the same contents."""
     folder.mkdir(parents=True)
     formats = list(_WRITERS)
     names: set[str] = set()
     files, not_pdf = [], 0
-    for number, places in enumerate(documents(task)):
-        title, texts = _content(task, places)
+    for number, indices in enumerate(documents(task)):
+        title, texts = _content(task, indices)
         suffix = formats[number % len(formats)]
         if suffix == "pdf" and not _fits_pdf(title, texts):
             suffix = formats[(number + 1) % len(formats)]
             not_pdf += 1
         path = folder / f"{_free_name(title, names)}.{suffix}"
         _WRITERS[suffix](path, title, texts)
-        files.append(WrittenFile(path, places))
+        files.append(WrittenFile(path, indices))
     return Written(tuple(files), not_pdf)
 
 
-def documents(task: RetrievalTask) -> tuple[Places, ...]:
-    """Places in the corpus of the passages of each document, in their order."""
-    return task.documents or tuple((place,) for place in range(len(task.corpus)))
+def documents(task: RetrievalTask) -> tuple[Indices, ...]:
+    """Return the corpus indices of the passages of each document, in order."""
+    return task.documents or tuple((index,) for index in range(len(task.corpus)))
 
 
-def _content(task: RetrievalTask, places: Places) -> tuple[str, list[str]]:
-    passages = [task.corpus[place] for place in places]
+def _content(task: RetrievalTask, indices: Indices) -> tuple[str, list[str]]:
+    passages = [task.corpus[index] for index in indices]
     title = next((passage.title for passage in passages if passage.title), "")
     return " ".join(_plain(title).split()), [_plain(passage.text).strip() for passage in passages]
 
@@ -84,7 +84,7 @@ def _plain(text: str) -> str:
 
 
 def _free_name(title: str, taken: set[str]) -> str:
-    """A title as the name of a file, the first that is free whatever the case."""
+    """Return a file name made from a title, with a number if the name is taken, ignoring case."""
     stem = _NOT_IN_NAMES.sub(" ", unicodedata.normalize("NFC", title)).strip(" .")[:_NAME_CHARS].strip(" .")
     stem = stem or _UNNAMED
     name, count = stem, 1
@@ -126,7 +126,7 @@ def _docx(path: Path, title: str, texts: Sequence[str]) -> None:
     import docx
 
     document = docx.Document()
-    document.core_properties.title = title[:255]  # the most that the property may have
+    document.core_properties.title = title[:255]  # the limit of the property
     document.core_properties.author = ""
     if title:
         document.add_heading(title, level=0)
@@ -139,7 +139,7 @@ _WRITERS: dict[str, Write] = {"md": _markdown, "html": _html, "pdf": _pdf, "docx
 
 
 def _fits_pdf(title: str, texts: Sequence[str]) -> bool:
-    """Return whether the font has every character, and none is written from right to left."""
+    """Return True if the font has every character, and none is written from right to left."""
     return all(map(_printable, {*title, *"".join(texts)} - {"\n", "\t"}))
 
 
@@ -149,7 +149,7 @@ def _printable(character: str) -> bool:
 
 @cache
 def _pdf_fonts() -> dict[int, Any]:
-    """Makes the fonts known to reportlab; the characters that the text's has."""
+    """Register the fonts with reportlab, and return the characters of the body font."""
     import matplotlib
     from reportlab.pdfbase import pdfmetrics
     from reportlab.pdfbase.ttfonts import TTFont

@@ -1,4 +1,4 @@
-"""Folders as people have them, made of the passages of retrieval tasks: many small files, one large one, a mailbox."""
+"""Folders like those that people have, made of the passages of tasks: many small files, a large one, a mailbox."""
 
 import csv
 import html
@@ -20,7 +20,7 @@ BOOKS_FILE, PDF_FOLDER = "longdocs.jsonl.gz", "pdf"
 
 @dataclass(frozen=True, slots=True)
 class SmallFile:
-    """A file that holds one passage."""
+    """A file that contains one passage."""
 
     path: Path
     task: str
@@ -28,13 +28,13 @@ class SmallFile:
 
 
 def small_files(tasks: Sequence[RetrievalTask], folder: Path, n_files: int) -> list[SmallFile]:
-    """Writes a passage a file, from each task in turn: Markdown, text and HTML, a hundred in a folder.
+    """Write each passage to a file, from each task in turn: Markdown, text and HTML, a hundred per folder.
 
-    Raises InputError when the tasks have fewer different passages than that.
+    Raises InputError if the tasks have fewer distinct passages.
     """
     found = list(islice(_in_turn(tasks), n_files))
     if len(found) < n_files:
-        raise InputError(f"--files {n_files:,}: the tasks have {len(found):,} different passages; ask for so many")
+        raise InputError(f"--files {n_files:,}: the tasks have {len(found):,} distinct passages; ask for fewer")
     files = []
     for number, (task, passage) in enumerate(found):
         suffix = _SUFFIXES[number % len(_SUFFIXES)]
@@ -46,7 +46,7 @@ def small_files(tasks: Sequence[RetrievalTask], folder: Path, n_files: int) -> l
 
 
 def tiny_files(folder: Path, n_files: int) -> list[Path]:
-    """Writes files of a line each."""
+    """Write files of one line each."""
     paths = []
     for number in range(n_files):
         path = folder / f"{number // _FILES_A_FOLDER:04}" / f"note {number:06}.txt"
@@ -57,7 +57,7 @@ def tiny_files(folder: Path, n_files: int) -> list[Path]:
 
 
 def large_text(texts: Iterable[str], path: Path, n_bytes: int) -> None:
-    """Writes a single text of so many bytes, and as many more as its last paragraph takes."""
+    """Write a single text of `n_bytes`, and the rest of its last paragraph."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for text in _until(texts, n_bytes):
@@ -65,7 +65,7 @@ def large_text(texts: Iterable[str], path: Path, n_bytes: int) -> None:
 
 
 def large_mailbox(texts: Iterable[str], path: Path, n_bytes: int) -> None:
-    """Writes a mailbox with a message a text."""
+    """Write a mailbox with a message for each text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     box = mailbox.mbox(path, create=True)
     for number, text in enumerate(_until(texts, n_bytes)):
@@ -78,7 +78,7 @@ def large_mailbox(texts: Iterable[str], path: Path, n_bytes: int) -> None:
 
 
 def large_table(texts: Iterable[str], path: Path, n_bytes: int) -> None:
-    """Writes a CSV file with a row a text."""
+    """Write a CSV file with a row for each text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
@@ -87,7 +87,7 @@ def large_table(texts: Iterable[str], path: Path, n_bytes: int) -> None:
 
 
 def book_files(data: Path, tasks: Sequence[RetrievalTask], folder: Path, n_bytes: int) -> None:
-    """Writes whole books, a file each, and then passages of the tasks by the dozen, until there are so many bytes."""
+    """Write each book to a file, and then the passages of the tasks, a dozen per file, up to `n_bytes`."""
     folder.mkdir(parents=True)
     source = data / BOOKS_FILE
     books = [row["text"] for _, row in json_rows(source)] if source.is_file() else []
@@ -97,7 +97,7 @@ def book_files(data: Path, tasks: Sequence[RetrievalTask], folder: Path, n_bytes
 
 
 def copy_pdfs(data: Path, folder: Path) -> int:
-    """Copies what there is in the data's folder `pdf`; returns how many files that are."""
+    """Copy the PDFs in the folder `pdf` of the data, and return their number."""
     folder.mkdir(parents=True)
     found = sorted((data / PDF_FOLDER).glob("*.pdf"))
     for path in found:
@@ -106,12 +106,12 @@ def copy_pdfs(data: Path, folder: Path) -> int:
 
 
 def every_text(tasks: Sequence[RetrievalTask]) -> Iterator[str]:
-    """The different passages of the tasks, each in turn."""
+    """Yield the distinct passages of the tasks, from each task in turn."""
     return (passage.text for _, passage in _in_turn(tasks))
 
 
 def without_end(texts: Sequence[str]) -> Iterator[str]:
-    """The texts, and again with the number of the round, so that none is there twice."""
+    """Yield the texts repeatedly, with the number of the round, so that all of them are distinct."""
     return (f"{number} {text}" if number else text for number in count() for text in texts)
 
 

@@ -1,6 +1,6 @@
-"""Where the time of one `pplx-search search` goes: run as a program of its own, so that it starts as the command does.
+"""Time the phases of one `pplx-search search`, as a program of its own, so that it starts as the command does.
 
-python -P phases.py STARTED ARGUMENT…    STARTED: time.time() when it was started; a JSON line comes last on stdout
+python -P phases.py STARTED ARGUMENT…    STARTED: time.time() at its start; the last line of stdout is JSON
 """
 
 import sys
@@ -14,7 +14,7 @@ from typing import Any  # noqa: E402
 
 
 def main() -> int:
-    """The exit status of the command."""
+    """Run the command, and return its exit status."""
     import pplx_edge
     from pplx_edge import Embedder
     from pplx_search import cli

@@ -1,4 +1,4 @@
-"""Other ways to search the same vectors, each with its own defaults for int8 and cosine, and words by FTS5 alone."""
+"""Other stores that search the same vectors, each with its defaults for int8 and cosine, and FTS5 alone for words."""
 
 import os
 import sqlite3
@@ -10,8 +10,7 @@ from typing import Any
 import apsw
 import numpy as np
 
-from pplx_bench.searching.made_up import Chunks
-from pplx_bench.searching.ours import Ask, Figures, K, Questions, timed
+from pplx_bench.search.synthetic import Ask, Chunks, Figures, K, Questions, timed
 from pplx_bench.workdir import directory_bytes
 from pplx_edge.text.lexical import TOKENIZER, match_expression
 
@@ -19,7 +18,7 @@ _COMMIT_ROWS = 10_000
 
 
 def measure_peer(name: str, chunks: Chunks, vectors: np.ndarray, asked: Questions, directory: Path) -> list[Figures]:
-    """Building, size, times and recall; one line that says why when the peer cannot be run."""
+    """Return the build time, size, query times and recall of a peer, or the reason why it cannot run."""
     started = time.perf_counter()
     try:
         ways = PEERS[name](chunks, vectors, asked, directory)
@@ -31,10 +30,12 @@ def measure_peer(name: str, chunks: Chunks, vectors: np.ndarray, asked: Question
 
 
 def _sqlite_vec(chunks: Chunks, vectors: np.ndarray, asked: Questions, directory: Path) -> dict[str, Ask]:
-    """Its exact search, and the one that it recommends for more rows: bits, then int8 of the best few."""
+    """Return its exact search, and the one it recommends for more rows: bits, then int8 of the best few."""
     import sqlite_vec
 
-    database = apsw.Connection(str(directory / "vectors.sqlite"))  # Python's own may be built without extensions
+    database = apsw.Connection(
+        str(directory / "vectors.sqlite")
+    )  # Python's own sqlite3 may be built without extensions
     database.enable_load_extension(True)
     database.load_extension(sqlite_vec.loadable_path())
     database.execute(
@@ -64,7 +65,7 @@ def _sqlite_vec(chunks: Chunks, vectors: np.ndarray, asked: Questions, directory
 
 
 def _usearch(chunks: Chunks, vectors: np.ndarray, asked: Questions, directory: Path) -> dict[str, Ask]:
-    """HNSW over int8."""
+    """Return HNSW over int8."""
     from usearch.index import Index
 
     index = Index(ndim=chunks.dim, metric="cos", dtype="i8")
@@ -74,7 +75,7 @@ def _usearch(chunks: Chunks, vectors: np.ndarray, asked: Questions, directory: P
 
 
 def _lancedb(chunks: Chunks, vectors: np.ndarray, asked: Questions, directory: Path) -> dict[str, Ask]:
-    """Its flat search, and IVF with product quantisation and refinement, over float32, which its cosine takes."""
+    """Return its flat search, and IVF with product quantization and refinement, over float32, as its cosine needs."""
     os.environ.setdefault("LANCE_LOG", "error")
     import lancedb
     import pyarrow
@@ -101,7 +102,7 @@ def _lancedb(chunks: Chunks, vectors: np.ndarray, asked: Questions, directory: P
 
 
 def _fts5(chunks: Chunks, vectors: np.ndarray, asked: Questions, directory: Path) -> dict[str, Ask]:
-    """Words alone, in a plain full-text table that keeps its texts."""
+    """Return a search of words in a plain full-text table that stores its texts."""
     database = sqlite3.connect(directory / "words.sqlite")
     database.execute(f"CREATE VIRTUAL TABLE w USING fts5(text, tokenize='{TOKENIZER}')")
     for number in range(chunks.n_documents):
