@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pplx_bench.report import heading, table
 from pplx_bench.rough.measure import FLOAT32, Row
+from pplx_bench.tables import heading, table
 
 _HEAD = ("1 - mean cosine; nDCG@10", "as it is", "equalized", "float32", "as it is", "equalized")
 
