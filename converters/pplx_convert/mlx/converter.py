@@ -28,7 +28,7 @@ from pplx_edge.models.mlx_quantization import (
     weight_format_named,
 )
 from pplx_edge.models.mlx_weights import StoredWeights, as_numpy, matrices, open_model, uniform_plan
-from pplx_edge.models.qwen3_mlx import PREFIX
+from pplx_edge.models.qwen3_mlx import PREFIX, Rows
 from pplx_edge.models.qwen3_numpy import block, rms_norm
 from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint
@@ -227,9 +227,9 @@ def _runs_in_mlx(job: Job) -> bool:
 def _row_states(job: Job) -> Iterator[list[np.ndarray]]:
     """Yield the states of the probe rows, computed by MLX from the written files, one row at a time."""
     encoder = open_model(job.directory).model
-    passes = [encoder.states(mx.array(row.ids[None])) for row in job.rows]
+    passes = [encoder.states(mx.array(row.ids), Rows(1, len(row.ids))) for row in job.rows]
     for _ in range(job.checkpoint.spec.n_layers + 2):
-        yield [as_numpy(next(states))[0] for states in passes]
+        yield [as_numpy(next(states)) for states in passes]
 
 
 def _decoded_states(job: Job) -> Iterator[list[np.ndarray]]:
