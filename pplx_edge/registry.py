@@ -105,6 +105,7 @@ MLX = Backend(
     distributions=("mlx",),
     formats={
         "mlx-bf16": _HALF,
+        "mlx-fp16": _HALF,
         "mlx-q8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
         "mlx-q4": _FOUR_BITS,
         "mlx-mxfp8": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=127),

@@ -17,7 +17,7 @@ from pplx_edge.spec import ModelSpec
 
 PREFIX = "model."
 HEAD = "lm_head."  # the output layer of a language model, which an encoder does not have
-_STREAM_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight")
+_STREAM_NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ class Block(nn.Module):
         super().__init__()
         self.self_attn = Attention(spec)
         self.mlp = MLP(spec)
-        self.input_layernorm = nn.RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(spec.hidden_size, spec.stream_eps)
+        self.post_attention_layernorm = nn.RMSNorm(spec.hidden_size, spec.stream_eps)
 
     def __call__(self, x: mx.array, pending: mx.array | None, rows: Rows) -> tuple[mx.array, mx.array]:
         """Return the stream and the term to add to it, given the stream and the term that the last layer added."""
@@ -135,7 +135,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [Block(spec) for _ in range(spec.n_layers)]
-        self.norm = nn.RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.norm = nn.RMSNorm(spec.hidden_size, spec.stream_eps)
 
     def states(self, ids: mx.array, rows: Rows) -> Iterator[mx.array]:
         """Yield the states, float32 `[S, D]`, after the embedding, after each layer and after the final norm.
@@ -176,10 +176,15 @@ class Model(nn.Module):
         """
         named = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
         return {
-            name: tensor.astype(mx.float32) if name.endswith(_STREAM_NORMS) else tensor
+            name: tensor.astype(mx.float32) if is_stream_norm(name) else tensor
             for name, tensor in named.items()
             if not name.startswith(PREFIX + HEAD)
         }
+
+
+def is_stream_norm(name: str) -> bool:
+    """Return whether a tensor is the weight of a norm of the residual stream, which stays in float32."""
+    return name.removesuffix(".weight").rpartition(".")[2] in _STREAM_NORMS
 
 
 def add_norm(x: mx.array, y: mx.array | None, norm: nn.RMSNorm, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,11 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
 from pplx_edge.types import SessionOptions, Span, TokenBatch, TokenRow
 from pplx_edge.vectors.codes import int8_codes
+from pplx_edge.weights import checkpoint as checkpoint_module
 from pplx_edge.weights.checkpoint import Checkpoint
 
 mx = pytest.importorskip("mlx.core")
+mx.set_default_device(mx.cpu)  # the GPU has its own tests, with other bounds
 
 from pplx_edge.backends.mlx_session import (  # noqa: E402
     MlxSession,
@@ -32,6 +36,7 @@ from pplx_edge.backends.mlx_session import (  # noqa: E402
     row_groups,
     span_sums,
 )
+from pplx_edge.models import mlx_weights  # noqa: E402
 from pplx_edge.models.mlx_quantization import WEIGHT_FORMATS, QuantizationPlan, WeightFormat, quantized  # noqa: E402
 
 LENGTHS = (33, 1, 17, 16, 7, 40)
@@ -193,6 +198,43 @@ def test_eight_bits_are_closer_than_those_of_mlx_with_scales_of_the_same_size() 
         return float(mx.linalg.norm(found - weight) / mx.linalg.norm(weight))
 
     assert error(ours["weight"], ours["scales"], ours["biases"]) < 0.75 * error(*theirs)
+
+
+# The choice of weights
+
+
+@pytest.mark.parametrize(
+    ("architecture", "gigabytes", "expected"),
+    [
+        ("applegpu_g13s", 11, "fp16"),  # M1 Max
+        ("applegpu_g14g", 11, "fp16"),  # M2
+        ("applegpu_g15s", 11, "bf16"),  # M3
+        ("applegpu_g17s", 100, "bf16"),  # M5
+        ("applegpu_g13g", 1.9, "q8"),
+        ("applegpu_g16s", 1.9, "q8"),
+    ],
+)
+def test_weights_follow_the_gpu_and_its_memory(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, gigabytes: float, expected: str
+) -> None:
+    spec = replace(ModelSpec.from_config(tiny_config()), vocab_size=9_000_000)  # 0.58 G parameters
+    device = {"architecture": architecture, "max_recommended_working_set_size": int(gigabytes * 1e9)}
+    monkeypatch.setattr(mlx_weights.mx, "device_info", lambda: device)
+    assert mlx_weights.default_weights(spec) == "bf16"  # without Metal
+    monkeypatch.setattr(mlx_weights.mx.metal, "is_available", lambda: True)
+    warned = pytest.warns(UserWarning, match=r"bf16 would take 1\.2 GB") if expected == "q8" else nullcontext()
+    with warned:
+        assert mlx_weights.default_weights(spec) == expected
+
+
+def test_blocks_of_rows_are_quantized_as_the_whole_matrix(
+    tiny_dir: Path, session: MlxSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = collate([TokenRow(ids, ()) for ids in sample_rows((12, 30), seed=6)], 0)
+    options = SessionOptions(weights="q8")
+    whole = open_session(tiny_dir, options).token_states(batch)
+    monkeypatch.setattr(checkpoint_module, "_BLOCK_ROWS", 7)
+    np.testing.assert_array_equal(open_session(tiny_dir, options).token_states(batch), whole)
 
 
 # Options and bad input
