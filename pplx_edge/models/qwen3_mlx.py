@@ -162,7 +162,8 @@ class Model(nn.Module):
         self.model = Encoder(args.spec)
 
     def __call__(self, ids: mx.array) -> mx.array:
-        return self.model(ids.reshape(-1), Rows(*ids.shape)).reshape(*ids.shape, -1)
+        n_rows, length = ids.shape
+        return self.model(ids.reshape(-1), Rows(n_rows, length)).reshape(n_rows, length, -1)
 
     @property
     def layers(self) -> list[Block]:

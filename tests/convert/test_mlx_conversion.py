@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +40,15 @@ from pplx_edge.models.mlx_weights import matrices, uniform_plan  # noqa: E402
 from pplx_edge.models.qwen3_mlx import Model, ModelArgs  # noqa: E402
 
 IDS = sample_rows((30,), seed=8)[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_processor() -> Iterator[None]:
+    """Pin MLX to the CPU, whose results have tight bounds on every machine."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,14 @@
 """The MLX session against the NumPy model and torch, on the processor: exact but slow, so models and rows are small."""
 
+import io
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +31,6 @@ from pplx_edge.weights import checkpoint as checkpoint_module
 from pplx_edge.weights.checkpoint import Checkpoint
 
 mx = pytest.importorskip("mlx.core")
-mx.set_default_device(mx.cpu)  # the GPU has its own tests, with other bounds
 
 from pplx_edge.backends.mlx_session import (  # noqa: E402
     MlxSession,
@@ -36,11 +39,20 @@ from pplx_edge.backends.mlx_session import (  # noqa: E402
     row_groups,
     span_sums,
 )
-from pplx_edge.models import mlx_weights  # noqa: E402
+from pplx_edge.models import mlx_weights, qwen3_mlx  # noqa: E402
 from pplx_edge.models.mlx_quantization import WEIGHT_FORMATS, QuantizationPlan, WeightFormat, quantized  # noqa: E402
 
 LENGTHS = (33, 1, 17, 16, 7, 40)
 FP32 = SessionOptions(weights="fp32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_processor() -> Iterator[None]:
+    """Pin MLX to the CPU, whose results have tight bounds on every machine."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +210,89 @@ def test_eight_bits_are_closer_than_those_of_mlx_with_scales_of_the_same_size() 
         return float(mx.linalg.norm(found - weight) / mx.linalg.norm(weight))
 
     assert error(ours["weight"], ours["scales"], ours["biases"]) < 0.75 * error(*theirs)
+
+
+# The GPU of a Mac
+
+
+@pytest.mark.apple
+@pytest.mark.parametrize("model", ["0.6b", "4b"])
+@pytest.mark.parametrize(
+    ("weights", "least"), [("fp32", 0.9999), ("fp16", 0.9999), ("bf16", 0.999), ("q8", 0.998), ("mxfp8", 0.99)]
+)
+def test_span_means_on_the_gpu_are_close_to_the_reference(
+    tiny_dirs: dict[str, Path], model: str, weights: str, least: float
+) -> None:
+    """In float32 too, an M5 multiplies with 10 bits of fraction (TF32), and results depend on the batch."""
+    rows = sample_rows(LENGTHS, seed=4)
+    batch = collate([TokenRow(ids, ((0, len(ids)),)) for ids in rows], 0)
+    expected = np.stack([states.mean(axis=0) for states in reference(tiny_dirs[model], rows)])
+    mx.set_default_device(mx.gpu)
+    try:
+        found = open_session(tiny_dirs[model], SessionOptions(weights=weights)).span_means(batch)
+    finally:
+        mx.set_default_device(mx.cpu)
+    assert least_cosine(found, expected) > least
+
+
+# Work per layer
+
+
+def kernels_of_a_layer(encoder: Any, rows: qwen3_mlx.Rows, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Count the kernels of the second layer, including the casts of what enters it.
+
+    The CPU build would decompose fused operators, so each is replaced by a constant and counted, along with the casts
+    that MLX inserts for inputs of another type than the result. The rest is counted in the exported graph.
+    """
+    counts: Counter[str] = Counter()
+    roots: list[Any] = []
+
+    def record(name: str, n_inputs: int, dtype_of: Callable[..., Any], casts: bool = True) -> Callable[..., Any]:
+        def run(*inputs: Any, **_: object) -> Any:
+            dtype = dtype_of(*inputs)
+            counts[name] += 1
+            counts["AsType"] += sum(array.dtype != dtype for array in inputs[:n_inputs]) if casts else 0
+            roots.extend(inputs[:n_inputs])
+            return mx.zeros(inputs[0].shape, dtype)
+
+        return run
+
+    def first(x: Any, *_: object) -> Any:
+        return x.dtype
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mx.fast, "rms_norm", record("RMSNorm", 2, lambda x, w, _: (x.reshape(-1)[:1] + w[:1]).dtype))
+        patch.setattr(mx.fast, "rope", record("RoPE", 1, first))
+        patch.setattr(mx.fast, "scaled_dot_product_attention", record("ScaledDotProductAttention", 3, first))
+        patch.setattr(qwen3_mlx, "_added", record("AddCast", 2, first, casts=False))
+        patch.setattr(qwen3_mlx, "_gated", record("SiluMultiply", 2, first))
+        x = mx.zeros((rows.n_rows * rows.length if rows.packed is None else rows.packed.size, encoder.norm.weight.size))
+        pending = x.astype(encoder.layers[0].self_attn.q_norm.weight.dtype)
+        mx.eval(x, pending)
+        roots += encoder.layers[1](x, pending, rows)
+        graph = io.StringIO()
+        mx.export_to_dot(graph, *roots)
+    kept = ("Matmul", "QuantizedMatmul", "AsType", "Gather", "Add", "Multiply", "Sigmoid")
+    counts.update(name for name in re.findall(r'label ="(\w+)"', graph.getvalue()) if name in kept)
+    return dict(counts)
+
+
+def test_a_layer_runs_few_kernels_and_casts(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count what Metal would run for a layer of packed bfloat16 tokens, from the graph."""
+    model = mlx_weights.open_model(tiny_dir, "bf16").model
+    kernels = kernels_of_a_layer(model, qwen3_mlx.Rows.of_lengths((5, 3)), monkeypatch)
+    assert kernels == {
+        "RMSNorm": 4,
+        "Matmul": 7,
+        "RoPE": 2,
+        "ScaledDotProductAttention": 1,
+        "AddCast": 2,  # the residual stream, compiled into one kernel each
+        "SiluMultiply": 1,
+        "AsType": 2,  # what the norms of the float32 stream return, for the products
+        "Gather": 4,  # q, k and v to padded rows, and back
+    }
+    without_padding = kernels_of_a_layer(model, qwen3_mlx.Rows.of_lengths((4, 4)), monkeypatch)
+    assert without_padding == {name: count for name, count in kernels.items() if name != "Gather"}
 
 
 # The choice of weights
