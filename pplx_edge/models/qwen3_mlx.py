@@ -56,7 +56,9 @@ class Rows:
         padded = np.zeros(n_rows * length, np.int32)
         packed = np.flatnonzero(real).astype(np.int32)
         padded[packed] = np.arange(len(packed))
-        return cls(n_rows, length, mx.array(padded), mx.array(packed), mx.array(real[:, None, None]))
+        mask = np.zeros((n_rows, 1, 1, length), bool)
+        mask[:, 0, 0] = real
+        return cls(n_rows, length, mx.array(padded), mx.array(packed), mx.array(mask))
 
     def spread(self, heads: mx.array) -> mx.array:
         """Pad heads of packed tokens: `[S, H, d]` to `[B, H, T, d]`."""
