@@ -350,7 +350,7 @@ def test_parity_catches_a_planted_fault(
 
         def wrong(self: Checkpoint, name: str, start: int, stop: int) -> np.ndarray:
             block = np.array(real(self, name, start, stop))
-            if name == "layers.1.self_attn.k_proj.weight":
+            if name == "layers.1.self_attn.k_proj.weight" and self.directory == source:  # not when it is opened again
                 block[0], block[1] = block[1].copy(), block[0].copy()
             return block
 
