@@ -117,6 +117,8 @@ def convert(
     write: Writer = entry(backend.writer)
     source, out = Path(source), Path(out)
     checkpoint = Checkpoint.open(source)
+    if checkpoint.spec.residual_divisor != 1:
+        raise InputError(f"{source}: is a conversion to float16; convert the checkpoint that it was made from")
     rows = probe_rows(Tokenizer.open(source, checkpoint.spec), checkpoint.spec)
     step = _steps(checkpoint.spec, on_progress)
     with storage_errors(out), replacing_directory(out, replace=replace) as directory:

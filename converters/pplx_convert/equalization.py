@@ -12,9 +12,8 @@ time. There are five places to fold in each layer:
 - `mlp`: from the post-attention norm into the columns of gate and up
 - `inner`: from the rows of up into the columns of down
 
-For float16 formats, the residual stream is also divided by a power of two so that it stays far below 65,504. The
-embedding table is divided, and so are the branches: half of the exponent by v and up, the rest by o and down, so that
-neither weights nor activations get close to the smallest float16. The norms of the stream use `eps / divisor²`.
+For float16 formats, the residual stream is also divided by a power of two so that it stays far below 65,504 (see
+`residual_share`). The norms of the stream use `eps / divisor²`.
 
 The scales are measured on the probe texts, layer by layer, during the pass of the NumPy reference that every conversion
 needs anyway. A checkpoint can come with its scales in `equalization.json`; then nothing is measured, and the converted
@@ -38,7 +37,7 @@ from pplx_edge.models.qwen3_numpy import Weights, embed, gated, mixed_heads, rms
 from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.artifact import sha256
 from pplx_edge.weights.checkpoint import Checkpoint
-from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE, quantize_projection
+from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE, quantize_projection, residual_share
 
 VERSION = 1
 STRENGTHS = (0.25, 0.5, 0.75)
@@ -50,7 +49,6 @@ _LEAST_PEAK = np.float32(1e-6)  # for channels that are zero on all probe texts
 _NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
 _Q, _K, _V, _O = (f"self_attn.{name}_proj.weight" for name in "qkvo")
 _GATE, _UP, _DOWN = (f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
-_TABLE = "embed_tokens.weight"
 _INPUT_NORM, _POST_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
 
 
@@ -194,14 +192,8 @@ class EqualizedCheckpoint(Checkpoint):
                 values = np.ldexp(values, rows[block].reshape(-1, *[1] * (values.ndim - 1)))
             if columns is not None and columns.any():
                 values = np.ldexp(values, columns)
-        divisor = self._divisor(tensor if prefix == "layers" else name)
-        return np.ldexp(values, -divisor) if divisor else values
-
-    def _divisor(self, tensor: str) -> int:
-        """Return the exponent by which a tensor is divided, so that the residual stream is divided by `residual`."""
-        first = self.residual // 2
-        shares = {_TABLE: self.residual, _V: first, _UP: first, _O: self.residual - first, _DOWN: self.residual - first}
-        return shares.get(tensor, 0)
+        share = residual_share(name, self.residual)
+        return np.ldexp(values, -share) if share else values
 
 
 @dataclass(frozen=True, slots=True)

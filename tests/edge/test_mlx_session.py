@@ -1,8 +1,14 @@
 """The MLX session against the NumPy model and torch, on the processor: exact but slow, so models and rows are small."""
 
+import io
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +27,7 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
 from pplx_edge.types import SessionOptions, Span, TokenBatch, TokenRow
 from pplx_edge.vectors.codes import int8_codes
+from pplx_edge.weights import checkpoint as checkpoint_module
 from pplx_edge.weights.checkpoint import Checkpoint
 
 mx = pytest.importorskip("mlx.core")
@@ -32,10 +39,20 @@ from pplx_edge.backends.mlx_session import (  # noqa: E402
     row_groups,
     span_sums,
 )
+from pplx_edge.models import mlx_weights, qwen3_mlx  # noqa: E402
 from pplx_edge.models.mlx_quantization import WEIGHT_FORMATS, QuantizationPlan, WeightFormat, quantized  # noqa: E402
 
 LENGTHS = (33, 1, 17, 16, 7, 40)
 FP32 = SessionOptions(weights="fp32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_processor() -> Iterator[None]:
+    """Pin MLX to the CPU, whose results have tight bounds on every machine."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +156,13 @@ def test_there_are_four_lengths_per_octave() -> None:
 @given(st.lists(st.integers(0, 200), max_size=40), st.integers(1, 500))
 def test_every_row_with_tokens_is_in_one_pass(lengths: list[int], max_tokens: int) -> None:
     groups = list(row_groups(lengths, max_tokens))
-    assert sorted(row for _, rows in groups for row in rows) == [i for i, n in enumerate(lengths) if n]
-    for length, rows in groups:
-        assert {padded_length(lengths[row]) for row in rows} == {length}
-        assert len(rows).bit_count() == 1
-        assert len(rows) == 1 or len(rows) * length <= max_tokens
+    assert sorted(row for rows in groups for row in rows) == [i for i, n in enumerate(lengths) if n]
+    for rows in groups:
+        of_rows = [lengths[row] for row in rows]
+        assert of_rows == sorted(of_rows, reverse=True)
+        assert len(rows) == 1 or len(rows) * max(of_rows) <= max_tokens
+        alike = [n for n in of_rows if padded_length(n) == padded_length(max(of_rows))]
+        assert len(alike) == len(rows) or sum(of_rows[:-1]) < 512
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40)), min_size=1, max_size=12), st.integers(0, 9))
@@ -151,12 +170,10 @@ def test_every_row_with_tokens_is_in_one_pass(lengths: list[int], max_tokens: in
 def test_span_sums_are_sums(spans: list[tuple[int, int]], seed: int) -> None:
     states = np.random.default_rng(seed).standard_normal((100, 8), dtype=np.float32)
     starts, counts = (np.array(values) for values in zip(*spans, strict=True))
-    seen = []
-    for picked, sums in span_sums(mx.array(states), starts, counts):
-        seen += picked.tolist()
-        for i, found in zip(picked, np.array(sums), strict=True):
-            np.testing.assert_allclose(found, states[starts[i] : starts[i] + counts[i]].sum(0), atol=1e-4)
-    assert sorted(seen) == list(range(len(spans)))
+    order, sums = span_sums(mx.array(states), starts, counts)
+    for i, found in zip(order, np.array(sums), strict=True):
+        np.testing.assert_allclose(found, states[starts[i] : starts[i] + counts[i]].sum(0), atol=1e-4)
+    assert sorted(order) == list(range(len(spans)))
 
 
 # Rounding
@@ -193,6 +210,126 @@ def test_eight_bits_are_closer_than_those_of_mlx_with_scales_of_the_same_size() 
         return float(mx.linalg.norm(found - weight) / mx.linalg.norm(weight))
 
     assert error(ours["weight"], ours["scales"], ours["biases"]) < 0.75 * error(*theirs)
+
+
+# The GPU of a Mac
+
+
+@pytest.mark.apple
+@pytest.mark.parametrize("model", ["0.6b", "4b"])
+@pytest.mark.parametrize(
+    ("weights", "least"), [("fp32", 0.9999), ("fp16", 0.9999), ("bf16", 0.999), ("q8", 0.998), ("mxfp8", 0.99)]
+)
+def test_span_means_on_the_gpu_are_close_to_the_reference(
+    tiny_dirs: dict[str, Path], model: str, weights: str, least: float
+) -> None:
+    """In float32 too, an M5 multiplies with 10 bits of fraction (TF32), and results depend on the batch."""
+    rows = sample_rows(LENGTHS, seed=4)
+    batch = collate([TokenRow(ids, ((0, len(ids)),)) for ids in rows], 0)
+    expected = np.stack([states.mean(axis=0) for states in reference(tiny_dirs[model], rows)])
+    mx.set_default_device(mx.gpu)
+    try:
+        found = open_session(tiny_dirs[model], SessionOptions(weights=weights)).span_means(batch)
+    finally:
+        mx.set_default_device(mx.cpu)
+    assert least_cosine(found, expected) > least
+
+
+# Work per layer
+
+
+def kernels_of_a_layer(encoder: Any, rows: qwen3_mlx.Rows, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Count the kernels of the second layer, including the casts of what enters it.
+
+    The CPU build would decompose fused operators, so each is replaced by a constant and counted, along with the casts
+    that MLX inserts for inputs of another type than the result. The rest is counted in the exported graph.
+    """
+    counts: Counter[str] = Counter()
+    roots: list[Any] = []
+
+    def record(name: str, n_inputs: int, dtype_of: Callable[..., Any], casts: bool = True) -> Callable[..., Any]:
+        def run(*inputs: Any, **_: object) -> Any:
+            dtype = dtype_of(*inputs)
+            counts[name] += 1
+            counts["AsType"] += sum(array.dtype != dtype for array in inputs[:n_inputs]) if casts else 0
+            roots.extend(inputs[:n_inputs])
+            return mx.zeros(inputs[0].shape, dtype)
+
+        return run
+
+    def first(x: Any, *_: object) -> Any:
+        return x.dtype
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mx.fast, "rms_norm", record("RMSNorm", 2, lambda x, w, _: (x.reshape(-1)[:1] + w[:1]).dtype))
+        patch.setattr(mx.fast, "rope", record("RoPE", 1, first))
+        patch.setattr(mx.fast, "scaled_dot_product_attention", record("ScaledDotProductAttention", 3, first))
+        patch.setattr(qwen3_mlx, "_added", record("AddCast", 2, first, casts=False))
+        patch.setattr(qwen3_mlx, "_gated", record("SiluMultiply", 2, first))
+        x = mx.zeros((rows.n_rows * rows.length if rows.packed is None else rows.packed.size, encoder.norm.weight.size))
+        pending = x.astype(encoder.layers[0].self_attn.q_norm.weight.dtype)
+        mx.eval(x, pending)
+        roots += encoder.layers[1](x, pending, rows)
+        graph = io.StringIO()
+        mx.export_to_dot(graph, *roots)
+    kept = ("Matmul", "QuantizedMatmul", "AsType", "Gather", "Add", "Multiply", "Sigmoid")
+    counts.update(name for name in re.findall(r'label ="(\w+)"', graph.getvalue()) if name in kept)
+    return dict(counts)
+
+
+def test_a_layer_runs_few_kernels_and_casts(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count what Metal would run for a layer of packed bfloat16 tokens, from the graph."""
+    model = mlx_weights.open_model(tiny_dir, "bf16").model
+    kernels = kernels_of_a_layer(model, qwen3_mlx.Rows.of_lengths((5, 3)), monkeypatch)
+    assert kernels == {
+        "RMSNorm": 4,
+        "Matmul": 7,
+        "RoPE": 2,
+        "ScaledDotProductAttention": 1,
+        "AddCast": 2,  # the residual stream, compiled into one kernel each
+        "SiluMultiply": 1,
+        "AsType": 2,  # what the norms of the float32 stream return, for the products
+        "Gather": 4,  # q, k and v to padded rows, and back
+    }
+    without_padding = kernels_of_a_layer(model, qwen3_mlx.Rows.of_lengths((4, 4)), monkeypatch)
+    assert without_padding == {name: count for name, count in kernels.items() if name != "Gather"}
+
+
+# The choice of weights
+
+
+@pytest.mark.parametrize(
+    ("architecture", "gigabytes", "expected"),
+    [
+        ("applegpu_g13s", 11, "fp16"),  # M1 Max
+        ("applegpu_g14g", 11, "fp16"),  # M2
+        ("applegpu_g15s", 11, "bf16"),  # M3
+        ("applegpu_g17s", 100, "bf16"),  # M5
+        ("applegpu_g13g", 1.9, "q8"),
+        ("applegpu_g16s", 1.9, "q8"),
+    ],
+)
+def test_weights_follow_the_gpu_and_its_memory(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, gigabytes: float, expected: str
+) -> None:
+    spec = replace(ModelSpec.from_config(tiny_config()), vocab_size=9_000_000)  # 0.58 G parameters
+    device = {"architecture": architecture, "max_recommended_working_set_size": int(gigabytes * 1e9)}
+    monkeypatch.setattr(mlx_weights.mx, "device_info", lambda: device)
+    assert mlx_weights.default_weights(spec) == "bf16"  # without Metal
+    monkeypatch.setattr(mlx_weights.mx.metal, "is_available", lambda: True)
+    warned = pytest.warns(UserWarning, match=r"bf16 would take 1\.2 GB") if expected == "q8" else nullcontext()
+    with warned:
+        assert mlx_weights.default_weights(spec) == expected
+
+
+def test_blocks_of_rows_are_quantized_as_the_whole_matrix(
+    tiny_dir: Path, session: MlxSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = collate([TokenRow(ids, ()) for ids in sample_rows((12, 30), seed=6)], 0)
+    options = SessionOptions(weights="q8")
+    whole = open_session(tiny_dir, options).token_states(batch)
+    monkeypatch.setattr(checkpoint_module, "_BLOCK_ROWS", 7)
+    np.testing.assert_array_equal(open_session(tiny_dir, options).token_states(batch), whole)
 
 
 # Options and bad input

@@ -21,7 +21,6 @@ from pplx_convert.coreml.mil import restart_names
 from pplx_convert.coreml.mil_oracle import MilProgram
 from pplx_convert.coreml.package import WEIGHT_FILE, WEIGHT_FOLDER, PackageWeights, data_folder, write_package
 from pplx_convert.coreml.weights import WEIGHT_FORMATS
-from pplx_convert.tensors import row_blocks
 from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends.coreml_table import CODES, SCALES, TABLE, EmbeddingTable
@@ -133,7 +132,7 @@ def write_table(checkpoint: Checkpoint, path: Path, *, as_int8: bool) -> None:
     n_rows, dim = checkpoint.spec.vocab_size, checkpoint.spec.hidden_size
     tensors = {CODES: ("I8", (n_rows, dim)), SCALES: ("F32", (n_rows,))} if as_int8 else {TABLE: ("F16", (n_rows, dim))}
     with SafetensorsWriter(path, tensors, {"format": "np"}) as file:
-        for block in row_blocks(checkpoint, TABLE):
+        for block in checkpoint.row_blocks(TABLE):
             if as_int8:
                 codes, scales = quantize_rows(block)
                 file.append(CODES, codes)
