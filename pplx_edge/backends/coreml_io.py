@@ -12,6 +12,7 @@ and states, accumulated in float32 within the program.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -28,6 +29,9 @@ SPAN_MEANS = "span_means"
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
 # The default limit: on the Neural Engine, 2,048 tokens take 13 times as long as 512.
 USUAL_LIMIT = 512
+# The largest weight file that the compiler of the Neural Engine accepts.
+ANE_WEIGHT_BYTES = 2**31
+_BITS = {"coreml-fp16": 16, "coreml-int8": 8, "coreml-pal8": 8, "coreml-pal6": 6, "coreml-pal4": 4}
 # Spans that the program pools itself: the number of 128-token chunks in the longest function.
 MAX_SPANS = 16
 # Added to the attention scores of padding: far below any score, but without overflow in float16.
@@ -55,6 +59,12 @@ def model_lengths(max_tokens: int, longest: int = USUAL_LIMIT) -> tuple[int, ...
     """Return the function lengths for a model: those up to `longest` and its own limit, and the lower of the two."""
     limit = min(max_tokens, longest, LENGTHS[-1])
     return tuple(sorted({*(length for length in LENGTHS if length <= limit), limit}))
+
+
+def formats_for_ane(spec: ModelSpec) -> list[str]:
+    """Return the formats whose weights of this model fit on the Neural Engine, the most precise first."""
+    n_values = spec.n_layers * sum(prod(shape) for shape in spec.layer_shapes().values())
+    return [name for name, bits in _BITS.items() if n_values * bits / 8 < ANE_WEIGHT_BYTES]
 
 
 @dataclass(frozen=True, slots=True)

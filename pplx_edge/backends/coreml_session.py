@@ -13,6 +13,7 @@ import numpy as np
 
 from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
+from pplx_edge.backends.coreml_probe import CPU
 from pplx_edge.backends.coreml_runtime import CoreMLRuntime, require_macos
 from pplx_edge.backends.coreml_table import EmbeddingTable
 from pplx_edge.errors import ArtifactError, InputError, ModelNotFound, TextTooLong
@@ -51,8 +52,22 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
     spec = ModelSpec.from_directory(directory)
     lengths = row_lengths(artifact)
     package = artifact.path(layout.COREML_PACKAGE)
+    if units != CPU:
+        _require_size_for_ane(package, spec, units)
     runtime = CoreMLRuntime(package, artifact.fingerprint, units, spec.hidden_size)
     return CoreMLSession(spec, open_table(artifact, spec), lengths, runtime.predict, lambda: runtime.device)
+
+
+def _require_size_for_ane(package: Path, spec: ModelSpec, units: str) -> None:
+    """Raise InputError if the weights are too large for the Neural Engine, naming the formats that fit."""
+    n_bytes = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+    if n_bytes >= io.ANE_WEIGHT_BYTES:
+        fitting = ", ".join(io.formats_for_ane(spec)) or "none"
+        raise InputError(
+            f"{package}: {n_bytes / 1e9:.1f} GB of weights exceed the limit of the Neural Engine, "
+            f"{io.ANE_WEIGHT_BYTES / 1e9:.1f} GB, so compute_units={units!r} cannot run them; formats of this model "
+            f"that fit: {fitting}; otherwise use the mlx backend or compute_units={CPU!r}"
+        )
 
 
 def open_artifact(directory: Path) -> Artifact:
