@@ -70,7 +70,7 @@ class CoreMLRuntime:
         Core ML cannot compile it.
         """
         self._units, self._dim = units, dim
-        self._compiled = _compiled(package, fingerprint)
+        self.compiled = _compiled(package, fingerprint)
         self._loaded: dict[int, Any] = {}
         self._lock = Lock()
 
@@ -80,17 +80,17 @@ class CoreMLRuntime:
             with self._lock:
                 if length not in self._loaded:
                     chosen = self._chosen(length)
-                    self._loaded[length] = load_function(self._compiled, length, chosen.units, chosen.form)
+                    self._loaded[length] = load_function(self.compiled, length, chosen.units, chosen.form)
                 return self._loaded[length].predict(dict(inputs))
         except Exception as error:  # Core ML raises RuntimeError and other types
-            raise ModelError(f"{self._compiled}: Core ML failed at {length} tokens ({error})") from error
+            raise ModelError(f"{self.compiled}: Core ML failed at {length} tokens ({error})") from error
 
     def _chosen(self, length: int) -> Choice:
         """Return the units and the form of attention for a function, tested in child processes before its first use."""
-        file = self._compiled.with_name(f"{self._compiled.stem}-{self._units}-{length}.json")
+        file = self.compiled.with_name(f"{self.compiled.stem}-{self._units}-{length}.json")
         known = _remembered(file)
         if known is None:
-            known = choose(self._compiled, length, self._dim, self._units)
+            known = choose(self.compiled, length, self._dim, self._units)
             _write(file, known.as_dict())
         if known.units != self._units:
             warnings.warn(
@@ -107,14 +107,14 @@ class CoreMLRuntime:
         Reading the plan can take minutes, because Core ML compiles the default function for it, so the result is cached
         beside the compiled package. A plan that cannot be read is reported as such and never raises.
         """
-        file = self._compiled.with_name(f"{self._compiled.stem}-{self._units}-plan.json")
+        file = self.compiled.with_name(f"{self.compiled.stem}-{self._units}-plan.json")
         with self._lock:
             found = _json(file)
             if found is None:
                 try:
                     found = self._shares()
                 except Exception as error:  # a description is never worth a failure
-                    _log.warning("%s: no compute plan (%s)", self._compiled, error)
+                    _log.warning("%s: no compute plan (%s)", self.compiled, error)
                     return f"coreml (on {self._units}; no compute plan: {error})"
                 _write(file, found)
         placed = ", ".join(f"{device} {share:.0%}" for device, share in sorted(found.items(), key=lambda s: -s[1]))
@@ -127,7 +127,7 @@ class CoreMLRuntime:
         """
         from coremltools.models.compute_plan import MLComputePlan
 
-        plan = MLComputePlan.load_from_path(str(self._compiled), compute_units=compute_unit(self._units))
+        plan = MLComputePlan.load_from_path(str(self.compiled), compute_units=compute_unit(self._units))
         program = plan.model_structure.program
         shares: dict[str, float] = defaultdict(float)
         for function in program.functions.values() if program else ():

@@ -98,7 +98,7 @@ def test_compressed_weights_are_compressed_on_disk(
     wide = write_checkpoint(tmp_path / "wide", tiny_config("0.6b", **sizes))
     whole, small = (converted(wide, tmp_path / name, name, (8,)) for name in ("coreml-fp16", format))
     model = saved_model(small)
-    (function,) = model.mlProgram.functions.values()
+    function = model.mlProgram.functions[io.function_name(8)]
     operations = function.block_specializations[function.opset].operations
     assert sum(operation.type == operator for operation in operations) == 7  # every matrix of the layer
     overhead = 1.12 if format == "coreml-pal8" else 1.06  # palettes of 256 values weigh a little in so small a matrix
@@ -198,7 +198,7 @@ def test_both_forms_of_attention_agree(artifact: Artifact, half: bool) -> None:
     program = MilProgram.open(artifact.path(layout.COREML_PACKAGE))
     inputs = io.row_inputs(embedded, 8, [(0, 5), (1, 3)])
     fused, unfused = (program.run(io.function_name(8, form), inputs, half=half) for form in io.FORMS)
-    tolerance = 2e-2 if half else 1e-5
+    tolerance = 2e-2 if half else 1e-4  # the unfused form has a float16 constant for the scale of the scores
     np.testing.assert_allclose(unfused[io.SPAN_MEANS], fused[io.SPAN_MEANS], atol=tolerance)
     np.testing.assert_allclose(unfused[io.TOKEN_STATES][0, :5], fused[io.TOKEN_STATES][0, :5], atol=2 * tolerance)
 
