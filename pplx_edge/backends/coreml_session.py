@@ -17,6 +17,7 @@ from pplx_edge.backends.coreml_probe import CPU
 from pplx_edge.backends.coreml_runtime import CoreMLRuntime, require_macos
 from pplx_edge.backends.coreml_table import EmbeddingTable
 from pplx_edge.errors import ArtifactError, InputError, ModelNotFound, TextTooLong
+from pplx_edge.registry import COREML
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import COMPUTE_UNITS, SESSION_DEFAULTS, BatchPolicy, SessionOptions, Span, TokenBatch
 from pplx_edge.vectors.pooling import mean_of
@@ -147,8 +148,7 @@ class CoreMLSession:
         if len(ids) > self.spec.max_tokens:
             raise TextTooLong(
                 f"row {row} has {len(ids):,} tokens, limit {self.spec.max_tokens:,} for this Core ML model; use "
-                f"encode_stream(), truncate=True or the mlx backend, or convert it with --max-tokens "
-                f"(up to {io.LENGTHS[-1]:,})",
+                f"encode_stream() or truncate=True, {COREML.longer_inputs}",
                 index=row,
                 n_tokens=len(ids),
                 limit=self.spec.max_tokens,

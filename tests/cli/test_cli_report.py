@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from command_line import Run, run_fixture  # noqa: F401 (fixture)
 
-from pplx_cli import selftest
 from pplx_cli.report import steps, writing
 from pplx_edge.registry import COREML
 
@@ -38,7 +37,6 @@ def test_a_step_that_dies_is_a_line(tmp_path: Path, monkeypatch, body: str, stat
 
 def test_the_report_has_every_step_even_if_all_of_them_die(run: Run, tmp_path: Path, monkeypatch) -> None:
     child(tmp_path, monkeypatch, "os.abort()")
-    monkeypatch.setattr(selftest, "run_trials", lambda *_: [])
     status, out, _ = run("doctor", "--report", str(tmp_path / "report.json"), "--quick")
     report = json.loads((tmp_path / "report.json").read_text())
     assert status == 0
@@ -56,6 +54,25 @@ def test_the_machine_is_described_in_a_process_of_its_own() -> None:
     assert found["status"] == "ok"
     assert found["memory_bytes"] > 1e8
     assert found["wheels"]["onnxruntime"][0]
+
+
+def test_parity_with_itself_is_exact(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPLX_EDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(steps, "BUILT_IN", str(tiny_dir))
+    assert steps.parity("onnx:onnx-fp32") == {"min_cosine": pytest.approx(1), "largest_step": 0}
+    found = steps.parity("onnx:onnx-int8")
+    assert 0.9 < found["min_cosine"] < 0.99999
+
+
+def test_speed_is_measured_by_length_up_to_the_limit(tiny_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PPLX_EDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(steps, "BUILT_IN", str(tiny_dir))
+    monkeypatch.setattr(steps, "_SECONDS_PER_LENGTH", 0.01)
+    found = steps.speed("onnx:onnx-fp32", "32,1000000")
+    (short, long) = found["tokens_per_second"].values()
+    assert short > 0
+    assert long is None
+    assert found["peak_bytes"] > 1e7
 
 
 def test_the_full_plan_times_every_function_in_both_forms_on_all_units() -> None:

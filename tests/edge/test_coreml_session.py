@@ -301,6 +301,15 @@ def test_an_embedder_gives_the_vectors_of_the_reference(
     np.testing.assert_array_equal(codes[2], 0)
 
 
+def test_a_text_above_the_limit_is_told_how_to_get_more(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeCoreML(artifact, monkeypatch, tmp_path)
+    model = pplx_edge.load(artifact.directory, backend="coreml")
+    with pytest.raises(TextTooLong, match=r"limit 16; .*--max-tokens.*2,048.*mlx backend"):
+        model.encode(["fox " * 100])
+
+
 def test_failures_of_core_ml_are_translated(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

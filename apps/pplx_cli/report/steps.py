@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from pplx_cli.selftest import texts
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError
+from pplx_edge.registry import EXACT_FORMAT, ONNX
+from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.host import describe_host, peak_rss
 
@@ -135,6 +138,16 @@ def speed(artifact_format: str, lengths: str) -> dict[str, Any]:
     return result | {"device": model.session.device, "peak_bytes": peak_rss()}
 
 
+def parity(artifact_format: str) -> dict[str, Any]:
+    """Return the smallest cosine of a format's int8 codes of the built-in model with the exact ones."""
+    backend, _, stored = artifact_format.partition(":")
+    found, exact = (
+        load(BUILT_IN, backend=name, artifact_format=format).encode(texts()).astype(np.float64)
+        for name, format in ((backend, stored), (ONNX.name, EXACT_FORMAT))
+    )
+    return {"min_cosine": float(paired_cosines(found, exact).min()), "largest_step": int(np.abs(found - exact).max())}
+
+
 def _text(model: Any, length: int) -> str:
     n_words = length
     while n_words > 1 and model.tokenizer.count(_WORD * n_words) > length:
@@ -173,6 +186,7 @@ def coreml_function(artifact_format: str, length: str, units: str, form: str) ->
 STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "machine": machine,
     "matmul": matmul,
+    "parity": parity,
     "speed": speed,
     "coreml_function": coreml_function,
 }

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pplx_cli import selftest
 from pplx_cli.report.steps import STEPS
 from pplx_cli.usable import backend_states
 from pplx_edge import __version__
@@ -43,12 +42,6 @@ def write_report(path: Path, *, quick: bool, say: Callable[[str], None]) -> dict
         why_not = _why_not(name, arguments, usable, states)
         result = {"status": "skipped", "why": why_not} if why_not else run_step(name, arguments, until)
         report["steps"].append({"step": label} | result)
-    left = max(1.0, min(selftest.BUDGET_SECONDS, until - time.monotonic()))
-    for outcome in selftest.run_trials(usable, say, left):
-        facts = asdict(outcome)
-        (facts["measured"] or {}).pop("codes", None)
-        step = f"parity {outcome.trial.label}"
-        report["steps"].append({"step": step, "status": outcome.verdict} | facts)
     with replacing_file(path) as new:
         new.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
@@ -69,7 +62,8 @@ def plan(quick: bool) -> list[tuple[str, tuple[str, ...]]]:
     lengths = ",".join(map(str, _QUICK_LENGTHS if quick else _LENGTHS))
     for backend in BACKENDS.values():
         formats = [backend.default_format] if quick else list(backend.formats)
-        steps += [("speed", (f"{backend.name}:{name}", lengths)) for name in formats]
+        for name in formats:
+            steps += [("parity", (f"{backend.name}:{name}",)), ("speed", (f"{backend.name}:{name}", lengths))]
     units = ("cpu+ane",) if quick else ("cpu+ane", "cpu", "all")
     steps += [
         ("coreml_function", (COREML.default_format, str(length), unit, form))
@@ -81,7 +75,13 @@ def plan(quick: bool) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _why_not(name: str, arguments: Sequence[str], usable: Sequence[str], states: Any) -> str:
-    backend = arguments[0].partition(":")[0] if name == "speed" else COREML.name if name == "coreml_function" else ""
+    backend = (
+        arguments[0].partition(":")[0]
+        if name in ("parity", "speed")
+        else COREML.name
+        if name == "coreml_function"
+        else ""
+    )
     return "" if not backend or backend in usable else states[backend].why
 
 
