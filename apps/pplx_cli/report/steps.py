@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from pplx_cli.selftest import texts
+from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError
-from pplx_edge.registry import EXACT_FORMAT, ONNX
+from pplx_edge.registry import BACKENDS, EXACT_FORMAT, MLX, ONNX
 from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.host import describe_host, peak_rss
 
-_MATMUL = (2048, 1024, 3072)
-_MATMUL_PASSES = 20
+_METAL = "mlx-metal"  # the distribution with the GPU kernels of MLX
 # An M5 reaches 15 TFLOP/s without its neural accelerators and about 56 with them.
 _ACCELERATED_TFLOPS = 25.0
 _FIX = "SYSTEM_VERSION_COMPAT=0 pip install --force-reinstall mlx mlx-metal"
@@ -39,6 +39,7 @@ class Skipped(Exception):
 def machine() -> dict[str, Any]:
     """Return the host, the real release of the system, Python, and the wheel tags of MLX."""
     host = describe_host()
+    names = (*(name for backend in BACKENDS.values() for name in backend.distributions), _METAL)
     return {
         "chip": host.chip,
         "n_cores": host.n_cores,
@@ -48,7 +49,7 @@ def machine() -> dict[str, Any]:
         "reported_release": platform.mac_ver()[0] or platform.release(),
         "python": platform.python_version(),
         "executable": sys.executable,
-        "wheels": {name: wheel_tags(name) for name in ("mlx", "mlx-metal", "coremltools", "onnxruntime")},
+        "wheels": {name: wheel_tags(name) for name in names},
     }
 
 
@@ -79,20 +80,15 @@ def wheel_tags(name: str) -> list[str]:
 
 def matmul() -> dict[str, Any]:
     """Return the TFLOP/s of one matrix product on the GPU, and advice for an M5 without its neural accelerators."""
-    mx = _metal()
-    m, k, n = _MATMUL
-    architecture = str(mx.device_info().get("architecture", ""))
-    result: dict[str, Any] = {"shape": _MATMUL, "architecture": architecture}
-    for name in ("bfloat16", "float32"):
-        a, b = (mx.random.normal(shape).astype(getattr(mx, name)) for shape in ((m, k), (k, n)))
-        mx.eval(a, b, a @ b)
-        started = time.perf_counter()
-        for _ in range(_MATMUL_PASSES):
-            mx.eval(a @ b)
-        result[f"{name}_tflops"] = round(2 * m * k * n * _MATMUL_PASSES / (time.perf_counter() - started) / 1e12, 2)
-    if advice := accelerator_advice(architecture, result["bfloat16_tflops"], wheel_tags("mlx-metal")):
-        result["advice"] = advice
-    return result
+    backends.require_installed(MLX)
+    from pplx_edge.backends.mlx_matmul import SHAPE, architecture, matmul_tflops
+
+    if not (gpu := architecture()):
+        raise Skipped("no Metal GPU here")
+    bf16, fp32 = (round(matmul_tflops(dtype), 2) for dtype in ("bfloat16", "float32"))
+    result = {"shape": SHAPE, "architecture": gpu, "bfloat16_tflops": bf16, "float32_tflops": fp32}
+    advice = accelerator_advice(gpu, bf16, wheel_tags(_METAL))
+    return result | ({"advice": advice} if advice else {})
 
 
 def accelerator_advice(architecture: str, tflops: float, tags: list[str]) -> str:
@@ -106,16 +102,6 @@ def accelerator_advice(architecture: str, tflops: float, tags: list[str]) -> str
     if tflops < _ACCELERATED_TFLOPS:
         return f"{tflops} TFLOP/s is the speed without neural accelerators, which need macOS 26.2; update, then: {_FIX}"
     return ""
-
-
-def _metal() -> Any:
-    try:
-        import mlx.core as mx
-    except ImportError as error:
-        raise Skipped(f"mlx is not installed ({error})") from error
-    if not mx.metal.is_available():
-        raise Skipped("no Metal GPU here")
-    return mx
 
 
 def speed(artifact_format: str, lengths: str) -> dict[str, Any]:
