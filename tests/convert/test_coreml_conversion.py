@@ -198,7 +198,7 @@ def test_both_forms_of_attention_agree(artifact: Artifact, half: bool) -> None:
     program = MilProgram.open(artifact.path(layout.COREML_PACKAGE))
     inputs = io.row_inputs(embedded, 8, [(0, 5), (1, 3)])
     fused, unfused = (program.run(io.function_name(8, form), inputs, half=half) for form in io.FORMS)
-    tolerance = 2e-2 if half else 1e-4  # the unfused form has a float16 constant for the scale of the scores
+    tolerance = 2e-2 if half else 2e-4  # the unfused form has a float16 constant for the scale of the scores
     np.testing.assert_allclose(unfused[io.SPAN_MEANS], fused[io.SPAN_MEANS], atol=tolerance)
     np.testing.assert_allclose(unfused[io.TOKEN_STATES][0, :5], fused[io.TOKEN_STATES][0, :5], atol=2 * tolerance)
 
