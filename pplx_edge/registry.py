@@ -47,6 +47,7 @@ class Backend:
     - `requirement`: an entry without arguments that raises InputError on machines that can never run the backend.
     - `note`: an entry without arguments that returns a sentence for `doctor` on how the backend runs on this machine.
     - `self_test_cosine`: the minimum cosine with the exact codes of the built-in model that `doctor` accepts.
+    - `longer_inputs`: advice for inputs above the limit of the model, or "".
     """
 
     name: str
@@ -69,6 +70,7 @@ class Backend:
     requirement: str = ""
     note: str = ""
     self_test_cosine: float = 0.999
+    longer_inputs: str = ""
 
     @property
     def default_format(self) -> str:
@@ -135,10 +137,11 @@ COREML = Backend(
         "coreml-pal6": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=96),
         "coreml-pal8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
     },
-    revision=2,
+    revision=3,
     writer="pplx_convert.coreml.converter:write",
     evaluator="pplx_convert.coreml.evaluation:evaluate_program",
     requirement="pplx_edge.backends.coreml_runtime:require_macos",
+    longer_inputs="convert it with --max-tokens (up to 2,048) or use the mlx backend",
 )
 
 BACKENDS = {backend.name: backend for backend in (ONNX, MLX, COREML)}

@@ -18,6 +18,7 @@ import pplx_edge
 from pplx_edge import backends, layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends import coreml_runtime
+from pplx_edge.backends.coreml_probe import Choice
 from pplx_edge.backends.coreml_session import CoreMLSession, open_session
 from pplx_edge.backends.coreml_table import EmbeddingTable
 from pplx_edge.errors import ArtifactError, InputError, ModelError, ModelNotFound, TextTooLong
@@ -151,15 +152,6 @@ def test_a_row_without_tokens_is_not_run(artifact: Artifact) -> None:
     assert predict.lengths == []
 
 
-def test_the_flexible_program_gives_the_same_means(source: Path, artifact: Artifact) -> None:
-    rows = rows_with((70, ((0, 70), (3, 50))), (5, ((1, 4),)))
-    session, predict = oracle_session(artifact.directory, "cpu+gpu")
-    means = session.span_means(collate(rows, 0))
-    np.testing.assert_allclose(means, span_reference(source, rows), atol=TOLERANCE)
-    assert predict.lengths == [128, 64]  # few different lengths
-    assert session.spec.max_tokens == 512  # the model's own
-
-
 @pytest.mark.parametrize("format", ["coreml-int8", "coreml-pal4"])
 def test_int8_tables_are_close_to_the_reference(source: Path, tmp_path: Path, format: str) -> None:
     small = converted(source, tmp_path / "out", format, (8,))
@@ -182,7 +174,9 @@ def test_the_longest_function_is_the_limit(artifact: Artifact) -> None:
 
 
 def test_function_lengths_end_with_the_limit_of_the_model() -> None:
-    assert io.model_lengths(32768) == io.LENGTHS
+    assert io.model_lengths(32768, 2048) == io.LENGTHS
+    assert io.model_lengths(32768) == (32, 64, 128, 256, 512)
+    assert io.model_lengths(32768, 700) == (32, 64, 128, 256, 512, 700)
     assert io.model_lengths(512) == (32, 64, 128, 256, 512)
     assert io.model_lengths(300) == (32, 64, 128, 256, 300)
     assert io.model_lengths(8) == (8,)
@@ -223,7 +217,7 @@ def test_other_directories_are_refused(source: Path, artifact: Artifact, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (SessionOptions(compute_units="tpu"), "'tpu'.*all, cpu, cpu\\+gpu, cpu\\+ane"),
+        (SessionOptions(compute_units="tpu"), "'tpu'.*cpu\\+ane, cpu, all"),
         (SessionOptions(threads=2), "threads.*compute_units"),
     ],
 )
@@ -259,10 +253,10 @@ class FakeCoreML:
         fake = self
 
         class Compiled:
-            def __init__(self, path: str, compute_units: Any, function_name: str | None):
-                fake.calls.append(("load", str(function_name), compute_units.name))
-                self.name = function_name or io.FLEXIBLE_FUNCTION
-                self.program = OraclePredict(artifact, flexible=function_name is None).program
+            def __init__(self, path: str, compute_units: Any, function_name: str):
+                fake.calls.append(("load", function_name, compute_units.name))
+                self.name = function_name
+                self.program = OraclePredict(artifact).program
 
             def predict(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
                 return self.program.run(self.name, inputs)
@@ -275,6 +269,7 @@ class FakeCoreML:
         monkeypatch.setenv("PPLX_EDGE_CACHE", str(cache))
         monkeypatch.setattr("platform.mac_ver", lambda: ("15.1", ("", "", ""), "arm64"))
         monkeypatch.setattr("coremltools.models.CompiledMLModel", Compiled)
+        monkeypatch.setattr(coreml_runtime, "choose", lambda _compiled, _length, _dim, units: Choice(units, io.FUSED))
         monkeypatch.setattr("coremltools.models.utils.compile_model", compile_model)
 
 
@@ -294,13 +289,6 @@ def test_opening_compiles_once_and_loads_functions_when_needed(
     ]
 
 
-def test_the_gpu_runs_the_flexible_program(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    core_ml = FakeCoreML(artifact, monkeypatch, tmp_path)
-    session = open_session(artifact.directory, SessionOptions(compute_units="cpu+gpu"))
-    session.span_means(collate(rows_with((20, ((0, 20),))), 0))
-    assert core_ml.calls == [("compile", "flexible.mlpackage"), ("load", "None", "CPU_AND_GPU")]
-
-
 def test_an_embedder_gives_the_vectors_of_the_reference(
     source: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +299,15 @@ def test_an_embedder_gives_the_vectors_of_the_reference(
     expected = int8_codes(span_reference(source, rows))
     assert np.abs(codes[:2].astype(int) - expected).max() <= 1
     np.testing.assert_array_equal(codes[2], 0)
+
+
+def test_a_text_above_the_limit_is_told_how_to_get_more(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeCoreML(artifact, monkeypatch, tmp_path)
+    model = pplx_edge.load(artifact.directory, backend="coreml")
+    with pytest.raises(TextTooLong, match=r"limit 16; .*--max-tokens.*2,048.*mlx backend"):
+        model.encode(["fox " * 100])
 
 
 def test_failures_of_core_ml_are_translated(
@@ -350,7 +347,7 @@ def test_the_device_is_read_from_the_plan(artifact: Artifact, tmp_path: Path, mo
 
 
 @pytest.mark.apple
-@pytest.mark.parametrize("units", ["cpu", "all", "cpu+ane", "cpu+gpu"])
+@pytest.mark.parametrize("units", ["cpu", "all", "cpu+ane"])
 def test_core_ml_agrees_with_the_reference(source: Path, artifact: Artifact, units: str) -> None:
     rows = rows_with((16, ((0, 16), (3, 9))), (5, ((0, 5),)), (9, ((0, 9),)))
     session: CoreMLSession = open_session(artifact.directory, SessionOptions(compute_units=units))

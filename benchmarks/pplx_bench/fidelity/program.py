@@ -14,8 +14,6 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.types import BatchPolicy, TokenBatch, TokenRow
 from pplx_edge.vectors.pooling import packed_span_means
 
-_FIXED_LENGTHS = "all"  # the compute units whose functions have fixed lengths, which are the ones that are evaluated
-
 
 def needs_evaluation() -> bool:
     """Return whether this machine cannot run Core ML packages."""
@@ -34,7 +32,7 @@ class ProgramSession:
 
     def __init__(self, directory: Path):
         spec = ModelSpec.from_directory(directory)
-        longest = row_lengths(open_artifact(directory), spec, _FIXED_LENGTHS).limit
+        longest = row_lengths(open_artifact(directory)).limit
         self.spec = replace(spec, max_tokens=min(spec.max_tokens, longest))
         self._directory = directory
 
