@@ -14,8 +14,8 @@ from pplx_edge.errors import CheckpointError, UnsupportedModel
 
 PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
 QWEN3_MODEL_TYPE = "qwen3"
-# Weights for float16 with a divided residual stream. Norms of the stream have another eps than those of heads, which the
-# standard types cannot express, so other programs must refuse these weights instead of computing something else.
+# Weights for float16 with a divided residual stream. Norms of the stream have another eps than those of heads, which
+# the standard types cannot express, so other programs must refuse these weights instead of computing something else.
 DIVIDED_MODEL_TYPE = "pplx_edge_divided_qwen3"
 DIVISOR_KEY = "residual_divisor"
 CONTEXTUAL_KEY = "contextual"  # set in checkpoints of our trainer, which use a standard architecture name

@@ -44,7 +44,8 @@ def open_model(directory: Path, weights: str | None = None) -> Model:
     """Load the encoder from a directory, reading and checking its weights.
 
     `weights` is the weight format for a float checkpoint: a name in WEIGHT_FORMATS, `bf16`, `fp16` or `fp32`; the
-    default is `default_weights`. Raises CheckpointError, UnsupportedModel, or InputError if the name is unknown or the weights are already quantized.
+    default is `default_weights`. Raises CheckpointError, UnsupportedModel, or InputError if the name is unknown or the
+    weights are already quantized.
     """
     if not mx.metal.is_available():
         mx.disable_compile()  # on a CPU, MLX would run a C++ compiler for each new shape

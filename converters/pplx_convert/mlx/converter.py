@@ -71,7 +71,8 @@ def write_weights(
 ) -> None:
     """Write the weights to one file, or to shards of at most SHARD_BYTES with an index.
 
-    `floats` is the type of what is not quantized; in float16, norms of the residual stream are float32. Calls `step` after each layer.
+    `floats` is the type of what is not quantized; in float16, norms of the residual stream are float32.
+    Calls `step` after each layer.
     """
     shards = _shards(checkpoint.spec, plan, SHARD_BYTES, floats)
     single = len(shards) == 1
