@@ -17,7 +17,7 @@ _PHASES = Path(__file__).with_name("phases.py")
 
 def update(home: Path, n_files: int, threads: int) -> float:
     """Seconds of `pplx-search update` over so many files. Raises ChildFailed unless it finds all of them unchanged."""
-    seconds, done = _run([sys.executable, "-m", "pplx_search.cli", *_arguments(home, "update", threads)])
+    seconds, done = _run([sys.executable, "-m", "pplx_search", *_arguments(home, "update", threads)])
     if done.returncode != _FOUND:
         raise ChildFailed(f"pplx-search update ended with {done.returncode}: {done.stderr.strip()[-500:]}")
     if f"{n_files:,} unchanged, in" not in done.stderr:
@@ -27,7 +27,7 @@ def update(home: Path, n_files: int, threads: int) -> float:
 
 def search(home: Path, question: str, threads: int) -> float:
     """Seconds of `pplx-search search`."""
-    seconds, done = _run([sys.executable, "-m", "pplx_search.cli", *_arguments(home, "search", threads), question])
+    seconds, done = _run([sys.executable, "-m", "pplx_search", *_arguments(home, "search", threads), question])
     _require_answer(done)
     return seconds
 
