@@ -1,11 +1,17 @@
-# Everything runs in a virtual environment of its own; PYTHON chooses the interpreter it is made from.
-PYTHON ?= python3
+# Everything runs in a virtual environment of its own. PYTHON selects the interpreter that it is made from; the default is
+# the first of these names that is new enough. Only what GNU make 3.81 and bash 3.2 understand, which macOS comes with.
+PYTHON ?=
+PYTHONS := python3.13 python3.12 python3.11 python3.14 python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUESTION ?= why must int8 codes be compared by cosine?
 SEARCH := $(BIN)/pplx-search --home .demo
 
-.PHONY: demo test test-without-vnni lint docs clean
+# Programs that succeed in Python 3.11 or newer, and that print the version.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+
+.PHONY: demo test test-without-vnni lint docs environment clean
 
 # Indexes this repository's own text and code, searches it, and looks for changes, of which there are none.
 demo: $(VENV)/.search
@@ -30,19 +36,38 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# Make the virtual environment if there is none, if its Python does not work or is too old, or if PYTHON has another version.
+USABLE := $(shell $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && { test -z "$(PYTHON)" || \
+	test "`"$(PYTHON)" -c '$(VERSION)' 2>/dev/null`" = "`$(BIN)/python -c '$(VERSION)'`"; } && echo yes)
+ifneq ($(USABLE),yes)
+$(VENV)/.search $(VENV)/.dev $(VENV)/.docs: environment
+endif
 
-$(VENV)/.search: $(VENV)/bin/python pyproject.toml constraints.txt
+environment:
+	@for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
+		if "$$python" -c '$(NEW_ENOUGH)' 2>/dev/null; then \
+			echo "$$python -m venv --clear $(VENV)"; \
+			"$$python" -m venv --clear $(VENV) || { rm -f $(BIN)/python; exit 1; }; \
+			exit; \
+		fi; \
+		version=`"$$python" -c '$(VERSION)' 2>/dev/null` || version=missing; \
+		found="$$found, $$python ($$version)"; \
+	done; \
+	echo "error: pplx-edge needs Python 3.11 or newer; found only$${found#,}: get one with" \
+		"'brew install python@3.13', 'uv python install 3.13' or from python.org, then run make again" \
+		"(with PYTHON=/path/to/python if it is not on the PATH)" >&2; \
+	exit 1
+
+$(VENV)/.search: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[search]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.search
 
-$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.docs: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	touch $@ $(VENV)/.search
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from pplx_edge.errors import InputError, TextTooLong
 from pplx_edge.preparation import resolve_model
+from pplx_edge.registry import BACKENDS
 from pplx_edge.streaming import StreamEncoder, in_thread
 from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.text.sources import Source
@@ -207,7 +208,7 @@ class Embedder:
         """Return the codes of all spans of all rows, in order."""
         precision = require_precision(request.precision)
         dim = require_dim(request.dim, self.dim, precision)
-        rows = _within_limit(rows, self.max_tokens, request)
+        rows = _within_limit(rows, self.max_tokens, request, self.session.backend)
         batches = plan_batches([len(row) for row in rows], self.session.policy)
         first_span = np.cumsum([0, *(len(row.bounds) for row in rows)])
         codes = np.repeat(quantize(np.zeros((1, dim), np.float32), precision), first_span[-1], axis=0)
@@ -237,7 +238,7 @@ class _Request:
     show_progress: bool | None
 
 
-def _within_limit(rows: list[TokenRow], limit: int, request: _Request) -> list[TokenRow]:
+def _within_limit(rows: list[TokenRow], limit: int, request: _Request, backend: str) -> list[TokenRow]:
     """Return the rows, cut to the limit if the request truncates. Raises TextTooLong if it does not."""
     long = [i for i, row in enumerate(rows) if len(row) > limit]
     if not long:
@@ -245,8 +246,12 @@ def _within_limit(rows: list[TokenRow], limit: int, request: _Request) -> list[T
     first, noun = long[0], request.noun
     if not request.truncate:
         more = f" ({len(long) - 1} more exceed it)" if len(long) > 1 else ""
+        known = BACKENDS.get(backend)
+        advice = "split it or pass truncate=True" + (
+            f"; {known.longer_inputs}" if known and known.longer_inputs else ""
+        )
         raise TextTooLong(
-            f"{noun} {first} has {len(rows[first]):,} tokens, limit {limit:,}{more}; split it or pass truncate=True",
+            f"{noun} {first} has {len(rows[first]):,} tokens, limit {limit:,}{more}; {advice}",
             index=first,
             n_tokens=len(rows[first]),
             limit=limit,

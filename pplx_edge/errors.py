@@ -77,7 +77,7 @@ class StorageError(EdgeError):
 
 
 class MissingExtra(EdgeError, ImportError):
-    """An optional package is not installed; the message gives the command that installs it."""
+    """An optional package is missing or incomplete; the message gives the command that installs it."""
 
-    def __init__(self, feature: str, extra: str):
-        super().__init__(f"{feature} needs: pip install 'pplx-edge[{extra}]'")
+    def __init__(self, feature: str, extra: str, problem: str = ""):
+        super().__init__(f"{feature} {problem or 'needs'}: pip install 'pplx-edge[{extra}]'")

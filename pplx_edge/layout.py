@@ -19,7 +19,6 @@ TEXT_FILES = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS)
 ONNX_GRAPH = "model.onnx"
 ONNX_WEIGHTS = "model.onnx_data"
 COREML_PACKAGE = "model.mlpackage"  # one function for each fixed length
-COREML_FLEXIBLE = "flexible.mlpackage"  # one function for any length
 COREML_TABLE = "embedding.safetensors"
 
 # Ready-made ONNX graphs in repositories, the best for CPUs first

@@ -4,6 +4,7 @@ An entry is the name of a function as `"package.module:function"`. The module is
 this table imports no other layer and can name code in the layers above it.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -29,6 +30,8 @@ class Backend:
     - `session`: the entry `open_session(directory, options) -> Session`.
     - `options`: the fields of `SessionOptions` that the backend supports.
     - `package`: the import name of the package that must be installed, "" if the base installation contains it.
+    - `modules`: compiled modules of that package, which a build from source may lack although it installs.
+    - `newest_python`: the last Python version for which the package has wheels; None if it has them for all.
     - `extra`: the extra of pplx-edge that installs that package.
     - `distributions`: the distributions whose versions `doctor` shows.
     - `formats`: the artifact formats that the backend opens, with their parity limits; the first is the default.
@@ -44,12 +47,15 @@ class Backend:
     - `requirement`: an entry without arguments that raises InputError on machines that can never run the backend.
     - `note`: an entry without arguments that returns a sentence for `doctor` on how the backend runs on this machine.
     - `self_test_cosine`: the minimum cosine with the exact codes of the built-in model that `doctor` accepts.
+    - `longer_inputs`: advice for inputs above the limit of the model, or "".
     """
 
     name: str
     session: str
     options: tuple[str, ...] = ()
     package: str = ""
+    modules: tuple[str, ...] = ()
+    newest_python: tuple[int, int] | None = None
     extra: str = ""
     distributions: tuple[str, ...] = ()
     formats: Mapping[str, ParityLimits] = field(default_factory=dict)
@@ -64,6 +70,7 @@ class Backend:
     requirement: str = ""
     note: str = ""
     self_test_cosine: float = 0.999
+    longer_inputs: str = ""
 
     @property
     def default_format(self) -> str:
@@ -100,6 +107,7 @@ MLX = Backend(
     distributions=("mlx",),
     formats={
         "mlx-bf16": _HALF,
+        "mlx-fp16": _HALF,
         "mlx-q8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
         "mlx-q4": _FOUR_BITS,
         "mlx-mxfp8": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=127),
@@ -118,6 +126,8 @@ COREML = Backend(
     session="pplx_edge.backends.coreml_session:open_session",
     options=("compute_units",),
     package="coremltools",
+    modules=("libmilstoragepython", *(("libcoremlpython",) if sys.platform == "darwin" else ())),
+    newest_python=(3, 13),
     extra="coreml",
     distributions=("coremltools",),
     formats={
@@ -127,10 +137,11 @@ COREML = Backend(
         "coreml-pal6": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=96),
         "coreml-pal8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
     },
-    revision=2,
+    revision=3,
     writer="pplx_convert.coreml.converter:write",
     evaluator="pplx_convert.coreml.evaluation:evaluate_program",
     requirement="pplx_edge.backends.coreml_runtime:require_macos",
+    longer_inputs="convert it with --max-tokens (up to 2,048) or use the mlx backend",
 )
 
 BACKENDS = {backend.name: backend for backend in (ONNX, MLX, COREML)}

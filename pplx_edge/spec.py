@@ -14,11 +14,15 @@ from pplx_edge.errors import CheckpointError, UnsupportedModel
 
 PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
 QWEN3_MODEL_TYPE = "qwen3"
+# Weights for float16 with a divided residual stream. Norms of the stream have another eps than those of heads, which the
+# standard types cannot express, so other programs must refuse these weights instead of computing something else.
+DIVIDED_MODEL_TYPE = "pplx_edge_divided_qwen3"
+DIVISOR_KEY = "residual_divisor"
 CONTEXTUAL_KEY = "contextual"  # set in checkpoints of our trainer, which use a standard architecture name
 CONTEXTUAL_ARCHITECTURE = "PPLXQwen3ContextualModel"
 
 _MAX_LAYERS = 1024
-_MAX_SIZE = 1 << 24
+_MAX_SIZE = 1 << 24  # of a dimension, and of the divisor of the residual stream
 _MAX_FLOAT32 = 3.4e38
 
 
@@ -39,6 +43,12 @@ class ModelSpec:
     sep_id: int
     contextual: bool = False
     name: str = ""
+    residual_divisor: int = 1
+
+    @property
+    def stream_eps(self) -> float:
+        """The eps of the norms of the residual stream: that of the divided stream."""
+        return self.rms_norm_eps / self.residual_divisor**2
 
     @property
     def dim(self) -> int:
@@ -122,6 +132,7 @@ class ModelSpec:
             sep_id=reader.sep_id(),
             contextual=reader.is_contextual(),
             name=str(config.get("_name_or_path") or ""),
+            residual_divisor=reader.residual_divisor(),
         )
         if spec.n_heads % spec.n_kv_heads:
             reader.refuse("num_key_value_heads", spec.n_kv_heads, f"it does not divide {spec.n_heads} attention heads")
@@ -187,7 +198,7 @@ class _ConfigReader:
 
     def require_bidirectional(self) -> None:
         model_type = self.config.get("model_type")
-        if model_type not in (PPLX_MODEL_TYPE, QWEN3_MODEL_TYPE):
+        if model_type not in (PPLX_MODEL_TYPE, QWEN3_MODEL_TYPE, DIVIDED_MODEL_TYPE):
             self.refuse(
                 "model_type", model_type, f"only {PPLX_MODEL_TYPE} and bidirectional {QWEN3_MODEL_TYPE} are implemented"
             )
@@ -205,7 +216,7 @@ class _ConfigReader:
             if not is_implemented(value):
                 self.refuse(field, value, "not implemented")
         for field, value in self.config.items():
-            known = field in _IMPLEMENTED or field in _HARMLESS or field == CONTEXTUAL_KEY or field.startswith("_")
+            known = field in _IMPLEMENTED or field in (*_HARMLESS, CONTEXTUAL_KEY, DIVISOR_KEY) or field.startswith("_")
             if not known and (value is True or (isinstance(value, int | float | dict) and value)):
                 self.refuse(field, value, "unknown setting that could change what the model computes")
 
@@ -220,6 +231,13 @@ class _ConfigReader:
         if not _is_float32(value, above=0):
             self.refuse(field, value, "must be a positive number")
         return float(value)
+
+    def residual_divisor(self) -> int:
+        if self.config.get("model_type") == DIVIDED_MODEL_TYPE:
+            return self.positive(DIVISOR_KEY)
+        if (value := self.config.get(DIVISOR_KEY, 1)) != 1:
+            self.refuse(DIVISOR_KEY, value, f"only weights of type {DIVIDED_MODEL_TYPE} have one")
+        return 1
 
     def rope_theta(self) -> float:
         places = [self.config, *(self.config.get(name) or {} for name in ("rope_parameters", "rope_scaling"))]

@@ -20,7 +20,7 @@ MARKUPS: tuple[Markup, ...] = ("text", "markdown", "code")
 
 DEFAULT_CHUNK_TOKENS = 128
 
-COMPUTE_UNITS = ("all", "cpu", "cpu+gpu", "cpu+ane")
+COMPUTE_UNITS = ("cpu+ane", "cpu", "all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +131,10 @@ class SessionOptions:
     """Options for opening a model. None selects the backend's default; a backend rejects options it does not support.
 
     - `threads`: the number of CPU threads used by one call (onnx).
-    - `weights`: the format of the weights of a checkpoint in memory: bf16 (the default), fp32, or quantized while
-      loading to q8, q4, mxfp8, mxfp4 or nvfp4 (mlx).
+    - `weights`: the format of the weights of a checkpoint in memory: bf16, fp16, fp32, or quantized while loading to q8,
+      q4, mxfp8, mxfp4 or nvfp4. The default is bf16, fp16 on an M1 or M2, and q8 if memory is short (mlx).
     - `memory_mb`: the limit for all arrays on the device in megabytes, including the model (mlx).
-    - `compute_units`: the processors that may run the model: all, cpu, cpu+gpu or cpu+ane (coreml).
+    - `compute_units`: the processors that may run the model: cpu+ane (the default), cpu or all (coreml).
     """
 
     threads: int | None = None
@@ -250,12 +250,12 @@ class SessionWrapper:
 
     def __init__(self, session: Session):
         self.session = session
-        self.spec, self.policy, self.backend, self.device = (
-            session.spec,
-            session.policy,
-            session.backend,
-            session.device,
-        )
+        self.spec, self.policy, self.backend = session.spec, session.policy, session.backend
+
+    @property
+    def device(self) -> str:
+        """The device of the wrapped session, read only when it is needed: for Core ML it can take minutes."""
+        return self.session.device
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:
         """Return the final hidden states; see `Session`."""

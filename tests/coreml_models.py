@@ -43,20 +43,19 @@ def parity(source: Path, directory: Path, rows: list[TokenRow], *, half: bool = 
 class OraclePredict:
     """Predictions of a saved package by the NumPy evaluator; `lengths` records the functions that were asked for."""
 
-    def __init__(self, artifact: Artifact, *, flexible: bool = False, half: bool = False):
-        self.flexible, self.half = flexible, half
-        self.program = MilProgram.open(artifact.path(layout.COREML_FLEXIBLE if flexible else layout.COREML_PACKAGE))
+    def __init__(self, artifact: Artifact, *, half: bool = False):
+        self.half = half
+        self.program = MilProgram.open(artifact.path(layout.COREML_PACKAGE))
         self.lengths: list[int] = []
 
     def __call__(self, length: int, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         self.lengths.append(length)
-        name = io.FLEXIBLE_FUNCTION if self.flexible else io.function_name(length)
-        return self.program.run(name, inputs, half=self.half)
+        return self.program.run(io.function_name(length), inputs, half=self.half)
 
 
-def oracle_session(directory: Path, units: str = "all", *, half: bool = False) -> tuple[CoreMLSession, OraclePredict]:
+def oracle_session(directory: Path, *, half: bool = False) -> tuple[CoreMLSession, OraclePredict]:
     """A session as `open_session` makes it, but for the prediction."""
     artifact = open_artifact(directory)
     spec = ModelSpec.from_directory(directory)
-    predict = OraclePredict(artifact, flexible=units == "cpu+gpu", half=half)
-    return CoreMLSession(spec, open_table(artifact, spec), row_lengths(artifact, spec, units), predict), predict
+    predict = OraclePredict(artifact, half=half)
+    return CoreMLSession(spec, open_table(artifact, spec), row_lengths(artifact), predict), predict

@@ -150,7 +150,7 @@ def backend_of(module: str) -> str:
 
 
 def complaint(found: Import) -> str | None:
-    """What is wrong with an import, or None."""
+    """Return what is wrong with an import, or None."""
     layer = layer_of(found.importer)
     if layer is None:
         return "is in no layer: place it in tests/test_layers.py and ARCHITECTURE.md first"
@@ -266,7 +266,7 @@ PLANTED = {
     "benchmark eagerly": ("apps/pplx_cli/commands/bench.py", "import pplx_bench", "inside the function"),
     "training from converting": ("converters/pplx_convert/onnx.py", "import pplx_quant.losses", "convert may not"),
     "facade from converting": ("converters/pplx_convert/onnx.py", "import pplx_edge", "convert may not import"),
-    "embedder from training": ("quant/pplx_quant/mining.py", "import pplx_edge.embedder", "quant may not import"),
+    "embedder from training": ("quant/pplx_quant/hard_negatives.py", "import pplx_edge.embedder", "quant may not"),
     "bench from anywhere": ("quant/pplx_quant/losses.py", "import pplx_bench", "quant may not import"),
     "torch in the core": ("pplx_edge/weights/checkpoint.py", "def f():\n    import torch.nn", "torch belongs in"),
     "onnx in a program": ("apps/pplx_cli/commands/embed.py", "import onnx", "onnx belongs in"),
@@ -311,7 +311,7 @@ ALLOWED = {
     "pplx_edge/weights/hub.py": "from huggingface_hub import snapshot_download",
     "apps/pplx_cli/commands/convert.py": "import pplx_edge\n\ndef run():\n    import pplx_convert, pplx_bench",
     "converters/pplx_convert/onnx.py": "import onnx\nfrom pplx_edge.weights.checkpoint import Checkpoint",
-    "quant/pplx_quant/mining.py": "import pplx_edge\nfrom pplx_edge.weights.artifact import sha256",
+    "quant/pplx_quant/hard_negatives.py": "import pplx_edge\nfrom pplx_edge.weights.artifact import sha256",
     "benchmarks/pplx_bench/speed.py": "import pplx_edge, pplx_convert, torch, transformers",
 }
 

@@ -1,4 +1,4 @@
-"""Which backends this machine and this installation can use, and why not the others."""
+"""Find out which backends this machine and this installation can use, and the reason if one cannot be used."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from pplx_kit.terminal import printable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendState:
-    """Whether a backend can be used on this machine.
+    """The state of a backend on this machine.
 
     `why` is the reason if it cannot, and otherwise a note on how it runs. `versions` maps distributions to versions.
     """

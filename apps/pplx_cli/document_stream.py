@@ -24,24 +24,47 @@ _OTHER_WAYS = ("jsonl", "contextual", "truncate")
 
 
 def add_stream_options(parser: argparse.ArgumentParser) -> None:
-    """How streams are cut and read."""
+    """Add the options of `--stream`: chunk size, overlap, markup, windows, and where to resume."""
     group = parser.add_argument_group(
         "streams",
-        "With --stream each file is one document of any length: JSON Lines with doc, chunk, start, stop (characters), "
-        "line, page, heading, codes and position; .npy stacks the codes. Sizes are in tokens.",
+        "With --stream, each file is one document of any length. The output is JSON Lines with doc, chunk, start and "
+        "stop (in characters), line, page, heading, codes and position; a .npy file contains only the codes. "
+        "All sizes are in tokens.",
     )
-    group.add_argument("--stream", action="store_true", help="cut whole files into chunks that know their context")
-    group.add_argument("--chunk-tokens", type=positive, default=DEFAULT_CHUNK_TOKENS, metavar="N", help="default 128")
-    group.add_argument("--overlap", type=natural, default=0, metavar="N", help="repeat the end of the chunk before")
+    group.add_argument(
+        "--stream", action="store_true", help="Split whole files into chunks and encode each chunk in its context."
+    )
+    group.add_argument(
+        "--chunk-tokens",
+        type=positive,
+        default=DEFAULT_CHUNK_TOKENS,
+        metavar="N",
+        help="Size of a chunk (default: 128).",
+    )
+    group.add_argument(
+        "--overlap", type=natural, default=0, metavar="N", help="Repeat the last N tokens of the previous chunk."
+    )
     group.add_argument(
         "--markup",
         choices=MARKUPS,
         default="markdown",
         help="Markup of the input: # at the beginning of a line is a heading only in markdown.",
     )
-    group.add_argument("--window", type=positive, metavar="N", help="what is read at once; default 4096 if possible")
-    group.add_argument("--memory", type=positive, metavar="MB", help="the window that fits beside the model instead")
-    group.add_argument("--margin", type=natural, metavar="N", help="context on either side of a window's chunks")
+    group.add_argument(
+        "--window",
+        type=positive,
+        metavar="N",
+        help="Size of the window that is encoded at once (default: 4096 if the model allows it).",
+    )
+    group.add_argument(
+        "--memory",
+        type=positive,
+        metavar="MB",
+        help="Choose the largest window that fits in this many MB on top of the model.",
+    )
+    group.add_argument(
+        "--margin", type=natural, metavar="N", help="Context on either side of the chunks that a window contributes."
+    )
     group.add_argument(
         "--heading-tokens",
         type=natural,
@@ -50,9 +73,11 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         "contextual models, otherwise 0).",
     )
     group.add_argument(
-        "--separator", action=argparse.BooleanOptionalAction, help="between chunks; default as the model was trained"
+        "--separator",
+        action=argparse.BooleanOptionalAction,
+        help="Put the separator token between chunks (default: as the model was trained).",
     )
-    group.add_argument("--resume", metavar="POSITION", help="go on behind this chunk of the first file")
+    group.add_argument("--resume", metavar="POSITION", help="Continue after this position in the first file.")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if last is not None and not isinstance(failure, BrokenPipeError):
         rest = shlex.join(args.files[document:])
-        say(f"stopped; go on with the same options and: {rest} --resume {last.position}")
+        say(f"stopped; to continue, use the same options with: {rest} --resume {last.position}")
     raise failure
 
 

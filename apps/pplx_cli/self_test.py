@@ -41,9 +41,9 @@ Verdict = Literal["ok", "failed", "unfinished"]
 
 @cache
 def texts() -> tuple[str, ...]:
-    """What is encoded: one to four sentences of those that conversions are judged by, from text 0 on.
+    """Return the texts that every backend encodes: one to four of the sentences that conversions are compared on.
 
-    Shortest first, so that the first of them are what a slow backend has time for.
+    Short texts come first, because a slow backend has time only for the first texts.
     """
     from pplx_convert.parity import PROBE_TEXTS
 
@@ -65,7 +65,7 @@ class Trial:
 
     @property
     def is_default(self) -> bool:
-        """Whether this is what `load` opens unasked."""
+        """True for the trial of the backend that `load` selects on this machine."""
         return self is not REFERENCE and self.backend == backends.default_backend().name
 
 
@@ -87,10 +87,10 @@ def trials() -> list[Trial]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What a process found: codes of the first `n_texts` texts, and what they cost on which device.
+    """The result of a child process: the int8 codes of the first `n_texts` texts, the device, and the cost.
 
-    `open_seconds` include a conversion when the format was not there yet. `tokens_per_second` is of texts that were
-    read before, so that nothing is prepared any more.
+    `open_seconds` includes a conversion if the model was not converted yet. `tokens_per_second` is measured on texts
+    that were already encoded once, so it does not include preparation.
     """
 
     device: str
@@ -104,7 +104,10 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a trial ended; cosine and step are None where nothing was compared, `why` is empty when it is sound."""
+    """The outcome of a trial.
+
+    `why` is the reason for a verdict other than "ok". `min_cosine` and `largest_step` are None if nothing was compared.
+    """
 
     trial: Trial
     verdict: Verdict
@@ -130,7 +133,7 @@ def run_trials(usable: Sequence[str], report: Callable[[str], None], budget: flo
 
 
 def judged(trial: Trial, measured: Measurement, reference: Measurement | None) -> Outcome:
-    """Whether codes are those of the reference, as far as the trial's format can keep them."""
+    """Return the outcome of comparing the codes with those of the reference, within the tolerance of the trial."""
     if trial is REFERENCE:
         return Outcome(trial=trial, verdict="ok", measured=measured)
     if reference is None:
@@ -151,13 +154,16 @@ def judged(trial: Trial, measured: Measurement, reference: Measurement | None) -
 
 
 def passed(outcomes: Sequence[Outcome]) -> bool:
-    """Whether what `load` opens unasked is sound, and nothing failed."""
+    """Return whether the default backend passed its trial and no other trial failed."""
     default_works = any(outcome.trial.is_default and outcome.verdict == "ok" for outcome in outcomes)
     return default_works and all(outcome.verdict != "failed" for outcome in outcomes)
 
 
 def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outcome:
-    """What a process of its own measures in about `seconds`; an outcome when it fails or takes longer than `limit`."""
+    """Run a trial in a child process for about `seconds`, and return its measurement.
+
+    Returns an outcome instead if the child fails, or takes longer than `limit` seconds.
+    """
     if limit < _LEAST_SECONDS:
         return Outcome(trial=trial, verdict="unfinished", why="no time was left for it")
     with tempfile.TemporaryDirectory(prefix="pplx-edge-doctor-") as folder:
@@ -186,11 +192,11 @@ def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outco
 
 
 def measure(model: str, backend: str, format: str | None, seconds: float) -> Measurement:
-    """What a backend makes of as many of the texts as it has time for.
+    """Encode as many of the texts as there is time for, and return the measurement.
 
-    One text is read and not counted, because the first call of a backend prepares much. Then groups are read of which
-    each is as large as all before, as long as the pace so far promises to end in time; and all of them once more, for
-    the pace.
+    The first text is encoded once without being counted, because the first call of a backend includes preparation. Then
+    the number of texts is doubled while the speed so far allows it. Finally, all of them are encoded once more to
+    measure the speed.
     """
     started = time.monotonic()
     with load(model, backend=backend, artifact_format=format) as embedder:
@@ -254,7 +260,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _ending(status: int, said: str) -> str:
-    """How a process ended that gave no result."""
+    """Return a sentence on how a child process without a result ended."""
     last = (said.strip().splitlines() or ["it said nothing"])[-1]
     how = f"crashed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     return f"{how} ({printable(last)})"

@@ -46,7 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--memory-mb", type=positive, metavar="MB", help="mlx: Memory limit for the model and its activations."
     )
-    group.add_argument("--compute-units", choices=COMPUTE_UNITS, help="coreml: Hardware to use (default: all).")
+    group.add_argument("--compute-units", choices=COMPUTE_UNITS, help="coreml: Hardware to use (default: cpu+ane).")
     add_hub_options(group)
 
 

@@ -1,7 +1,7 @@
-"""A task in a process of its own: clean peak memory, clean thread settings, and a crash that costs only itself.
+"""Run a measurement in a child process, so that its peak memory and threads are its own and a crash ends only it.
 
-The child reads one JSON request from stdin and writes one JSON message a line to stdout as it goes; whatever libraries
-print lands in a log file. Run as `python -m pplx_bench.child`.
+The child reads a JSON request from stdin and writes JSON messages to stdout, one per line. Everything that libraries
+print goes to a log file. Run as `python -m pplx_bench.child`.
 """
 
 import json
@@ -13,38 +13,30 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from pplx_edge.registry import entry
 
 Message = dict[str, Any]
 Send = Callable[[Message], None]
 
-# What a child can be asked for: module and function, called with the request's arguments and `send`.
-TASKS = {
-    "measure": ("pplx_bench.measuring", "measure_peer"),
-    "prepare": ("pplx_bench.measuring", "prepare_peer"),
-    "reference": ("pplx_bench.measuring", "make_reference"),
-    "ceilings": ("pplx_bench.ceilings", "measure_ceilings"),
-    "profile": ("pplx_bench.profiling", "profile_rows"),
-    "convert": ("pplx_bench.memory", "convert_checkpoint"),
-    "encode": ("pplx_bench.memory", "encode_once"),
-    "convert_to": ("pplx_bench.convert", "convert_to"),
-    "stream": ("pplx_bench.stream.size", "stream_once"),
-    "index": ("pplx_bench.searching.ingesting", "index_folder"),
-    "whole": ("pplx_bench.stream.whole", "late_chunk_once"),
-}
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 class ChildFailed(Exception):
-    """A child ended without finishing its task; the message says how, and where its log is."""
+    """A child ended without finishing; the message says how, and where its log is."""
 
 
 def run_task(
     task: str, arguments: Mapping[str, Any], threads: int, log: Path, timeout: float | None = None
 ) -> Iterator[Message]:
-    """The messages of a task, as they come. Raises ChildFailed when it raises, dies or takes longer than `timeout`."""
+    """Yield the messages of a task as they arrive.
+
+    The task is an entry `"package.module:function"`, called as `function(arguments, send)`. `threads` limits the
+    threads of every numeric library, and `timeout` is in seconds. Raises ChildFailed if the task raises, dies or takes
+    too long.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as log_file:
         process = subprocess.Popen(
@@ -71,9 +63,9 @@ def run_task(
 
 
 def _messages(process: subprocess.Popen[str], request: Mapping[str, Any], log: Path) -> Iterator[Message]:
-    assert process.stdin is not None  # both were asked for as pipes
+    assert process.stdin is not None  # both are pipes
     assert process.stdout is not None
-    with suppress(BrokenPipeError), process.stdin as pipe:  # a child that dies at once is told by its status
+    with suppress(BrokenPipeError), process.stdin as pipe:  # the exit status reports a child that dies at once
         pipe.write(json.dumps(request))
     finished = False
     for line in process.stdout:
@@ -103,18 +95,17 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def main() -> int:
-    """Runs the task that stdin asks for."""
+    """Run the task that stdin names, and return the exit status."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not end up between the messages
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keeps prints of libraries out of the messages
 
     def send(message: Message) -> None:
         output.write(json.dumps(message) + "\n")
         output.flush()
 
     request = json.load(sys.stdin)
-    module, function = TASKS[request["task"]]
     try:
-        getattr(import_module(module), function)(request["arguments"], send)
+        entry(request["task"])(request["arguments"], send)
     except Exception as error:
         traceback.print_exc()
         send({"kind": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0]})

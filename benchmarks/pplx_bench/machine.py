@@ -1,4 +1,4 @@
-"""The machine and the software of a run: what a number has to be read with. And the memory of a process."""
+"""The machine and the software of a run, and the memory of a process."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ _FLAGS = (
 
 
 def run() -> dict[str, Any]:
-    """When and where a run takes place, and on which software: the part of its header that all benchmarks share."""
+    """Return the time, commit, machine and versions of a run: the fields that the results of all benchmarks share."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit(),
@@ -33,7 +33,7 @@ def run() -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory and system."""
+    """Return the processor, cores, memory and operating system."""
     return {
         "cpu": _cpu_name(),
         "flags": [flag for flag in _FLAGS if flag in _cpu_flags()],
@@ -45,12 +45,12 @@ def describe() -> dict[str, Any]:
 
 
 def software() -> dict[str, str]:
-    """Versions of everything that is measured."""
+    """Return the versions of all installed libraries that benchmarks measure."""
     return versions(*_DISTRIBUTIONS)
 
 
 def commit() -> str:
-    """The commit that this code is of, `+changes` when tracked files differ from it, `unknown` outside a clone."""
+    """Return the commit of this code, with `+changes` if tracked files differ, or `unknown` outside a clone."""
     root = Path(__file__).resolve().parents[2]
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
@@ -61,17 +61,17 @@ def commit() -> str:
 
 
 def memory_bytes() -> int:
-    """Memory of the machine."""
+    """Return the memory of the machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def rss() -> int:
-    """Resident set of this process now, in bytes (Linux; elsewhere its peak so far)."""
+    """Return the resident set of this process in bytes; except on Linux, its peak so far."""
     return proc_bytes("/proc/self/status", "VmRSS") or peak_rss()
 
 
 def reset_peak_rss() -> bool:
-    """Begins a new peak, so that each row has its own; False where the system cannot."""
+    """Reset the peak memory of this process, and return whether the system can (only Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -100,7 +100,7 @@ def _cpu_flags() -> set[str]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The fields of the first processor."""
+    """Return the fields of the first processor."""
     fields: dict[str, str] = {}
     for line in _proc_lines("/proc/cpuinfo"):
         if not line.strip():

@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from pplx_bench.workdir import default_work
 from pplx_edge.errors import InputError
+from pplx_kit.host import n_cores
+from pplx_kit.options import positive
 
 T = TypeVar("T")
 
@@ -67,3 +70,18 @@ def check_output(args: argparse.Namespace) -> None:
     require_writable(args.json, ".jsonl")
     if args.plot is not None and not args.plot.is_dir():
         raise InputError(f"{args.plot}: no such directory; create it first")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--threads`, `--work` and `--json`, which every measurement of speed and memory has."""
+    parser.add_argument(
+        "--threads", type=positive, default=n_cores(), metavar="N", help="CPU threads of each process (default: all)."
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=default_work(),
+        metavar="DIR",
+        help="Keep checkpoints, conversions and exports here, which take many GB (default: in the cache).",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Append the results to this .jsonl file.")

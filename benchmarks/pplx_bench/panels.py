@@ -8,6 +8,7 @@ from pplx_edge.errors import MissingExtra
 
 COLORS = ("#1a7f5a", "#2f6db5", "#b5622f", "#7a4fb0", "#a03a52", "#5b6770")
 OTHER_COLOR = "#b8bec4"
+PICTURES = (".svg", ".png", ".pdf")
 BAR_INCHES = 0.26
 _PANEL_INCHES = (3.6, 3.0)
 
@@ -32,12 +33,15 @@ def figure_of(
     return figure, panels[:n_panels]
 
 
-def bars(panel: Any, names: Sequence[str], values: Sequence[float], labels: Sequence[str], colors: Any) -> None:
-    """Draw horizontal bars from top to bottom, each labeled with its value, without an axis below."""
+def bars(
+    panel: Any, names: Sequence[str], values: Sequence[float], labels: Sequence[str], colors: Any, *, axis: bool = False
+) -> None:
+    """Draw horizontal bars from top to bottom, each labeled with its value, with or without an axis below."""
     panel.bar_label(panel.barh(names, values, color=colors), labels, padding=2, fontsize=7)
-    panel.set_xticks([])
-    panel.spines["bottom"].set_visible(False)
     panel.invert_yaxis()
+    if not axis:
+        panel.set_xticks([])
+        panel.spines["bottom"].set_visible(False)
 
 
 def finish(panel: Any, title: str, below: str = "") -> None:

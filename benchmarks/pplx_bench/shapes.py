@@ -1,11 +1,13 @@
-"""Checkpoints of a true shape with random weights, so that speed and memory can be measured without any download.
+"""Checkpoints with the shapes of real models and random weights, so that nothing has to be downloaded.
 
-Names, sizes, dtype and sharding are the family's; the weights are normal(0, 0.02) and the norms 1, which keeps
-activations in the range of a trained model. Written block by block: peak memory does not grow with the model.
+Names, sizes, dtype and sharding are those of the family. Weights are drawn from normal(0, 0.02) and norms are 1, which
+keeps activations in the range of a trained model. Files are written in blocks, so peak memory does not grow with the
+model.
 """
 
 import json
 import zlib
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from pplx_bench.workdir import prepared
+from pplx_bench.workdir import prepared, say
 from pplx_edge import layout
 from pplx_edge.errors import InputError
 from pplx_edge.spec import PPLX_MODEL_TYPE, ModelSpec
@@ -29,7 +31,7 @@ _ITEM_BYTES = {"F32": 4, "BF16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of one model, its separator id, and how its weights are stored."""
+    """The sizes of a model, its separator id, and the dtype and file size of its weights."""
 
     n_layers: int
     hidden_size: int
@@ -51,7 +53,7 @@ SHAPES = {
 
 
 def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:
-    """The family's config.json for a shape; `layers` replaces the number of layers."""
+    """Return the config.json of a shape; `layers` replaces the number of layers."""
     if name not in SHAPES:
         raise InputError(f"unknown shape {name!r}: choose one of {', '.join(SHAPES)}")
     shape = SHAPES[name]
@@ -91,19 +93,37 @@ def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:
 
 
 def shape_name(name: str, layers: int | None = None) -> str:
-    """What its work files are called: `0.6b`, or `0.6b-2-layers` when it was cut."""
+    """Return the name of the work files of a shape: `0.6b`, or `0.6b-2-layers` for the first two layers only."""
     return name if layers is None else f"{name}-{layers}-layers"
 
 
+def add_shape_options(parser: ArgumentParser, default: str | None = "0.6b") -> None:
+    """Add `--shape` and `--layers`."""
+    parser.add_argument(
+        "--shape", default=default, choices=SHAPES, help=f"Random weights of this shape (default: {default or 'none'})."
+    )
+    parser.add_argument(
+        "--layers", type=int, metavar="N", help="Only the first N layers of the shape: a trial, not a result."
+    )
+
+
+def checkpoint_of(args: Namespace) -> Path:
+    """Return the random checkpoint of `--shape` and `--layers` in `--work`, making it if necessary."""
+    if args.layers is not None:
+        say(f"ONLY {args.layers} LAYERS of the {args.shape} shape: a trial of the benchmark, not a result")
+    say(f"checkpoint of the {shape_name(args.shape, args.layers)} shape with random weights, in {args.work}")
+    return make_checkpoint(args.work, args.shape, layers=args.layers)
+
+
 def make_checkpoint(work: Path, name: str, *, layers: int | None = None, seed: int = DEFAULT_SEED) -> Path:
-    """The directory of a random checkpoint, reused when it was made of the same shape, dtype and seed."""
+    """Return the directory of a random checkpoint, made again only if the shape, the dtype or the seed changed."""
     config, shape = shape_config(name, layers), SHAPES[name]
     made_of = {
         "config": config,
         "dtype": shape.dtype,
         "max_shard_bytes": shape.max_shard_bytes,
         "seed": seed,
-        "generator": 3,  # raise when the same seed gives other weights
+        "generator": 3,  # increment when the same seed gives other weights
     }
     spec = ModelSpec.from_config(config)
     return prepared(
@@ -115,7 +135,7 @@ def make_checkpoint(work: Path, name: str, *, layers: int | None = None, seed: i
 
 
 def write_checkpoint(directory: Path, config: Mapping[str, Any], dtype: str, seed: int, max_shard_bytes: int) -> None:
-    """Writes config.json, a tokenizer of the true size, and the weights in one file or in shards with their index."""
+    """Write config.json, a tokenizer of the full size, and the weights in one file or in shards with an index."""
     spec = ModelSpec.from_config(config)
     _write_json(directory / "config.json", config)
     _write_json(directory / "tokenizer.json", _tokenizer(spec.sep_id))
@@ -130,7 +150,7 @@ def write_checkpoint(directory: Path, config: Mapping[str, Any], dtype: str, see
 
 
 def random_blocks(name: str, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
-    """The values of one tensor, flat float32 blocks in order. They depend on its name and the seed alone."""
+    """Yield the values of a tensor as flat float32 blocks. They depend only on its name and the seed."""
     n_values = int(np.prod(shape, dtype=np.int64))
     if name.endswith("norm.weight"):
         yield np.ones(n_values, np.float32)
@@ -142,13 +162,13 @@ def random_blocks(name: str, shape: tuple[int, ...], seed: int) -> Iterator[np.n
 
 
 def as_bfloat16(values: np.ndarray) -> np.ndarray:
-    """The upper halves of finite float32 values, rounded half to even: uint16 of the same shape."""
+    """Return finite float32 values as bfloat16, rounded half to even: uint16 of the same shape."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def _shards(shapes: Mapping[str, tuple[int, ...]], item_bytes: int, limit: int) -> Iterator[dict[str, tuple[int, ...]]]:
-    """The tensors in order, cut into files of at most `limit` bytes (one tensor is always allowed)."""
+    """Yield the tensors of each file in order; a file has at most `limit` bytes or a single tensor."""
     shard: dict[str, tuple[int, ...]] = {}
     filled = 0
     for name, shape in shapes.items():
@@ -173,7 +193,7 @@ def _write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, 
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    text += b" " * (-len(text) % 8)  # the format requires aligned data
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
@@ -186,9 +206,9 @@ def _write_tensor(file: BinaryIO, name: str, shape: tuple[int, ...], dtype: str,
 
 
 def _tokenizer(size: int) -> dict[str, Any]:
-    """A byte-level BPE of `size` tokens and the separator after them: as large in memory as the family's own.
+    """Return a byte-level BPE of `size` tokens, followed by the separator: as large in memory as the real tokenizer.
 
-    Its merges are every pair of symbols, then every pair with a third, in order, until it is full.
+    Its merges are all pairs of symbols, then all pairs with a third symbol, until it is full.
     """
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = ((left, right) for left in symbols for right in symbols)

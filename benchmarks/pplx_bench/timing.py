@@ -1,4 +1,4 @@
-"""Repeated timings, their median and spread, and what else the machine did meanwhile."""
+"""Repeated timings with their median and spread, and how busy other processes kept the machine."""
 
 import os
 import statistics
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-MIN_SECONDS = 2.0  # short rows are repeated at least this long, as one call of some milliseconds says little
+MIN_SECONDS = 2.0  # short runs are repeated for at least this long
 MAX_SAMPLES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of each repeat; `warmed` says that an untimed run went before; `others` is explained in `CpuWatch`."""
+    """Seconds of each run, whether an untimed run came first, and the cores that others used (see `CpuWatch`)."""
 
     samples: tuple[float, ...]
     warmed: bool
@@ -31,18 +31,17 @@ class Timing:
 
 
 def spread(samples: Sequence[float]) -> float:
-    """Half of the range that holds the middle 80 % of the samples, over the median: 0.05 reads as ±5 %."""
+    """Return half the range of the middle 80 % of the samples, divided by the median: 0.05 means ±5 %."""
     low, high = np.percentile(samples, [10, 90])
     return float((high - low) / 2 / statistics.median(samples))
 
 
-def measure(
+def repeat(
     run: Callable[[], object], *, repeats: int, budget: float, clock: Callable[[], float] = time.perf_counter
 ) -> Timing:
-    """Timings of `run` after one warm-up.
+    """Time `run` after one warm-up, at least `repeats` times and for `MIN_SECONDS`, but within `budget` seconds.
 
-    At least `repeats` of them and `MIN_SECONDS` in all, unless `budget` seconds end before. When the warm-up alone
-    used the budget up, it is the only sample and the timing says that it was not warmed.
+    If the warm-up alone uses up the budget, it is the only sample and `warmed` is False.
     """
     watch = CpuWatch()
     first = _seconds(run, clock)
@@ -69,13 +68,13 @@ def _seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 class CpuWatch:
-    """Counts from its making on how many cores other processes kept busy on average (Linux; elsewhere unknown)."""
+    """Measures how many cores other processes keep busy on average from now on (only on Linux)."""
 
     def __init__(self) -> None:
         self._wall, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
 
     def others(self) -> float | None:
-        """Cores that other processes, and the hypervisor's other guests, used: 0.0 on a quiet machine."""
+        """Return the cores used by other processes and other guests of the hypervisor, or None if unknown."""
         wall, busy = time.monotonic() - self._wall, _busy_seconds()
         if busy is None or self._busy is None or wall <= 0:
             return None
@@ -88,7 +87,7 @@ def _own_seconds() -> float:
 
 
 def _busy_seconds() -> float | None:
-    """Processor seconds of the whole machine that were not idle, since it was started."""
+    """Return the busy processor seconds of the whole machine since it started, or None if unknown."""
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]
     except OSError:

@@ -1,7 +1,7 @@
-"""Work files: checkpoints, conversions and exports, made once and reused only while they are what a run would make.
+"""Work files of benchmarks: checkpoints, conversions and exports that are made once and then reused.
 
-Each stands in a directory of its own beside a note of everything that it was made from. Another seed, shape, source
-file or library version is another note, and the directory is made anew.
+Each directory contains a note of everything that it was made from: seed, shape, source files and library versions. A
+run whose note differs makes the directory again.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ from pplx_edge.files import replacing_directory, storage_errors
 from pplx_edge.weights import hub
 
 NOTE_FILE = "bench.json"
-_SPARE_BYTES = 1_000_000_000  # what a run must leave free, so that it never fills the disk for others
+_SPARE_BYTES = 1_000_000_000  # always left free, so that a run never fills the disk
 
 
 def default_work() -> Path:
-    """The directory of work files when none is given: `bench` in pplx-edge's cache."""
+    """Return the default directory of work files: `bench` in the cache of pplx-edge."""
     return hub.cache_directory() / "bench"
 
 
 def prepared(
     directory: Path, made_of: Mapping[str, Any], make: Callable[[Path], object], *, n_bytes: int, scratch_bytes: int = 0
 ) -> Path:
-    """The directory, as it is when its note equals `made_of`, else made by `make(partial)` and renamed into place.
+    """Return the directory, after making it with `make(partial)` and renaming it unless its note equals `made_of`.
 
-    Raises StorageError when the disk has no room for `n_bytes` of result and `scratch_bytes` of files on the way.
+    Raises StorageError if the disk has no room for `n_bytes` of results and `scratch_bytes` of temporary files.
     """
     if is_current(directory, made_of):
         return directory
@@ -44,7 +44,7 @@ def prepared(
 
 
 def is_current(directory: Path, made_of: Mapping[str, Any]) -> bool:
-    """Whether the directory is there and was made of exactly this."""
+    """Return whether the directory exists and its note equals `made_of`."""
     try:
         return (directory / NOTE_FILE).read_text(encoding="utf-8") == _text(made_of)
     except FileNotFoundError:
@@ -52,12 +52,12 @@ def is_current(directory: Path, made_of: Mapping[str, Any]) -> bool:
 
 
 def note(directory: Path) -> dict[str, Any]:
-    """What a prepared directory was made of."""
+    """Return the note of a prepared directory."""
     return json.loads((directory / NOTE_FILE).read_text(encoding="utf-8"))
 
 
 def require_free(directory: Path, n_bytes: int) -> None:
-    """Raises StorageError unless the disk that the directory is (or will be) on has room, with some to spare."""
+    """Raise StorageError unless the disk of the directory, which need not exist, has `n_bytes` and a reserve free."""
     existing = next(path for path in [directory, *directory.absolute().parents] if path.exists())
     free = shutil.disk_usage(existing).free
     if free < n_bytes + _SPARE_BYTES:
@@ -68,7 +68,7 @@ def require_free(directory: Path, n_bytes: int) -> None:
 
 
 def fingerprint(*modules: str) -> str:
-    """Changes when the source of any of these modules or packages does. None of them is imported."""
+    """Return a hash of the source files of modules and packages, without importing them."""
     digest = hashlib.sha256()
     for module in modules:
         found = util.find_spec(module)
@@ -81,12 +81,12 @@ def fingerprint(*modules: str) -> str:
 
 
 def directory_bytes(directory: Path) -> int:
-    """Bytes of all files below a directory, links not followed."""
+    """Return the total bytes of the files in a directory and its subdirectories, without following links."""
     return sum((Path(base) / name).lstat().st_size for base, _, names in os.walk(directory) for name in names)
 
 
 def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Appends JSON objects to a JSON Lines file, after what is whole in it."""
+    """Append JSON objects to a JSON Lines file, after dropping an incomplete last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _drop_partial_line(path)
     with path.open("a", encoding="utf-8") as file:
@@ -94,7 +94,7 @@ def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Print a line of progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -103,7 +103,7 @@ def _text(made_of: Mapping[str, Any]) -> str:
 
 
 def _drop_partial_line(path: Path) -> None:
-    """Cuts what follows the last newline of a file: what a killed run left of its last line."""
+    """Remove the text after the last newline, which a killed run leaves."""
     if not path.is_file():
         return
     with path.open("rb+") as file:

@@ -37,10 +37,12 @@ class ConvertOptions:
     - `overrides`: weight formats for individual matrices, by shell patterns over their paths, for example
       `{"layers.0.*": "q8"}`. If several patterns match, the last one applies (mlx).
     - `max_mb`: the limit for the size of all weights, in megabytes (mlx-mixed).
+    - `max_tokens`: the length of the longest function, in tokens, up to 2,048 (coreml; default: 512).
     """
 
     overrides: Mapping[str, str] = field(default_factory=dict)
     max_mb: int | None = None
+    max_tokens: int | None = None
 
     def require_only(self, artifact_format: str, *names: str) -> None:
         """Raise InputError, naming the first option that is set but is not one of `names`."""
@@ -117,6 +119,8 @@ def convert(
     write: Writer = entry(backend.writer)
     source, out = Path(source), Path(out)
     checkpoint = Checkpoint.open(source)
+    if checkpoint.spec.residual_divisor != 1:
+        raise InputError(f"{source}: is a conversion to float16; convert the checkpoint that it was made from")
     rows = probe_rows(Tokenizer.open(source, checkpoint.spec), checkpoint.spec)
     step = _steps(checkpoint.spec, on_progress)
     with storage_errors(out), replacing_directory(out, replace=replace) as directory:

@@ -12,9 +12,8 @@ time. There are five places to fold in each layer:
 - `mlp`: from the post-attention norm into the columns of gate and up
 - `inner`: from the rows of up into the columns of down
 
-For float16 formats, the residual stream is also divided by a power of two so that it stays far below 65,504. The
-embedding table is divided, and so are the branches: half of the exponent by v and up, the rest by o and down, so that
-neither weights nor activations get close to the smallest float16. The norms of the stream use `eps / divisor²`.
+For float16 formats, the residual stream is also divided by a power of two so that it stays far below 65,504 (see
+`residual_share`). The norms of the stream use `eps / divisor²`.
 
 The scales are measured on the probe texts, layer by layer, during the pass of the NumPy reference that every conversion
 needs anyway. A checkpoint can come with its scales in `equalization.json`; then nothing is measured, and the converted
@@ -33,11 +32,12 @@ import numpy as np
 from pplx_convert.parity import means_of
 from pplx_edge import layout
 from pplx_edge.errors import CheckpointError
+from pplx_edge.files import replacing_file, storage_errors
 from pplx_edge.models.qwen3_numpy import Weights, embed, gated, mixed_heads, rms_norm
 from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.artifact import sha256
 from pplx_edge.weights.checkpoint import Checkpoint
-from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE, quantize_projection
+from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE, quantize_projection, residual_share
 
 VERSION = 1
 STRENGTHS = (0.25, 0.5, 0.75)
@@ -130,7 +130,8 @@ class Equalization:
         layers = [{field.name: getattr(x, field.name).tolist() for field in fields(x)} for x in self.layers]
         content = {"version": VERSION, "weights": _hashes(checkpoint), "residual": self.residual, "layers": layers}
         path = checkpoint.directory / layout.EQUALIZATION
-        path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+        with storage_errors(path), replacing_file(path) as partial:
+            partial.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
         return path
 
     def summary(self, residual: int) -> dict[str, Any]:
@@ -160,7 +161,10 @@ class Equalization:
 
 
 class EqualizedCheckpoint(Checkpoint):
-    """A checkpoint whose tensors are folded when they are read. It computes the same function as the original."""
+    """A checkpoint whose tensors are folded when they are read. It computes the same function as the original.
+
+    `residual` is the exponent by which the residual stream is divided: 0, or that of the equalization after `divided`.
+    """
 
     def __init__(self, original: Checkpoint, equalization: Equalization, *, divided: bool = False):
         super().__init__(original.directory, original.spec, original.tensors)
@@ -172,36 +176,24 @@ class EqualizedCheckpoint(Checkpoint):
         return EqualizedCheckpoint(self.original, self.equalization, divided=True)
 
     def read(self, name: str) -> np.ndarray:
-        values = super().read(name)
-        return self._folded(name, values, slice(None))
+        """Return a folded tensor as float32."""
+        return self._folded(name, super().read(name), slice(None))
 
     def read_block(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return rows `[start, stop)` of a folded matrix as float32."""
         return self._folded(name, super().read_block(name, start, stop), slice(start, stop))
 
     def _folded(self, name: str, values: np.ndarray, block: slice) -> np.ndarray:
-        rows, columns = self._exponents(name)
-        if rows is not None and rows.any():
-            values = np.ldexp(values, rows[block].reshape(-1, *[1] * (values.ndim - 1)))
-        if columns is not None and columns.any():
-            values = np.ldexp(values, columns)
-        return values
-
-    def _exponents(self, name: str) -> tuple[np.ndarray | None, np.ndarray | None]:
         prefix, _, rest = name.partition(".")
-        if prefix != "layers":
-            divided = name == "embed_tokens.weight" and self.residual
-            return (np.full(self.spec.vocab_size, -self.residual) if divided else None), None
         index, _, tensor = rest.partition(".")
-        rows, columns = self.equalization.layers[int(index)].exponents(tensor, self.spec)
-        share = {
-            _V: self.residual // 2,
-            _UP: self.residual // 2,
-            _O: -(-self.residual // 2),
-            _DOWN: -(-self.residual // 2),
-        }
-        if tensor in share:
-            rows = (0 if rows is None else rows) - np.full(self.spec.layer_shapes()[tensor][0], share[tensor])
-        return rows, columns
+        if prefix == "layers":
+            rows, columns = self.equalization.layers[int(index)].exponents(tensor, self.spec)
+            if rows is not None and rows.any():
+                values = np.ldexp(values, rows[block].reshape(-1, *[1] * (values.ndim - 1)))
+            if columns is not None and columns.any():
+                values = np.ldexp(values, columns)
+        share = residual_share(name, self.residual)
+        return np.ldexp(values, -share) if share else values
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +204,10 @@ class ReferencePass:
     """
 
     means: list[np.ndarray]
-    n_tokens: int
     equalization: Equalization
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an overflow raises CheckpointError
 def run_reference(
     checkpoint: Checkpoint,
     rows: Sequence[np.ndarray],
@@ -224,24 +216,30 @@ def run_reference(
 ) -> ReferencePass:
     """Run the reference on rows of ids `[T]`, and measure an equalization unless one is given. One layer is in memory.
 
-    Calls `step` after each layer and after the final norm.
+    Calls `step` after each layer and after the final norm. Raises CheckpointError if a state is NaN or infinite.
     """
     spec = checkpoint.spec
     states = embed(checkpoint, rows)
     bounds = np.cumsum([len(x) for x in states])[:-1]
-    means, folds, peak = [means_of(states)], [], max(float(np.abs(x).max()) for x in states)
+    means, folds = [means_of(states)], []
+    peak = _largest(*states)
     for index in range(spec.n_layers):
         weights = checkpoint.layer(index)
         normed = np.concatenate([rms_norm(x, weights[_INPUT_NORM], spec.rms_norm_eps) for x in states])
         mixed = np.concatenate([mixed_heads(x, weights, spec) for x in np.split(normed, bounds)])
         attended = mixed @ weights[_O].T
         states = [x + y for x, y in zip(states, np.split(attended, bounds), strict=True)]
-        peak = max(peak, *(float(np.abs(x).max()) for x in (*states, attended)))
+        peak = _largest(peak, *states, attended)
         post = np.concatenate([rms_norm(x, weights[_POST_NORM], spec.rms_norm_eps) for x in states])
         inner = gated(post, weights)
         added = inner @ weights[_DOWN].T
         states = [x + y for x, y in zip(states, np.split(added, bounds), strict=True)]
-        peak = max(peak, *(float(np.abs(x).max()) for x in (*states, added)))
+        peak = _largest(peak, *states, added)
+        if not math.isfinite(peak):
+            raise CheckpointError(
+                f"{checkpoint.directory}: the float32 reference overflows in layer {index} on the probe texts; "
+                "the weights are damaged, or those of another model than config.json describes"
+            )
         if equalization is None:
             folds.append(_measured(weights, normed, mixed, post, inner, spec))
         means.append(means_of(states))
@@ -251,7 +249,12 @@ def run_reference(
     step()
     if equalization is None:
         equalization = Equalization(tuple(folds), max(0, _exponent_of(peak / _FLOAT16_PEAK)))
-    return ReferencePass(means, sum(len(row) for row in rows), equalization)
+    return ReferencePass(means, equalization)
+
+
+def _largest(*arrays: np.ndarray | float) -> float:
+    """Return the largest magnitude in several arrays, NaN if one of them contains NaN."""
+    return float(np.max([np.abs(array).max() for array in arrays]))
 
 
 def _measured(
@@ -260,14 +263,12 @@ def _measured(
     """Return the folds of a layer, given the inputs of its linear layers for all tokens, `[T, …]` each."""
     into_attention = np.concatenate([weights[name] for name in (_Q, _K, _V)])
     into_mlp = np.concatenate([weights[name] for name in (_GATE, _UP)])
-    values = _chosen(mixed, weights[_O], (spec.n_kv_heads, spec.heads_per_kv, spec.head_dim))
-    folded_inner = _chosen(inner, weights[_DOWN])
     return LayerFolds(
         attention=_chosen(normed, into_attention),
         keys=_key_exponents(normed, weights, spec),
-        values=values,
+        values=_chosen(mixed, weights[_O], (spec.n_kv_heads, spec.heads_per_kv, spec.head_dim)),
         mlp=_chosen(post, into_mlp),
-        inner=folded_inner,
+        inner=_chosen(inner, weights[_DOWN]),
     )
 
 
@@ -303,7 +304,7 @@ def _chosen(x: np.ndarray, weight: np.ndarray, heads: tuple[int, int, int] | Non
             if error < best_error:
                 best, best_error = exponents, error
     largest = float(np.ldexp(np.abs(x).max(axis=0), -per_channel(best)).max())
-    return best + max(0, _exponent_of(largest / _FLOAT16_PEAK))
+    return np.minimum(best + max(0, _exponent_of(largest / _FLOAT16_PEAK)), _MAX_EXPONENT)
 
 
 def _relative_peaks(matrix: np.ndarray) -> np.ndarray:

@@ -7,15 +7,6 @@ import numpy as np
 from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint
 
-_BLOCK_ROWS = 8192
-
-
-def row_blocks(checkpoint: Checkpoint, name: str) -> Iterator[np.ndarray]:
-    """Yield a matrix in blocks of rows, float32, so that a large embedding table is never entirely in memory."""
-    n_rows = checkpoint.spec.tensor_shapes()[name][0]
-    for start in range(0, n_rows, _BLOCK_ROWS):
-        yield checkpoint.read_block(name, start, min(start + _BLOCK_ROWS, n_rows))
-
 
 def layer_tensors(checkpoint: Checkpoint, index: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the full name and the float32 values of each tensor of a layer, with attention heads grouped."""

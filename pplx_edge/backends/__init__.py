@@ -65,6 +65,24 @@ def open_session(backend: Backend, directory: Path, options: SessionOptions = SE
 
 
 def require_installed(backend: Backend) -> None:
-    """Raise MissingExtra, with the command that installs the package, if the backend's package is not installed."""
-    if backend.package and find_spec(backend.package) is None:
-        raise MissingExtra(f"the {backend.name} backend", backend.extra)
+    """Raise MissingExtra, with the command that installs the package, if the backend's package is not usable.
+
+    It is looked up without importing it: whether it is installed, with the compiled modules that the backend needs.
+    """
+    if not backend.package:
+        return
+    found = find_spec(backend.package)
+    folders = [Path(folder) for folder in (found and found.submodule_search_locations) or ()]
+    lacking = [name for name in backend.modules if not any(any(folder.glob(f"{name}.*")) for folder in folders)]
+    if found and not lacking:
+        return
+    problem = f"cannot use the installed {backend.package}, which lacks {', '.join(lacking)}" if found else ""
+    if backend.newest_python and sys.version_info[:2] > backend.newest_python:
+        newest, this = (f"{major}.{minor}" for major, minor in (backend.newest_python, sys.version_info[:2]))
+        problem = (
+            f"{problem or 'needs ' + backend.package}; there are no builds of it for Python {this}, so make a virtual "
+            f"environment with Python {newest} and run"
+        )
+    elif found:
+        problem += "; install it again from a wheel"
+    raise MissingExtra(f"the {backend.name} backend", backend.extra, problem)

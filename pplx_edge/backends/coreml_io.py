@@ -4,14 +4,15 @@ The converter writes programs with these names and shapes, the session runs them
 Macs use the same functions. Letters in shapes: T tokens of a function, n of them real, D dimensions, d head width.
 
 The inputs are `inputs_embeds` float16 `[1, T, D]`, `key_bias` float16 `[1, 1, 1, T]`, which is added to the attention
-scores, and `span_weights` float32 `[1, MAX_SPANS, T]`; the flexible program also takes the rotary cosines and sines.
+scores, and `span_weights` float32 `[1, MAX_SPANS, T]`. The session passes all of them as float32 arrays, which
+coremltools hands to Core ML unchanged; it would copy float16 arrays to float32 ones.
 The outputs are `token_states` float32 `[1, T, D]` and `span_means` float32 `[1, MAX_SPANS, D]`, the product of weights
 and states, accumulated in float32 within the program.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from math import prod
 
 import numpy as np
 
@@ -21,59 +22,49 @@ from pplx_edge.spec import ModelSpec
 INPUT_EMBEDS = "inputs_embeds"
 KEY_BIAS = "key_bias"
 SPAN_WEIGHTS = "span_weights"
-ROTARY_COS, ROTARY_SIN = "rotary_cos", "rotary_sin"
 TOKEN_STATES = "token_states"
 SPAN_MEANS = "span_means"
 
-# Lengths of the fixed-length functions, in tokens. The Neural Engine requires fixed shapes.
+# Lengths of the functions, in tokens. The Neural Engine requires fixed shapes.
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)
+# The default limit: on the Neural Engine, 2,048 tokens take 13 times as long as 512.
+USUAL_LIMIT = 512
+# The largest weight file that the compiler of the Neural Engine accepts.
+ANE_WEIGHT_BYTES = 2**31
+_BITS = {"coreml-fp16": 16, "coreml-int8": 8, "coreml-pal8": 8, "coreml-pal6": 6, "coreml-pal4": 4}
 # Spans that the program pools itself: the number of 128-token chunks in the longest function.
 MAX_SPANS = 16
 # Added to the attention scores of padding: far below any score, but without overflow in float16.
 MASKED = np.float16(-30000)
 
-# The flexible program has one function for rows of any length up to its limit, and is meant for the GPU. Lengths are
-# rounded up because Core ML has to prepare the function for each new length.
-FLEXIBLE_FUNCTION = "main"
-FLEXIBLE_LIMIT = 8192
-_FLEXIBLE_STEP = 64
+# The forms of attention in a package: one fused operator, or its parts for systems that compile the fused one badly.
+# The name of a function ends with its form unless that is the fused one.
+FUSED, UNFUSED = "fused", "unfused"
+FORMS = (FUSED, UNFUSED)
 
 _FUNCTION_PREFIX = "tokens_"
 
-Arrays = Mapping[str, np.ndarray]
+
+def function_name(length: int, form: str = FUSED) -> str:
+    """Return the name of the function for rows of up to `length` tokens with one form of attention."""
+    return f"{_FUNCTION_PREFIX}{length}" + ("" if form == FUSED else f"_{form}")
 
 
-def function_name(length: int) -> str:
-    """Return the name of the function for rows of up to `length` tokens."""
-    return f"{_FUNCTION_PREFIX}{length}"
+def function_lengths(names: Iterable[str]) -> tuple[int, ...]:
+    """Return the lengths in tokens of the functions with these names, each once, in ascending order."""
+    return tuple(sorted({int(name.removeprefix(_FUNCTION_PREFIX).removesuffix(f"_{UNFUSED}")) for name in names}))
 
 
-def function_length(name: str) -> int:
-    """Return the length in tokens of the function with this name."""
-    return int(name.removeprefix(_FUNCTION_PREFIX))
+def model_lengths(max_tokens: int, longest: int = USUAL_LIMIT) -> tuple[int, ...]:
+    """Return the function lengths for a model: those up to `longest` and its own limit, and the lower of the two."""
+    limit = min(max_tokens, longest, LENGTHS[-1])
+    return tuple(sorted({*(length for length in LENGTHS if length <= limit), limit}))
 
 
-def model_lengths(max_tokens: int) -> tuple[int, ...]:
-    """Return the function lengths for a model: those within its limit, and the limit itself if it is below 2,048."""
-    within = [length for length in LENGTHS if length <= max_tokens]
-    return tuple(sorted({*within, min(max_tokens, LENGTHS[-1])}))
-
-
-class Lengths(Protocol):
-    """The row lengths that a program accepts."""
-
-    @property
-    def limit(self) -> int:
-        """The maximum length of a row, in tokens."""
-        ...
-
-    def fitting(self, n_tokens: int) -> int:
-        """Return the padded length for a row of `n_tokens`, which must not exceed the limit."""
-        ...
-
-    def extra_inputs(self, length: int) -> dict[str, np.ndarray]:
-        """Return the inputs that depend only on the length."""
-        ...
+def formats_for_ane(spec: ModelSpec) -> list[str]:
+    """Return the formats whose weights of this model fit on the Neural Engine, the most precise first."""
+    n_values = spec.n_layers * sum(prod(shape) for shape in spec.layer_shapes().values())
+    return [name for name, bits in _BITS.items() if n_values * bits / 8 < ANE_WEIGHT_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,31 +80,6 @@ class FixedLengths:
     def fitting(self, n_tokens: int) -> int:
         return min(length for length in self.lengths if length >= n_tokens)
 
-    def extra_inputs(self, length: int) -> dict[str, np.ndarray]:
-        return {}
-
-
-@dataclass(frozen=True, slots=True)
-class FlexibleLengths:
-    """The lengths of the flexible function: multiples of 64 up to the limit. Rotary cosines and sines are inputs."""
-
-    spec: ModelSpec
-
-    @property
-    def limit(self) -> int:
-        return flexible_limit(self.spec.max_tokens)
-
-    def fitting(self, n_tokens: int) -> int:
-        return min(-(-n_tokens // _FLEXIBLE_STEP) * _FLEXIBLE_STEP, self.limit)
-
-    def extra_inputs(self, length: int) -> dict[str, np.ndarray]:
-        return dict(zip((ROTARY_COS, ROTARY_SIN), rotation(self.spec, length), strict=True))
-
-
-def flexible_limit(max_tokens: int) -> int:
-    """Return the maximum length of a row for the flexible program, in tokens."""
-    return min(max_tokens, FLEXIBLE_LIMIT)
-
 
 def rotation(spec: ModelSpec, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rotary cosines and sines of the first `length` positions, float16 `[1, T, 1, d/2]` each."""
@@ -121,18 +87,29 @@ def rotation(spec: ModelSpec, length: int) -> tuple[np.ndarray, np.ndarray]:
     return cos, sin
 
 
-def row_inputs(embeds: np.ndarray, length: int, bounds: Sequence[tuple[int, int]] = ()) -> dict[str, np.ndarray]:
-    """Return the inputs of a function of `length` tokens for an embedded row `[n, D]`, n from 1 to `length`.
+def empty_inputs(length: int, dim: int) -> dict[str, np.ndarray]:
+    """Return input arrays of a function of `length` tokens, float32, for `fill_inputs`."""
+    shapes = {INPUT_EMBEDS: (1, length, dim), KEY_BIAS: (1, 1, 1, length), SPAN_WEIGHTS: (1, MAX_SPANS, length)}
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def fill_inputs(inputs: Mapping[str, np.ndarray], embeds: np.ndarray, bounds: Sequence[tuple[int, int]] = ()) -> None:
+    """Overwrite all values of input arrays for an embedded row `[n, D]`, n from 1 to the length of the function.
 
     `bounds` are the bounds `[start, stop)` of up to MAX_SPANS spans; empty and unused spans get zero weights.
     """
-    n, dim = embeds.shape
-    padded = np.zeros((1, length, dim), np.float16)
-    padded[0, :n] = embeds
-    bias = np.full((1, 1, 1, length), MASKED, np.float16)
-    bias[..., :n] = 0
-    weights = np.zeros((1, MAX_SPANS, length), np.float32)
+    n = len(embeds)
+    padded, bias, weights = inputs[INPUT_EMBEDS][0], inputs[KEY_BIAS][0, 0, 0], inputs[SPAN_WEIGHTS][0]
+    padded[:n], padded[n:] = embeds, 0
+    bias[:n], bias[n:] = 0, MASKED
+    weights[:] = 0
     for i, (start, stop) in enumerate(bounds):
         if stop > start:
-            weights[0, i, start:stop] = np.float32(1) / np.float32(stop - start)
-    return {INPUT_EMBEDS: padded, KEY_BIAS: bias, SPAN_WEIGHTS: weights}
+            weights[i, start:stop] = np.float32(1) / np.float32(stop - start)
+
+
+def row_inputs(embeds: np.ndarray, length: int, bounds: Sequence[tuple[int, int]] = ()) -> dict[str, np.ndarray]:
+    """Return new input arrays of a function of `length` tokens for an embedded row; see `fill_inputs`."""
+    inputs = empty_inputs(length, embeds.shape[1])
+    fill_inputs(inputs, embeds, bounds)
+    return inputs

@@ -1,10 +1,18 @@
 """Run packages with Core ML: compile a package once per machine, load functions on demand, and read the compute plan.
 
-Only this module needs a Mac. It is covered by the tests marked `apple`, which do not run on other machines.
+Only this module and `coreml_probe` need a Mac. They are covered by the tests marked `apple`, which do not run on other
+machines.
 """
 
+import json
+import logging
+import os
 import platform
+import shutil
+import subprocess
 import tempfile
+import time
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +22,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pplx_edge.backends import coreml_io as io
+from pplx_edge.backends.coreml_probe import CPU, Choice, choose, compute_unit, load_function
 from pplx_edge.errors import InputError, ModelError
-from pplx_edge.files import move_into_place
+from pplx_edge.files import move_into_place, replacing_file
 from pplx_edge.weights import hub
 
 LEAST_MACOS = 15  # the first release with fused attention and multifunction packages
-_UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu+gpu": "CPU_AND_GPU", "cpu+ane": "CPU_AND_NE"}
 _DEVICES = {"MLCPUComputeDevice": "cpu", "MLGPUComputeDevice": "gpu", "MLNeuralEngineComputeDevice": "ane"}
+_COMPILING = ".compiling-"
+_ABANDONED_SECONDS = 3600.0  # a compilation that has not finished by then was interrupted
+_log = logging.getLogger(__name__)
 
 
 def require_macos() -> None:
@@ -33,46 +43,82 @@ def require_macos() -> None:
     raise InputError(f"Core ML runs on macOS {LEAST_MACOS} or later, this is {here}")
 
 
+def system_build() -> str:
+    """Return the release and build of macOS, for example `26.1-25B78`.
+
+    A Python built for an older macOS is told that macOS 26 is 16.0 unless SYSTEM_VERSION_COMPAT is 0.
+    """
+    found = []
+    for option in ("-productVersion", "-buildVersion"):
+        try:
+            command = ["/usr/bin/sw_vers", option]
+            environment = os.environ | {"SYSTEM_VERSION_COMPAT": "0"}
+            run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10, check=True)
+            found.append(run.stdout.strip())
+        except (OSError, subprocess.SubprocessError):
+            return platform.mac_ver()[0]
+    return "-".join(found)
+
+
 class CoreMLRuntime:
     """A compiled package on the chosen compute units. Safe to call from several threads; calls run one at a time."""
 
-    def __init__(self, package: Path, fingerprint: str, units: str, *, fixed: bool):
+    def __init__(self, package: Path, fingerprint: str, units: str, dim: int):
         """Compile the package unless it is cached.
 
-        `fingerprint` identifies the contents of the package. `fixed` means that its functions have fixed lengths.
-        Raises ModelError if Core ML cannot compile it.
+        `fingerprint` identifies the contents of the package, `dim` is the size of its embeddings. Raises ModelError if
+        Core ML cannot compile it.
         """
-        from pplx_edge.backends.coreml_tools import ct
-
-        self._tools, self._fixed = ct, fixed
-        self._units = ct.ComputeUnit[_UNITS[units]]
-        self._compiled = _compiled(package, fingerprint)
-        self._loaded: dict[str | None, Any] = {}
+        self._units, self._dim = units, dim
+        self.compiled = _compiled(package, fingerprint)
+        self._loaded: dict[int, Any] = {}
         self._lock = Lock()
-        self._device = ""
 
     def predict(self, length: int, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Run the function of the given length and return its outputs. Raises ModelError if Core ML fails."""
-        name = io.function_name(length) if self._fixed else None  # a package with one function takes no name
         try:
             with self._lock:
-                if name not in self._loaded:
-                    self._loaded[name] = self._tools.models.CompiledMLModel(
-                        str(self._compiled), compute_units=self._units, function_name=name
-                    )
-                return self._loaded[name].predict(dict(inputs))
+                if length not in self._loaded:
+                    chosen = self._chosen(length)
+                    self._loaded[length] = load_function(self.compiled, length, chosen.units, chosen.form)
+                return self._loaded[length].predict(dict(inputs))
         except Exception as error:  # Core ML raises RuntimeError and other types
-            raise ModelError(f"{self._compiled}: Core ML failed at {length} tokens ({error})") from error
+            raise ModelError(f"{self.compiled}: Core ML failed at {length} tokens ({error})") from error
+
+    def _chosen(self, length: int) -> Choice:
+        """Return the units and the form of attention for a function, tested in child processes before its first use."""
+        file = self.compiled.with_name(f"{self.compiled.stem}-{self._units}-{length}.json")
+        known = _remembered(file)
+        if known is None:
+            known = choose(self.compiled, length, self._dim, self._units)
+            _write(file, known.as_dict())
+        if known.units != self._units:
+            warnings.warn(
+                f"Core ML on {self._units} failed at {length} tokens ({known.why}); this function runs on the "
+                f"{CPU}. Delete {file} to try again.",
+                stacklevel=2,
+            )
+        return known
 
     @property
     def device(self) -> str:
-        """The devices that Core ML assigns operators to, by share of estimated cost: `coreml (ane 96%, cpu 4%)`."""
+        """The devices that Core ML assigns operators to, by share of estimated cost: `coreml (ane 96%, cpu 4%)`.
+
+        Reading the plan can take minutes, because Core ML compiles the default function for it, so the result is cached
+        beside the compiled package. A plan that cannot be read is reported as such and never raises.
+        """
+        file = self.compiled.with_name(f"{self.compiled.stem}-{self._units}-plan.json")
         with self._lock:
-            if not self._device:
-                shares = sorted(self._shares().items(), key=lambda share: -share[1])
-                placed = ", ".join(f"{device} {share:.0%}" for device, share in shares)
-                self._device = f"coreml ({placed or 'placement unknown'})"
-            return self._device
+            found = _json(file)
+            if found is None:
+                try:
+                    found = self._shares()
+                except Exception as error:  # a description is never worth a failure
+                    _log.warning("%s: no compute plan (%s)", self.compiled, error)
+                    return f"coreml (on {self._units}; no compute plan: {error})"
+                _write(file, found)
+        placed = ", ".join(f"{device} {share:.0%}" for device, share in sorted(found.items(), key=lambda s: -s[1]))
+        return f"coreml ({placed or 'placement unknown'})"
 
     def _shares(self) -> dict[str, float]:
         """Return the share of the estimated cost by device, over the operators in the compute plan.
@@ -81,7 +127,7 @@ class CoreMLRuntime:
         """
         from coremltools.models.compute_plan import MLComputePlan
 
-        plan = MLComputePlan.load_from_path(str(self._compiled), compute_units=self._units)
+        plan = MLComputePlan.load_from_path(str(self.compiled), compute_units=compute_unit(self._units))
         program = plan.model_structure.program
         shares: dict[str, float] = defaultdict(float)
         for function in program.functions.values() if program else ():
@@ -98,7 +144,9 @@ class CoreMLRuntime:
 def _compiled(package: Path, fingerprint: str) -> Path:
     """Return the compiled package for this system, compiling it into the cache first if necessary."""
     folder = hub.cache_directory() / "coreml"
-    target = folder / f"{package.stem}-{fingerprint[:16]}-macos{platform.mac_ver()[0]}.mlmodelc"
+    suffix = f"-macos{system_build()}"
+    target = folder / f"{package.stem}-{fingerprint[:16]}{suffix}.mlmodelc"
+    _sweep(folder, suffix)
     if target.is_dir():
         return target
     from coremltools.models.utils import compile_model
@@ -106,7 +154,7 @@ def _compiled(package: Path, fingerprint: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with (
-            tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as work,
+            tempfile.TemporaryDirectory(prefix=_COMPILING, dir=folder) as work,
             tqdm(desc="compiling for Core ML, once", total=1, disable=None, leave=False),
         ):
             compiled = Path(work, target.name)
@@ -118,3 +166,39 @@ def _compiled(package: Path, fingerprint: str) -> Path:
     except Exception as error:  # the compiler raises RuntimeError and other types
         raise ModelError(f"{package}: Core ML cannot compile it ({error})") from error
     return target
+
+
+def _sweep(folder: Path, suffix: str) -> None:
+    """Delete interrupted compilations, and what other versions of macOS compiled and tested."""
+    for path in folder.glob(f"{_COMPILING}*"):
+        if time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("*-macos*"):
+        if path.suffix == ".mlmodelc" and not path.stem.endswith(suffix):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == ".json" and f"{suffix}-" not in path.name:
+            path.unlink(missing_ok=True)
+
+
+def _remembered(file: Path) -> Choice | None:
+    try:
+        return Choice(**(_json(file) or {}))
+    except TypeError:  # of another version
+        return None
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    """Remember a result, if the cache can be written."""
+    try:
+        with replacing_file(file) as new:
+            new.write_text(json.dumps(content), encoding="utf-8")
+    except Exception as error:
+        _log.warning("%s: not remembered (%s)", file, error)

@@ -7,14 +7,17 @@ Only the prediction depends on the machine. The session takes a `Predict` functi
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
 from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
+from pplx_edge.backends.coreml_probe import CPU
 from pplx_edge.backends.coreml_runtime import CoreMLRuntime, require_macos
 from pplx_edge.backends.coreml_table import EmbeddingTable
 from pplx_edge.errors import ArtifactError, InputError, ModelNotFound, TextTooLong
+from pplx_edge.registry import COREML
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import COMPUTE_UNITS, SESSION_DEFAULTS, BatchPolicy, SessionOptions, Span, TokenBatch
 from pplx_edge.vectors.pooling import mean_of
@@ -23,13 +26,17 @@ from pplx_edge.weights.artifact import Artifact, is_artifact
 # Takes the length of a function and its inputs, and returns its outputs, as described in `coreml_io`.
 Predict = Callable[[int, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
-# The flexible program runs on the GPU, which prepares quickly for a new length.
-FLEXIBLE_UNITS = "cpu+gpu"
-DEFAULT_UNITS = "all"
+DEFAULT_UNITS = "cpu+ane"
+
+# Core ML keeps input arrays for a second or so after a prediction and then releases them without holding Python's
+# global lock, which corrupts memory if it held the last reference (coremltools pull requests 2827 and 2829). Input
+# arrays are therefore shared by all sessions of this process and never freed.
+_INPUTS: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+_INPUTS_LOCK = Lock()
 
 
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "CoreMLSession":
-    """Open the converted model in a directory on `options.compute_units` (default: all) and return the session.
+    """Open the converted model in a directory on `options.compute_units` (default: cpu+ane) and return the session.
 
     Raises InputError for unknown units and on machines without Core ML, ArtifactError or ModelNotFound if the directory
     contains no Core ML artifact, and ModelError if Core ML cannot compile it.
@@ -44,11 +51,24 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
         advice = f"use an onnx format here, or evaluate the model with: pplx-edge info {directory} --evaluate"
         raise InputError(f"{directory}: {error}; {advice}") from None
     spec = ModelSpec.from_directory(directory)
-    lengths = row_lengths(artifact, spec, units)
-    fixed = isinstance(lengths, io.FixedLengths)
-    package = artifact.path(layout.COREML_PACKAGE if fixed else layout.COREML_FLEXIBLE)
-    runtime = CoreMLRuntime(package, artifact.fingerprint, units, fixed=fixed)
+    lengths = row_lengths(artifact)
+    package = artifact.path(layout.COREML_PACKAGE)
+    if units != CPU:
+        _require_size_for_ane(package, spec, units)
+    runtime = CoreMLRuntime(package, artifact.fingerprint, units, spec.hidden_size)
     return CoreMLSession(spec, open_table(artifact, spec), lengths, runtime.predict, lambda: runtime.device)
+
+
+def _require_size_for_ane(package: Path, spec: ModelSpec, units: str) -> None:
+    """Raise InputError if the weights are too large for the Neural Engine, naming the formats that fit."""
+    n_bytes = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+    if n_bytes >= io.ANE_WEIGHT_BYTES:
+        fitting = ", ".join(io.formats_for_ane(spec)) or "none"
+        raise InputError(
+            f"{package}: {n_bytes / 1e9:.1f} GB of weights exceed the limit of the Neural Engine, "
+            f"{io.ANE_WEIGHT_BYTES / 1e9:.1f} GB, so compute_units={units!r} cannot run them; formats of this model "
+            f"that fit: {fitting}; otherwise use the mlx backend or compute_units={CPU!r}"
+        )
 
 
 def open_artifact(directory: Path) -> Artifact:
@@ -65,10 +85,8 @@ def open_table(artifact: Artifact, spec: ModelSpec) -> EmbeddingTable:
     return EmbeddingTable.open(artifact.path(layout.COREML_TABLE), (spec.vocab_size, spec.hidden_size))
 
 
-def row_lengths(artifact: Artifact, spec: ModelSpec, units: str) -> io.Lengths:
-    """Return the row lengths for the given compute units, read from the manifest for fixed lengths."""
-    if units == FLEXIBLE_UNITS:
-        return io.FlexibleLengths(spec)
+def row_lengths(artifact: Artifact) -> io.FixedLengths:
+    """Return the lengths of the functions of an artifact, as its manifest lists them."""
     lengths = artifact.weights.get("lengths")
     if not isinstance(lengths, list) or not lengths or not all(isinstance(length, int) for length in lengths):
         raise ArtifactError(f"{artifact.directory}: the manifest lists no function lengths; convert the model again")
@@ -76,7 +94,7 @@ def row_lengths(artifact: Artifact, spec: ModelSpec, units: str) -> io.Lengths:
 
 
 class CoreMLSession:
-    """A Core ML model with functions of fixed or flexible length. `spec.max_tokens` is the longest row they accept."""
+    """A Core ML model with functions of fixed length. `spec.max_tokens` is the longest row they accept."""
 
     backend = "coreml"
     policy = BatchPolicy(max_tokens=512)
@@ -85,7 +103,7 @@ class CoreMLSession:
         self,
         spec: ModelSpec,
         table: EmbeddingTable,
-        lengths: io.Lengths,
+        lengths: io.FixedLengths,
         predict: Predict,
         device: Callable[[], str] = lambda: "unknown",
     ):
@@ -94,7 +112,7 @@ class CoreMLSession:
 
     @property
     def device(self) -> str:
-        """The devices that run the operators, according to the compute plan of Core ML."""
+        """The devices that run the operators, according to the compute plan of Core ML. May take minutes."""
         return self._read_device()
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:
@@ -129,15 +147,19 @@ class CoreMLSession:
         ids = batch.input_ids[row][batch.attention_mask[row].astype(bool)]
         if len(ids) > self.spec.max_tokens:
             raise TextTooLong(
-                f"row {row} has {len(ids):,} tokens, limit {self.spec.max_tokens:,} for this Core ML model; "
-                "use encode_stream() or truncate=True",
+                f"row {row} has {len(ids):,} tokens, limit {self.spec.max_tokens:,} for this Core ML model; use "
+                f"encode_stream() or truncate=True, {COREML.longer_inputs}",
                 index=row,
                 n_tokens=len(ids),
                 limit=self.spec.max_tokens,
             )
         length = self._lengths.fitting(len(ids))
-        inputs = io.row_inputs(self._table.rows(ids), length, [(span.start, span.stop) for span in spans])
-        return self._predict(length, inputs | self._lengths.extra_inputs(length))
+        embeds = self._table.rows(ids)
+        with _INPUTS_LOCK:
+            inputs = _INPUTS.setdefault((length, embeds.shape[1]), io.empty_inputs(length, embeds.shape[1]))
+            io.fill_inputs(inputs, embeds, [(span.start, span.stop) for span in spans])
+            outputs = self._predict(length, inputs)
+            return {name: np.array(outputs[name]) for name in (io.TOKEN_STATES, io.SPAN_MEANS)}
 
 
 def _by_row(spans: Sequence[Span]) -> dict[int, list[int]]:

@@ -1,12 +1,11 @@
 """The MLX session: run models on the GPU of a Mac with Apple Silicon. The CPU also works, slowly, for parity tests.
 
-All MLX calls run on one dedicated thread, because MLX keeps streams and compiled functions per thread. Rows are padded
-to one of a few lengths and run in groups whose size is a power of two, so that shapes repeat: Metal reuses buffers only
-for shapes it has seen before, and compiled functions are kept forever. Spans are pooled on the device, and only their
-means `[N, D]` are copied to the host.
+All MLX calls run on one dedicated thread, because MLX keeps streams and compiled functions per thread. Rows of similar
+length run together, packed without padding except inside attention. Spans are pooled on the device, and only their sums
+`[N, D]` are copied to the host, in one array per group of rows.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,18 +15,20 @@ import mlx.core as mx
 import numpy as np
 
 from pplx_edge.errors import InputError
-from pplx_edge.models.mlx_weights import as_numpy, n_bytes, open_model
-from pplx_edge.models.qwen3_mlx import Model
+from pplx_edge.models.mlx_weights import n_bytes, open_model
+from pplx_edge.models.qwen3_mlx import Rows
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import SESSION_DEFAULTS, BatchPolicy, SessionOptions, TokenBatch
 
 _LEAST_LENGTH = 16
-_LENGTHS_AN_OCTAVE = 4  # at most a fifth of a row is padding, a tenth on average
+_LENGTHS_AN_OCTAVE = 4  # within attention, at most a fifth of a row is padding, a tenth on average
+_BUSY_TOKENS = 512  # a pass with fewer tokens waits for the weights rather than for products
 _MAX_TOKENS = 8192  # per call; enough to keep a GPU busy
 _MAX_ATTENTION = 1 << 24
-_CACHE_BYTES = 256_000_000  # limit for freed buffers during a call; the cache is cleared between calls
+_CACHE_BYTES = 256_000_000  # limit for freed buffers during a call; the cache is cleared after it
 _MEGABYTE = 1_000_000
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "MlxSession":
@@ -52,9 +53,9 @@ class MlxSession:
         self.device = self._on_worker(_device)
         self.policy = BatchPolicy(max_tokens=_MAX_TOKENS, max_attention=_MAX_ATTENTION, padded=True)
         mx.set_cache_limit(_CACHE_BYTES)
+        self._ahead = 1  # groups that run while the result of an earlier one is read
         if options.memory_mb is not None:
-            self.policy = self._within(options.memory_mb)
-        self._forward = self._on_worker(lambda: _forward(self.model))
+            self.policy, self._ahead = self._within(options.memory_mb), 0
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:
         """Return the final hidden states, float32 `[B, T, D]`, zeros at padding."""
@@ -70,39 +71,58 @@ class MlxSession:
     def _token_states(self, batch: TokenBatch) -> np.ndarray:
         found = np.zeros((*batch.input_ids.shape, self.spec.dim), np.float32)
         real = batch.attention_mask.astype(bool)
-        for rows, states in self._passes(batch):
-            host = as_numpy(states)
-            for row, of_row in zip(rows, host, strict=True):
-                found[row, real[row]] = of_row[: real[row].sum()]
+        for rows, host in self._passes(batch, lambda rows, states: (rows, states)):
+            ends = np.cumsum(real[rows].sum(axis=1))
+            for row, of_row in zip(rows, np.split(host, ends[:-1]), strict=True):
+                found[row, real[row]] = of_row
         return found
 
     def _span_means(self, batch: TokenBatch) -> np.ndarray:
         means = np.zeros((len(batch.spans), self.spec.dim), np.float32)
+        lengths = batch.attention_mask.sum(axis=1)
         of_row = defaultdict(list)
         for i, span in enumerate(batch.spans):
             if span.n_tokens:
                 of_row[span.row].append(i)
-        for rows, states in self._passes(batch):
-            width = states.shape[1]
-            wanted = [(i, place * width) for place, row in enumerate(rows) for i in of_row[row]]
-            starts = np.array([base + batch.spans[i].start for i, base in wanted], np.int32)
-            counts = np.array([batch.spans[i].n_tokens for i, _ in wanted], np.int32)
-            flat = states.reshape(-1, self.spec.dim)
-            for picked, pooled in span_sums(flat, starts, counts):
-                means[[wanted[j][0] for j in picked]] = as_numpy(pooled) / counts[picked, None].astype(np.float32)
+
+        def pooled(rows: list[int], states: mx.array) -> tuple[np.ndarray, mx.array] | None:
+            starts = np.cumsum([0, *lengths[rows]])
+            wanted = [(i, start) for row, start in zip(rows, starts, strict=False) for i in of_row[row]]
+            if not wanted:
+                return None
+            spans = np.array([i for i, _ in wanted])
+            counts = np.array([batch.spans[i].n_tokens for i in spans])
+            order, sums = span_sums(states, np.array([start + batch.spans[i].start for i, start in wanted]), counts)
+            return spans[order], sums
+
+        for spans, sums in self._passes(batch, pooled):
+            means[spans] = sums / np.array([[batch.spans[i].n_tokens] for i in spans], np.float32)
         return means
 
-    def _passes(self, batch: TokenBatch) -> Iterator[tuple[list[int], mx.array]]:
-        """Yield groups of rows with their states `[b, T, D]`, padded on the right. Frees buffers between groups."""
+    def _passes(
+        self, batch: TokenBatch, result: Callable[[list[int], mx.array], tuple[K, mx.array] | None]
+    ) -> Iterator[tuple[K, np.ndarray]]:
+        """Run the groups of rows, and yield what `result` returns for each, with its float32 array read to the host.
+
+        `result` gets the rows and their packed states `[S, D]`. A group is started before the previous one is read, so
+        that the GPU does not wait, unless the memory is limited. Freed buffers are kept until the last group.
+        """
         ids = [row[mask.astype(bool)] for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
-        for length, rows in row_groups([len(row) for row in ids], self.policy.max_tokens):
-            tokens = np.full((len(rows), length), self.spec.sep_id, np.int32)
-            visible = np.zeros((len(rows), 1, 1, length), bool)
-            for place, row in enumerate(rows):
-                tokens[place, : len(ids[row])] = ids[row]
-                visible[place, 0, 0, : len(ids[row])] = True
-            mask = None if visible.all() else mx.array(visible)
-            yield rows, self._forward(mx.array(tokens), mask)
+        started: deque[tuple[K, mx.array]] = deque()
+        try:
+            for rows in row_groups([len(row) for row in ids], self.policy.max_tokens):
+                layout = Rows.of_lengths([len(ids[row]) for row in rows])
+                tokens = mx.array(np.concatenate([ids[row] for row in rows]).astype(np.int32))
+                if found := result(rows, self.model.model(tokens, layout)):
+                    mx.async_eval(found[1])
+                    started.append(found)
+                while len(started) > self._ahead:
+                    known, array = started.popleft()
+                    yield known, np.array(array)
+            while started:
+                known, array = started.popleft()
+                yield known, np.array(array)
+        finally:
             mx.clear_cache()
 
     def _within(self, memory_mb: int) -> BatchPolicy:
@@ -119,22 +139,25 @@ class MlxSession:
         return BatchPolicy(max_tokens=min(room, _MAX_TOKENS), max_attention=_MAX_ATTENTION, padded=True)
 
 
-def row_groups(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, list[int]]]:
-    """Yield `(padded length, rows)` for each pass: rows of similar length, whose number is a power of two.
+def row_groups(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Yield the rows of each pass: rows of similar length, the longest first, at most `max_tokens` with padding.
 
-    Empty rows are omitted. A row longer than `max_tokens` gets a pass of its own.
+    Rows of any length join a pass that would leave the GPU idle. Empty rows are omitted. A row longer than `max_tokens`
+    gets a pass of its own.
     """
-    alike = defaultdict(list)
-    for row, length in enumerate(lengths):
-        if length:
-            alike[padded_length(length)].append(row)
-    for length, rows in sorted(alike.items(), reverse=True):
-        start = 0
-        while start < len(rows):
-            fitting = max(1, min(len(rows) - start, max_tokens // length))
-            size = 1 << (fitting.bit_length() - 1)
-            yield length, rows[start : start + size]
-            start += size
+    group: list[int] = []
+    n_tokens = 0
+    for row in sorted((row for row, length in enumerate(lengths) if length), key=lambda row: -lengths[row]):
+        if group:
+            longest = lengths[group[0]]
+            similar = padded_length(lengths[row]) == padded_length(longest) or n_tokens < _BUSY_TOKENS
+            if not similar or (len(group) + 1) * longest > max_tokens:
+                yield group
+                group, n_tokens = [], 0
+        group.append(row)
+        n_tokens += lengths[row]
+    if group:
+        yield group
 
 
 def padded_length(n_tokens: int) -> int:
@@ -145,27 +168,22 @@ def padded_length(n_tokens: int) -> int:
     return -(-n_tokens // step) * step
 
 
-def span_sums(states: mx.array, starts: np.ndarray, counts: np.ndarray) -> Iterator[tuple[np.ndarray, mx.array]]:
-    """Yield `(span indices [n], sums [n, D])` for the spans `[starts, starts + counts)` of states `[S, D]`.
+def span_sums(states: mx.array, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, mx.array]:
+    """Return the sums of the spans `[starts, starts + counts)` of states `[S, D]`, and the order they are in, `[N]`.
 
-    Spans of similar length are summed together, in float32. A sum depends only on its own tokens, not on other spans.
+    The sums are float32 `[N, D]`. Spans of similar length are summed together. A sum depends only on its own tokens,
+    not on other spans.
     """
     lengths = np.array([padded_length(int(count)) for count in counts])
+    order, sums = [], []
     for length in np.unique(lengths):
         picked = np.flatnonzero(lengths == length)
         within = np.arange(length)[None, :] < counts[picked, None]  # [n, length]
         places = np.where(within, starts[picked, None] + np.arange(length), 0).astype(np.int32)
         tokens = states[mx.array(places)].astype(mx.float32)  # [n, length, D]
-        yield picked, mx.where(mx.array(within)[..., None], tokens, 0).sum(axis=1)
-
-
-def _forward(model: Model) -> Callable[[mx.array, mx.array | None], mx.array]:
-    """Return the model's forward function, compiled if there is a GPU."""
-    if not mx.metal.is_available():
-        return model
-    unmasked = mx.compile(lambda ids: model(ids))
-    masked = mx.compile(lambda ids, mask: model(ids, mask))
-    return lambda ids, mask: unmasked(ids) if mask is None else masked(ids, mask)
+        order.append(picked)
+        sums.append(mx.where(mx.array(within)[..., None], tokens, 0).sum(axis=1))
+    return np.concatenate(order), mx.concatenate(sums)
 
 
 def _device() -> str:

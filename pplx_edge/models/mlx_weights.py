@@ -4,7 +4,11 @@ The weights of a float checkpoint can be quantized while they are read.
 """
 
 import json
+import math
+import re
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,19 +26,25 @@ from pplx_edge.models.mlx_quantization import (
     quantized,
     weight_format_named,
 )
-from pplx_edge.models.qwen3_mlx import HEAD, PREFIX, Model, ModelArgs
-from pplx_edge.spec import ModelSpec
+from pplx_edge.models.qwen3_mlx import HEAD, PREFIX, Model, ModelArgs, is_stream_norm
+from pplx_edge.spec import DIVIDED_MODEL_TYPE, ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint, weight_files
+from pplx_edge.weights.rounding import residual_share
 
-DTYPES = {"bf16": mx.bfloat16, "fp32": mx.float32}
+DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16, "fp32": mx.float32}
+# In float16, the weights of a checkpoint divide the residual stream by 2**8. The stream itself is float32, so this only
+# has to keep what the branches add, up to 2**18 in the released models, below 2**16. Conversions measure it instead.
+_RESIDUAL_EXPONENT = 8
+_MEMORY_SHARE = 0.6  # of the recommended working set; the rest is for activations and other programs
+_WITHOUT_BFLOAT16 = (13, 14)  # generations of Apple GPUs, `applegpu_g13s` for one: M1 and M2
 _WORD_BITS = 32
 
 
 def open_model(directory: Path, weights: str | None = None) -> Model:
     """Load the encoder from a directory, reading and checking its weights.
 
-    `weights` is the weight format for a float checkpoint: a name in WEIGHT_FORMATS, `bf16` (the default) or `fp32`.
-    Raises CheckpointError, UnsupportedModel, or InputError if the name is unknown or the weights are already quantized.
+    `weights` is the weight format for a float checkpoint: a name in WEIGHT_FORMATS, `bf16`, `fp16` or `fp32`; the
+    default is `default_weights`. Raises CheckpointError, UnsupportedModel, or InputError if the name is unknown or the weights are already quantized.
     """
     if not mx.metal.is_available():
         mx.disable_compile()  # on a CPU, MLX would run a C++ compiler for each new shape
@@ -42,10 +52,34 @@ def open_model(directory: Path, weights: str | None = None) -> Model:
     spec = ModelSpec.from_directory(directory)
     plan = QuantizationPlan.from_config(config, str(directory / layout.CONFIG))
     if plan.default is None:
-        return _from_floats(Checkpoint.open(directory, spec), weights or "bf16")
+        divided = config.get("model_type") == DIVIDED_MODEL_TYPE
+        stored_as = weights or ("fp16" if divided else default_weights(spec))
+        exponent = _RESIDUAL_EXPONENT if stored_as == "fp16" and not divided else 0
+        return _from_floats(Checkpoint.open(directory, spec), stored_as, exponent)
     if weights is not None:
         raise InputError(f"{directory}: the weights are already quantized; load it without weights={weights!r}")
     return _from_mlx(directory, spec)
+
+
+def default_weights(spec: ModelSpec) -> str:
+    """Return the format that the weights of a checkpoint get on this machine, and warn if they are quantized.
+
+    It is `q8` if bfloat16 would take more than 60 % of the memory that Metal recommends, `fp16` on GPUs that have no
+    bfloat16 (M1 and M2), and otherwise `bf16`.
+    """
+    if not mx.metal.is_available():
+        return "bf16"
+    device = mx.device_info()
+    size, advised = 2 * spec.n_parameters, float(device.get("max_recommended_working_set_size") or math.inf)
+    if size > _MEMORY_SHARE * advised:
+        warnings.warn(
+            f"the weights are loaded as q8: bf16 would take {size / 1e9:.1f} GB, and Metal recommends at most "
+            f"{advised / 1e9:.1f} GB for everything on this machine; load(weights='bf16') loads them as they are",
+            stacklevel=2,
+        )
+        return "q8"
+    found = re.search(r"g(\d+)", str(device.get("architecture")))
+    return "fp16" if found and int(found[1]) in _WITHOUT_BFLOAT16 else "bf16"
 
 
 def uniform_plan(spec: ModelSpec, weight_format: WeightFormat) -> QuantizationPlan:
@@ -60,18 +94,31 @@ def matrices(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes if len(shape) == 2}
 
 
-def _from_floats(checkpoint: Checkpoint, stored_as: str) -> Model:
-    dtype = DTYPES.get(stored_as)
-    plan = QuantizationPlan() if dtype else uniform_plan(checkpoint.spec, weight_format_named(stored_as))
+def _from_floats(checkpoint: Checkpoint, stored_as: str, exponent: int) -> Model:
+    """Return the model of a float checkpoint, with the residual stream divided by `2**exponent`."""
+    spec, dtype = checkpoint.spec, DTYPES.get(stored_as)
+    plan = QuantizationPlan() if dtype else uniform_plan(spec, weight_format_named(stored_as))
+    paths = matrices(spec)
     weights: dict[str, mx.array] = {}
-    for name in checkpoint.spec.tensor_shapes():
+    for name in spec.tensor_shapes():
         path = name.removesuffix(".weight")
-        weight_format = plan.weight_format(path) if path in matrices(checkpoint.spec) else None
-        values = mx.array(checkpoint.read(name))
-        parts = quantized(values, weight_format) if weight_format else {"weight": values.astype(dtype or mx.bfloat16)}
-        mx.eval(*parts.values())  # evaluate now, to free the float32 tensor before the next one is read
-        weights |= {f"{path}.{part}": array for part, array in parts.items()}
-    return _assembled(checkpoint.spec, weights, {path: plan.weight_format(path) for path in matrices(checkpoint.spec)})
+        if path not in paths:
+            kept = mx.float32 if is_stream_norm(name) else dtype or mx.bfloat16
+            weights[name] = mx.array(checkpoint.read(name)).astype(kept)
+            continue
+        weight_format, share = plan.weight_format(path), residual_share(name, exponent)
+        blocks = []
+        for rows in checkpoint.row_blocks(name):
+            values = mx.array(np.ldexp(rows, -share) if share else rows)
+            blocks.append(
+                quantized(values, weight_format) if weight_format else {"weight": values.astype(dtype or mx.bfloat16)}
+            )
+            mx.eval(blocks[-1])  # evaluate now, to free the float32 rows before the next ones are read
+        for part in blocks[0]:
+            weights[f"{path}.{part}"] = mx.concatenate([block[part] for block in blocks])
+            mx.eval(weights[f"{path}.{part}"])
+    spec = replace(spec, residual_divisor=spec.residual_divisor * 2**exponent)
+    return _assembled(spec, weights, {path: plan.weight_format(path) for path in paths})
 
 
 class StoredWeights:

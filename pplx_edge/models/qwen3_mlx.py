@@ -4,17 +4,20 @@
 `mlx_lm.utils.load_model(path, get_model_classes=lambda config: (Model, ModelArgs))`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
 from pplx_edge.spec import ModelSpec
 
 PREFIX = "model."
 HEAD = "lm_head."  # the output layer of a language model, which an encoder does not have
+_STREAM_NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,45 @@ class ModelArgs:
     def from_dict(cls, config: Mapping[str, Any]) -> "ModelArgs":
         """Return the arguments for a parsed config.json. Raises UnsupportedModel for an unimplemented setting."""
         return cls(ModelSpec.from_config(config))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The layout of `B` packed rows: all their tokens one after the other, `[S]`, and padded to `[B, T]` for attention.
+
+    Only attention needs to know which tokens are in the same row. Everything else runs on the packed tokens, without
+    padding. The arrays are None if all rows have `T` tokens.
+    """
+
+    n_rows: int
+    length: int
+    padded: mx.array | None = None  # [B * T], the packed token at each place, any token at padding
+    packed: mx.array | None = None  # [S], the place of each packed token
+    mask: mx.array | None = None  # bool [B, 1, 1, T], False at padding
+
+    @classmethod
+    def of_lengths(cls, lengths: Sequence[int]) -> "Rows":
+        """Return the layout of rows with these numbers of tokens."""
+        n_rows, length = len(lengths), max(lengths)
+        if min(lengths) == length:
+            return cls(n_rows, length)
+        real = np.arange(length) < np.array(lengths)[:, None]  # [B, T]
+        padded = np.zeros(n_rows * length, np.int32)
+        packed = np.flatnonzero(real).astype(np.int32)
+        padded[packed] = np.arange(len(packed))
+        mask = np.zeros((n_rows, 1, 1, length), bool)
+        mask[:, 0, 0] = real
+        return cls(n_rows, length, mx.array(padded), mx.array(packed), mx.array(mask))
+
+    def spread(self, heads: mx.array) -> mx.array:
+        """Pad heads of packed tokens: `[S, H, d]` to `[B, H, T, d]`."""
+        heads = heads if self.padded is None else heads[self.padded]
+        return heads.reshape(self.n_rows, self.length, *heads.shape[1:]).transpose(0, 2, 1, 3)
+
+    def join(self, heads: mx.array) -> mx.array:
+        """Remove the padding: `[B, H, T, d]` to `[S, H * d]`."""
+        flat = heads.transpose(0, 2, 1, 3).reshape(self.n_rows * self.length, -1)
+        return flat if self.packed is None else flat[self.packed]
 
 
 class Attention(nn.Module):
@@ -43,15 +85,14 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(spec.head_dim, spec.rms_norm_eps)
         self.rope = nn.RoPE(spec.head_dim, traditional=False, base=spec.rope_theta)
 
-    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
-        B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).reshape(B, T, self.n_heads, self.head_dim)).transpose(0, 2, 1, 3)  # [B, H, T, d]
-        k = self.k_norm(self.k_proj(x).reshape(B, T, self.n_kv_heads, self.head_dim)).transpose(0, 2, 1, 3)
-        v = self.v_proj(x).reshape(B, T, self.n_kv_heads, self.head_dim).transpose(0, 2, 1, 3)  # [B, K, T, d]
+    def __call__(self, x: mx.array, rows: Rows) -> mx.array:
+        q = rows.spread(self.q_norm(self.q_proj(x).reshape(-1, self.n_heads, self.head_dim)))  # [B, H, T, d]
+        k = rows.spread(self.k_norm(self.k_proj(x).reshape(-1, self.n_kv_heads, self.head_dim)))
+        v = rows.spread(self.v_proj(x).reshape(-1, self.n_kv_heads, self.head_dim))  # [B, K, T, d]
         mixed = mx.fast.scaled_dot_product_attention(
-            self.rope(q), self.rope(k), v, scale=self.head_dim**-0.5, mask=mask
+            self.rope(q), self.rope(k), v, scale=self.head_dim**-0.5, mask=rows.mask
         )
-        return self.o_proj(mixed.transpose(0, 2, 1, 3).reshape(B, T, -1))
+        return self.o_proj(rows.join(mixed))
 
 
 class MLP(nn.Module):
@@ -64,26 +105,29 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
     """One layer: pre-norm attention and MLP, each added to the residual stream.
 
-    The residual stream x is float32 for any weight type. In bfloat16, 1.5 times as many codes would change.
+    The residual stream x is float32 for any weight type. In bfloat16, 1.5 times as many codes would change. Its norms
+    have float32 weights, because MLX would convert weights of another type in every call.
     """
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.self_attn = Attention(spec)
         self.mlp = MLP(spec)
-        self.input_layernorm = nn.RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(spec.hidden_size, spec.stream_eps)
+        self.post_attention_layernorm = nn.RMSNorm(spec.hidden_size, spec.stream_eps)
 
-    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
-        dtype = self.input_layernorm.weight.dtype
-        x = x + self.self_attn(self.input_layernorm(x).astype(dtype), mask)
-        return x + self.mlp(self.post_attention_layernorm(x).astype(dtype))
+    def __call__(self, x: mx.array, pending: mx.array | None, rows: Rows) -> tuple[mx.array, mx.array]:
+        """Return the stream and the term to add to it, given the stream and the term that the last layer added."""
+        dtype = self.self_attn.q_norm.weight.dtype  # that of all products
+        x, normed = add_norm(x, pending, self.input_layernorm, dtype)
+        x, normed = add_norm(x, self.self_attn(normed, rows), self.post_attention_layernorm, dtype)
+        return x, self.mlp(normed)
 
 
 class Encoder(nn.Module):
@@ -93,34 +137,35 @@ class Encoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [Block(spec) for _ in range(spec.n_layers)]
-        self.norm = nn.RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.norm = nn.RMSNorm(spec.hidden_size, spec.stream_eps)
 
-    def states(self, ids: mx.array, mask: mx.array | None = None) -> Iterator[mx.array]:
-        """Yield the states, float32 `[B, T, D]`, after the embedding, after each layer and after the final norm."""
-        x = self.embed_tokens(ids).astype(mx.float32)
+    def states(self, ids: mx.array, rows: Rows) -> Iterator[mx.array]:
+        """Yield the states, float32 `[S, D]`, after the embedding, after each layer and after the final norm.
+
+        `ids` are those of all rows, packed `[S]`. States that the caller does not evaluate cost nothing.
+        """
+        x, pending = self.embed_tokens(ids).astype(mx.float32), None
         yield x
         for layer in self.layers:
-            x = layer(x, mask)
-            yield x
-        yield self.norm(x)
+            x, pending = layer(x, pending, rows)
+            yield x + pending
+        yield add_norm(x, pending, self.norm, mx.float32)[1]
 
-    def __call__(self, ids: mx.array, mask: mx.array | None = None) -> mx.array:
-        *_, final = self.states(ids, mask)
+    def __call__(self, ids: mx.array, rows: Rows) -> mx.array:
+        *_, final = self.states(ids, rows)
         return final
 
 
 class Model(nn.Module):
-    """The model: takes ids `[B, T]` and a bool mask of visible tokens `[B, 1, 1, T]`, returns float32 `[B, T, D]`.
-
-    If the mask is None, all tokens are visible.
-    """
+    """The model: takes ids `[B, T]` without padding and returns the final states, float32 `[B, T, D]`."""
 
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.model = Encoder(args.spec)
 
-    def __call__(self, ids: mx.array, mask: mx.array | None = None) -> mx.array:
-        return self.model(ids, mask)
+    def __call__(self, ids: mx.array) -> mx.array:
+        n_rows, length = ids.shape
+        return self.model(ids.reshape(-1), Rows(n_rows, length)).reshape(n_rows, length, -1)
 
     @property
     def layers(self) -> list[Block]:
@@ -128,9 +173,37 @@ class Model(nn.Module):
         return self.model.layers
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Return the weights with names prefixed with `model.`, whether or not they were before, without `lm_head`."""
+        """Return the weights under our names: prefixed with `model.`, whether or not they were before.
+
+        There is no `lm_head`, and the weights of norms of the residual stream are float32.
+        """
+        named = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
         return {
-            PREFIX + name.removeprefix(PREFIX): tensor
-            for name, tensor in weights.items()
-            if not name.removeprefix(PREFIX).startswith(HEAD)
+            name: tensor.astype(mx.float32) if is_stream_norm(name) else tensor
+            for name, tensor in named.items()
+            if not name.startswith(PREFIX + HEAD)
         }
+
+
+def is_stream_norm(name: str) -> bool:
+    """Return whether a tensor is the weight of a norm of the residual stream, which stays in float32."""
+    return name.removesuffix(".weight").rpartition(".")[2] in _STREAM_NORMS
+
+
+def add_norm(x: mx.array, y: mx.array | None, norm: nn.RMSNorm, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    """Return `x + y`, and its norm in another type; x is float32, and y, in any type, may be None for zero."""
+    x = x if y is None else _added(x, y)
+    return x, norm(x).astype(dtype)
+
+
+# Compiled for all shapes at once: each is one Metal kernel instead of two, and no new shape needs another compilation.
+
+
+@partial(mx.compile, shapeless=True)
+def _added(x: mx.array, y: mx.array) -> mx.array:
+    return x + y
+
+
+@partial(mx.compile, shapeless=True)
+def _gated(gate: mx.array, up: mx.array) -> mx.array:
+    return nn.silu(gate) * up

@@ -37,6 +37,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, grouped: bool | None = None) -> Tensor:
+    """Return the attention `[B, H, T, d]` of q `[B, H, T, d]` over k and v `[B, K, T, d]`, whose heads are shared.
+
+    With `grouped`, the kernel reads each shared head once. Only flash attention can, which needs a CUDA GPU, half
+    precision and no mask; other kernels get repeated heads. None chooses by these rules.
+    """
+    if grouped is None:
+        grouped = visible is None and q.is_cuda and q.dtype != torch.float32
+    if not grouped:
+        k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v))  # [B, H, T, d]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=grouped)
+
+
 class Attention(nn.Module):
     """Grouped-query attention without a causal mask; q and k are normalized per head before the rotation."""
 
@@ -60,9 +73,7 @@ class Attention(nn.Module):
         )  # [B, K, T, d]
         v = self.v_proj(x).view(B, T, self.spec.n_kv_heads, self.spec.head_dim).transpose(1, 2)  # [B, K, T, d]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        k = k.repeat_interleave(self.spec.heads_per_kv, dim=1)  # [B, H, T, d]
-        v = v.repeat_interleave(self.spec.heads_per_kv, dim=1)  # [B, H, T, d]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        mixed = attend(q, k, v, visible)  # [B, H, T, d]
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, self.spec.q_size))
 
 
@@ -108,14 +119,20 @@ class Qwen3Encoder(nn.Module):
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.n_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, from the first to the last."""
+        return [block for block in self.layers if isinstance(block, Block)]
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the states `[B, T, D]` of int64 ids `[B, T]`. Tokens are visible where the mask `[B, T]` is 1.
 
         If the mask is None, all tokens are visible. Positions count from the first column; the padding side does not
         matter, because rotary attention depends only on distances. States at padding are unspecified. Every row must
-        have at least one real token, otherwise its states are NaN.
+        have at least one real token, otherwise its states are NaN. A mask of ones on the CPU is the same as None; on
+        other devices its values are not read, because that would wait for the device.
         """
-        if attention_mask is None or bool(attention_mask.all()):
+        if attention_mask is None or (attention_mask.device.type == "cpu" and bool(attention_mask.all())):
             return self._states(input_ids, None)
         return self.masked_states(input_ids, attention_mask)
 

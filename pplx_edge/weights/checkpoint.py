@@ -6,7 +6,7 @@ maps only its own bytes, so peak memory is the size of the largest tensor, not o
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from pplx_edge.weights.safetensors import StoredTensor, read_header
 
 _PREFIX = "model."
 _IGNORED = {"lm_head.weight"}  # the language model's head, which an encoder does not have
+_BLOCK_ROWS = 8192
 _DTYPES = ("F32", "F16", "BF16")
 
 
@@ -59,6 +60,12 @@ class Checkpoint:
         if not 0 <= start <= stop <= n_rows:
             raise InputError(f"{stored.path}: tensor {name} has {n_rows:,} rows, [{start}, {stop}) is out of range")
         return self._checked(name, _as_float32(stored.array(start, stop)))
+
+    def row_blocks(self, name: str) -> Iterator[np.ndarray]:
+        """Yield a matrix in blocks of rows, float32, so that a large embedding table is never entirely in memory."""
+        n_rows = self.spec.tensor_shapes()[name][0]
+        for start in range(0, n_rows, _BLOCK_ROWS):
+            yield self.read_block(name, start, min(start + _BLOCK_ROWS, n_rows))
 
     def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return the rows of a matrix with the given indices, an integer array `[R]`: float32 `[R, columns]`."""

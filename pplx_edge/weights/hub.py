@@ -51,7 +51,7 @@ _TRUE = {"1", "on", "yes", "true"}
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ListedModel:
     """A model in the list of available models.
 
     `directory` is its location on disk, or None if it must be downloaded first. `n_bytes` is its size on disk, and
@@ -134,13 +134,13 @@ def remove(name: str) -> int:
     return freed + found.size_on_disk
 
 
-def available() -> list[Model]:
+def available() -> list[ListedModel]:
     """Return the built-in model, the official models, and all other models in the hub cache that can be opened."""
     built_in = _built_in()
-    models = [Model(BUILT_IN, "built-in", built_in, _tree_bytes(built_in))]
+    models = [ListedModel(BUILT_IN, "built-in", built_in, _tree_bytes(built_in))]
     cached = {repo.repo_id: _cached_model(repo) for repo in _cached_repositories()}
     for repository in OFFICIAL.values():
-        models.append(cached.pop(repository, None) or Model(repository, "official"))
+        models.append(cached.pop(repository, None) or ListedModel(repository, "official"))
     return models + [model for _, model in sorted(cached.items()) if model]
 
 
@@ -351,13 +351,13 @@ def _cached_repositories() -> list[Any]:
     return [repo for repo in _hub().scan_cache_dir(_hub_cache()).repos if repo.repo_type == "model"]
 
 
-def _cached_model(repo: Any) -> Model | None:
+def _cached_model(repo: Any) -> ListedModel | None:
     """Return the newest complete snapshot of a cached repository, or None if none of its snapshots can be opened."""
     for commit in sorted(repo.revisions, key=lambda commit: commit.last_modified, reverse=True):
         directory = Path(commit.snapshot_path)
         if _is_whole(directory, None):
             kind = "official" if repo.repo_id in OFFICIAL.values() else "cached"
-            return Model(repo.repo_id, kind, directory, repo.size_on_disk, commit.commit_hash)
+            return ListedModel(repo.repo_id, kind, directory, repo.size_on_disk, commit.commit_hash)
     return None
 
 

@@ -23,6 +23,17 @@ TINY_SCALE = np.float32(1e-30)  # keeps the scale of an all-zero row from dividi
 TINY_STEP = np.float32(1e-7)  # the minimum step of MLX, for groups of equal weights
 
 
+def residual_share(tensor: str, exponent: int) -> int:
+    """Return the exponent by which a tensor is divided, so that the residual stream is divided by `2**exponent`.
+
+    The embedding table is divided, and so are the branches: half of the exponent by v and up, the rest by o and down,
+    so that neither weights nor activations get close to the smallest float16.
+    """
+    name, first = ".".join(tensor.removesuffix(".weight").split(".")[-2:]), exponent // 2
+    shares = {"embed_tokens": exponent} | dict.fromkeys(("self_attn.v_proj", "mlp.up_proj"), first)
+    return (shares | dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), exponent - first)).get(name, 0)
+
+
 def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return int8 codes `[R, C]` and float32 scales `[R]` of a float matrix whose rows are looked up."""
     return _rounded(table, np.abs(table).max(axis=1) / np.float32(INT8_MAX))

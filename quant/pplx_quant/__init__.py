@@ -1,1 +1,1 @@
-"""Training of bidirectional text embedding models: data, losses, stages, checkpoints."""
+"""Training of bidirectional text embedding models: data, losses, stages and checkpoints."""

@@ -1,17 +1,18 @@
-"""The paper's ablation at small scale: {causal, diffusion} pretraining x {last token, mean} pooling, one budget.
+"""Repeat the paper's ablation at small scale: {causal, diffusion} pretraining x {last token, mean} pooling.
 
-python -m pplx_quant.ablation --data PACKED --tokenizer DIR --out DIR [options]
+python -m pplx_quant ablation --data PACKED --tokenizer DIR --out DIR [options]
 
-Both pretrainings see the same sequences for the same number of steps, and each is fine-tuned twice on the same pairs.
-What is pretrained causally stays causal in fine-tuning. Scores are nDCG@10 of held-out questions. DIR gets every run,
-`ablation.jsonl` and `ablation.svg`; a killed call goes on where it stopped. (arXiv 2602.11151, section on ablations:
-40.6 diffusion + mean, 39.9 causal + last token, 39.7 diffusion + last token, 38.8 causal + mean.)
+Both pretrainings see the same sequences for the same number of steps, and each result is fine-tuned twice on the same
+pairs. A model that was pretrained causally stays causal in fine-tuning. Scores are nDCG@10 of held-out questions. DIR
+receives every run, `ablation.jsonl` and `ablation.svg`. Repeat the command to continue after an interruption.
+
+For comparison, arXiv 2602.11151 reports 40.6 for diffusion + mean, 39.9 for causal + last token, 39.7 for diffusion +
+last token and 38.8 for causal + mean.
 """
 
 import json
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pplx_edge.errors import EdgeError
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
@@ -27,7 +27,7 @@ from pplx_quant.checkpoint import find_checkpoint, read_model, write_checkpoint
 from pplx_quant.distributed import World
 from pplx_quant.loop import train
 from pplx_quant.model import encoder_means, pad, pool_spans
-from pplx_quant.options import parse_config
+from pplx_quant.options import option, required
 from pplx_quant.stages.diffuse import DiffuseConfig, DiffuseStage
 from pplx_quant.stages.pair import PairConfig, PairStage
 from pplx_quant.tokenizer import load_tokenizer
@@ -40,25 +40,27 @@ POOLINGS = ("last", "mean")
 class AblationConfig:
     """The budget of each run, and the size of the model, which starts from random weights."""
 
-    data: Path
-    tokenizer: Path
-    out: Path
-    layers: int = 3
-    hidden_size: int = 128
-    heads: int = 4
-    pretrain_steps: int = 300
-    pretrain_batch: int = 32
-    length: int = 128
-    pair_steps: int = 200
-    pair_batch: int = 128
-    validate_on: tuple[str, ...] = ("qed", "tydiqa", "openstax", "jaquad", "text.en")
-    boost: tuple[str, ...] = ()
-    bf16: bool = field(default=True, metadata={"help": "autocast; slower on a processor without bf16 matrix units"})
-    seed: int = 1
+    data: Path = required("Packed file to train on.")
+    tokenizer: Path = required("Directory of the tokenizer that the file was packed with.")
+    out: Path = required("Directory for the runs and the results.")
+    layers: int = option(3, "Number of layers.")
+    hidden_size: int = option(128, "Dimensions of the model.")
+    heads: int = option(4, "Number of attention heads.")
+    pretrain_steps: int = option(300, "Steps of each pretraining.")
+    pretrain_batch: int = option(32, "Sequences in a pretraining step.")
+    length: int = option(128, "Tokens in a pretraining sequence.")
+    pair_steps: int = option(200, "Steps of each fine-tuning.")
+    pair_batch: int = option(128, "Pairs in a fine-tuning step.")
+    validate_on: tuple[str, ...] = option(
+        ("qed", "tydiqa", "openstax", "jaquad", "text.en"), "Groups whose held-out questions are scored."
+    )
+    boost: tuple[str, ...] = option((), "Multiply the share of a group in fine-tuning: GROUP=FACTOR.")
+    precision: str = option("auto", "Precision of calls: float32, bfloat16, or auto: bfloat16 where it is fast.")
+    seed: int = option(1, "Seed of weights and batches.")
 
 
 def causal_states(model: Qwen3Encoder, ids: Tensor, mask: Tensor) -> Tensor:
-    """States `[B, T, D]` of right-padded rows when no token sees a later one."""
+    """Return the states `[B, T, D]` of right-padded rows when no token sees a later one."""
     length = ids.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
     return model._states(ids, earlier[None, None] & mask.bool()[:, None, None, :])
@@ -70,8 +72,9 @@ class CausalStage(DiffuseStage):
     name = "causal"
 
     def call_loss(
-        self, model: Qwen3Encoder, texts: Sequence[np.ndarray], generator: np.random.Generator, world: World
+        self, model: Qwen3Encoder, texts: Sequence[np.ndarray], noise: np.ndarray, draws: np.ndarray, world: World
     ) -> Tensor:
+        """Return the sum of the loss over all tokens but the first of each text; the noise is not used."""
         ids, mask = (part.to(world.device) for part in pad(texts))
         with self.cfg.autocast(world.device):
             states = causal_states(model, ids, mask)[:, :-1]
@@ -81,7 +84,7 @@ class CausalStage(DiffuseStage):
 
 
 class PooledStage(PairStage):
-    """Pairs with the attention and the pooling of one cell of the table."""
+    """Training on pairs with the attention and the pooling of one cell of the table."""
 
     def __init__(self, cfg: PairConfig, pretraining: str, pooling: str):
         super().__init__(cfg)
@@ -96,8 +99,8 @@ class PooledStage(PairStage):
         return pool_spans(causal_states(model, ids, mask).float(), rows)
 
 
-def start(config: AblationConfig) -> Path:
-    """The folder of the model that all runs start from: random weights."""
+def initial_checkpoint(config: AblationConfig) -> Path:
+    """Return the checkpoint with random weights that all runs start from, and write it if it is missing."""
     folder = config.out / "start"
     if find_checkpoint(folder) is None:
         spec = ModelSpec(
@@ -124,10 +127,10 @@ def start(config: AblationConfig) -> Path:
 
 
 def pretrain(config: AblationConfig, pretraining: str) -> Path:
-    """The checkpoint after pretraining."""
+    """Pretrain, and return the checkpoint."""
     cfg = DiffuseConfig(
         data=config.data,
-        init=start(config),
+        init=initial_checkpoint(config),
         out=config.out / pretraining,
         steps=config.pretrain_steps,
         batch=config.pretrain_batch,
@@ -136,14 +139,14 @@ def pretrain(config: AblationConfig, pretraining: str) -> Path:
         matrix_rate=2e-3,
         vector_rate=2e-3,
         warmup=30,
-        bf16=config.bf16,
+        precision=config.precision,
         seed=config.seed,
     )
     return train(cfg, DiffuseStage(cfg) if pretraining == "diffusion" else CausalStage(cfg))
 
 
 def score(config: AblationConfig, init: Path, pretraining: str, pooling: str) -> dict[str, float]:
-    """nDCG@10 of int8 vectors per held-out group after fine-tuning."""
+    """Fine-tune, and return nDCG@10 of int8 vectors for each held-out group."""
     cfg = PairConfig(
         data=config.data,
         init=init,
@@ -156,7 +159,7 @@ def score(config: AblationConfig, init: Path, pretraining: str, pooling: str) ->
         matrix_rate=1e-3,
         vector_rate=1e-3,
         warmup=20,
-        bf16=config.bf16,
+        precision=config.precision,
         boost=config.boost,
         validate_on=config.validate_on,
         pool=1000,
@@ -168,7 +171,10 @@ def score(config: AblationConfig, init: Path, pretraining: str, pooling: str) ->
 
 
 def ablate(config: AblationConfig) -> list[dict]:
-    """One row a cell: pretraining, pooling, scores and their average. Writes the table and the plot."""
+    """Run all cells and write the table and the plot.
+
+    Return one row for each cell: pretraining, pooling, scores and their average.
+    """
     rows = []
     for pretraining in PRETRAININGS:
         init = pretrain(config, pretraining)
@@ -188,7 +194,7 @@ def ablate(config: AblationConfig) -> list[dict]:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """A bar a cell, groups beside the average."""
+    """Draw one bar for each cell, by group and for the average."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -206,19 +212,9 @@ def draw(rows: list[dict], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the ablation and print its table; returns the exit status."""
-    try:
-        rows = ablate(parse_config(AblationConfig, argv, "Pretraining and pooling, one budget."))
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    names = list(rows[0])
-    print("\t".join(name.removeprefix("ndcg_") for name in names))
+def report_ablation(config: AblationConfig) -> None:
+    """Run the ablation and print its table to stdout."""
+    rows = ablate(config)
+    print("\t".join(name.removeprefix("ndcg_") for name in rows[0]))
     for row in rows:
-        print("\t".join(str(row[name]) for name in names))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        print("\t".join(map(str, row.values())))

@@ -1,7 +1,8 @@
 """Checkpoints in the Hugging Face layout, written atomically.
 
 Stock transformers (>= 5.2), sentence-transformers and text-embeddings-inference open the directory as it is. A
-checkpoint of a running stage also holds the optimiser's tensors and the step, as safetensors and JSON: never a pickle.
+checkpoint of an unfinished run also contains the tensors of the optimizer and the step, as safetensors and JSON, and
+never a pickle.
 """
 
 import json
@@ -32,7 +33,7 @@ TOKENIZER_FILES = (layout.TOKENIZER, layout.TOKENIZER_CONFIG)
 
 
 def hf_config(spec: ModelSpec) -> dict:
-    """`config.json` of a bidirectional encoder as stock libraries read it: a Qwen3 that is not causal."""
+    """Return the `config.json` of a bidirectional encoder as stock libraries read it: a Qwen3 that is not causal."""
     return {
         "architectures": ["Qwen3Model"],
         "model_type": "qwen3",
@@ -72,10 +73,10 @@ def write_checkpoint(
     state: tuple[Mapping[str, Tensor], Mapping[str, object]] | None = None,
     vectors: str = "means",
 ) -> None:
-    """Write a checkpoint to `folder`, replacing one that is there; a crash leaves the old one or the new one whole.
+    """Write a checkpoint to `folder` and replace a previous one; after a crash, either of them is complete.
 
-    `state` adds what a running stage needs to go on: tensors by name and JSON values. `vectors` is what
-    sentence-transformers will give of it (`stock_layout.VECTORS`). Raises StorageError.
+    `state` adds what a run needs to continue: tensors by name, and JSON values. `vectors` selects the output of
+    sentence-transformers (see `stock_layout`). Raises StorageError.
     """
     with writing_checkpoint(folder, model.spec, tokenizer_folder, vectors) as staging:
         weights = {name: weight.detach().to(dtype).contiguous() for name, weight in model.state_dict().items()}
@@ -87,9 +88,9 @@ def write_checkpoint(
 
 @contextmanager
 def writing_checkpoint(folder: Path, spec: ModelSpec, tokenizer_folder: Path, vectors: str = "means") -> Iterator[Path]:
-    """A folder with all files of a model but its weights, for a with-block to put them in.
+    """Provide a directory with all files of a model except its weights, which the block must write.
 
-    It takes the place of `folder` when the block ends, and goes away when the block raises. Raises StorageError.
+    It replaces `folder` when the block ends, and is deleted if the block raises. Raises StorageError.
     """
     try:
         with replacing_directory(folder, replace=True) as staging:
@@ -109,9 +110,9 @@ def writing_checkpoint(folder: Path, spec: ModelSpec, tokenizer_folder: Path, ve
 def write_float32_weights(
     path: Path, shapes: Mapping[str, Sequence[int]], blocks: Callable[[str], Iterable[np.ndarray]]
 ) -> None:
-    """Write a safetensors file of float32 tensors from the consecutive blocks that `blocks(name)` yields of each.
+    """Write a safetensors file of float32 tensors, each from the consecutive blocks that `blocks(name)` yields.
 
-    Only one block need be in memory. Raises ValueError when the blocks of a tensor do not fill its shape.
+    Only one block has to be in memory. Raises ValueError if the blocks of a tensor do not fill its shape.
     """
     tensors = {name: ("F32", tuple(shape)) for name, shape in shapes.items()}
     with SafetensorsWriter(path, tensors, {"format": "pt"}) as file:
@@ -121,13 +122,13 @@ def write_float32_weights(
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint at `folder`, or the one a crash between two renames left beside it; None when there is none."""
+    """Return `folder`, or the previous version that a crash left under another name; None if there is no checkpoint."""
     found = left_by_crash(folder) or folder
     return found if (found / WEIGHTS).is_file() else None
 
 
 def read_model(folder: Path) -> Qwen3Encoder:
-    """The float32 encoder of a checkpoint folder. Raises CheckpointError when the files do not fit together."""
+    """Return the float32 encoder of a checkpoint. Raises CheckpointError if the files do not fit together."""
     checkpoint = Checkpoint.open(folder)
     model = Qwen3Encoder(checkpoint.spec)
     names = checkpoint.spec.tensor_shapes()
@@ -136,12 +137,12 @@ def read_model(folder: Path) -> Qwen3Encoder:
 
 
 def read_state(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and values that a running stage left in its checkpoint. Raises CheckpointError when they are damaged."""
+    """Return the tensors and values of `write_checkpoint`'s `state`. Raises CheckpointError if they are damaged."""
     try:
         with safe_open(folder / STATE_TENSORS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, json.loads((folder / STATE_VALUES).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: training state not readable ({error})") from error
-    except Exception as error:  # safetensors raises its own, which is only an Exception
+    except Exception as error:  # SafetensorError has no other base class
         raise CheckpointError(f"{folder / STATE_TENSORS}: damaged ({error})") from error

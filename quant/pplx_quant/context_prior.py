@@ -1,10 +1,10 @@
-"""A starting point for contextual training: attention that hands every token a share of its document.
+"""Initial attention weights for contextual training, which add a share of the document's mean to every token.
 
-A bag of words has nothing to say about the document around a chunk, and a small budget does not teach attention to
-look at it from nothing. So its heads are started as what the plainest contextual encoder would do: one looks at all
-tokens alike, one at the beginning, where documents say what they are about; what they see is the tokens' own vectors.
-A text alone keeps its direction, as the mean of what is added is (nearly) its own mean; a chunk moves towards its
-document.
+A small training budget is not enough to learn attention across a document from random weights. So the heads start as
+the simplest contextual encoder: one head of each group attends to all tokens equally, another to the beginning of the
+document, which usually says what it is about. The values are the token vectors themselves. The vector of a text
+without a document keeps its direction, because the mean of what is added is nearly its own mean; the vector of a chunk
+moves towards the mean of its document.
 """
 
 import math
@@ -14,42 +14,44 @@ import torch
 from pplx_edge.models.qwen3_torch import Attention, Qwen3Encoder
 from pplx_quant.errors import ConfigError
 
-BEGINNING_TOKENS = 125.0  # attention to the beginning falls to 1/e over so many
+BEGINNING_TOKENS = 125.0  # attention to the beginning falls by a factor of e over this many tokens
 CONSTANT_GAIN = 8.0
-LEAST_CONSTANT = 1.0  # of the last component of a token that is some 20 long
+MIN_CONSTANT = 1.0  # of the last component; a token vector has a length of about 20
 
 
 def give_context(model: Qwen3Encoder, strength: float) -> None:
-    """Replace the attention of `model`, in place; `strength` is the share of each head's view that is added.
+    """Replace the attention weights of `model`, in place; `strength` scales the output of each head.
 
-    Queries and keys are read from the last component alone, which the final norm does not let through (see
-    `pplx_quant.model`), and are therefore the same for every token but for their rotation. Where training has let it go
-    below `LEAST_CONSTANT`, it is raised to that, as a negative one would turn attention around. Rotary pair p turns by
-    its frequency f per token. With the slowest pair a query scores all keys alike. With a pair that turns by less than
-    90° over the model's length, and a query turned by 90° against the keys, scores are g·sin(f·(i − j)): they fall
-    evenly with j wherever the query i stands. The norm of queries sets g so that e^score falls by e every
-    `BEGINNING_TOKENS`. Layer l hands on components `l·K·d … (l+1)·K·d − 1` for K key heads of width d, until all have
-    had their turn.
+    Queries and keys depend only on the last component, which the final norm sets to zero (see `pplx_quant.model`), so
+    they are the same for every token except for their rotation. Values of the last component below `MIN_CONSTANT` are
+    raised to it, because a negative one would invert attention. Rotary pair p rotates by its frequency f per token.
+    With the slowest pair, a query scores all keys almost equally. With a pair that rotates by less than 90° over the
+    maximum length, and a query that is 90° ahead of the keys, the scores are g·sin(f·(i − j)): they decrease evenly
+    with the key position j for every query position i. The norm of the queries sets g so that e^score falls by a factor
+    of e every `BEGINNING_TOKENS`. Layer l passes on components `l·K·d … (l+1)·K·d − 1`, for K key heads of width d.
 
-    Raises ConfigError when key heads serve fewer than two query heads, or heads are too narrow for two rotary pairs.
+    Raises ConfigError if a key head serves fewer than two query heads, or if heads are too narrow for two rotary pairs.
     """
     spec = model.spec
     if spec.heads_per_kv < 2 or spec.head_dim < 4:
-        raise ConfigError("a context prior needs two query heads for each key head, at least 4 wide")
+        raise ConfigError(
+            "a context prior needs at least two query heads for each key head, and heads of at least 4 dimensions"
+        )
     with torch.no_grad():
-        model.embed_tokens.weight[:, -1].clamp_(min=LEAST_CONSTANT)
-        for layer, block in enumerate(model.layers):
+        model.embed_tokens.weight[:, -1].clamp_(min=MIN_CONSTANT)
+        for layer, block in enumerate(model.blocks):
             _give_context(block.self_attn, layer, strength, spec.max_tokens)
 
 
 def quiet_constant(model: Qwen3Encoder, factor: float) -> None:
-    """Make the last component smaller by `factor` where attention reads it, and its weights larger: the same function.
+    """Scale the last component of the attention input by `factor`, and its weights by the inverse, in place.
 
-    It is much the largest component of frequent tokens, and an int8 step of activations is a share of the largest.
-    Moving magnitude from activations into weights is the idea of SmoothQuant (arXiv 2211.10438).
+    The model computes the same function. The last component is by far the largest one of frequent tokens, and the int8
+    step of activations is proportional to the largest component. SmoothQuant (arXiv 2211.10438) moves magnitude from
+    activations into weights in the same way.
     """
     with torch.no_grad():
-        for block in model.layers:
+        for block in model.blocks:
             block.input_layernorm.weight[-1] *= factor
             for linear in (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj):
                 linear.weight[:, -1] /= factor
@@ -71,13 +73,13 @@ def _give_context(attention: Attention, layer: int, strength: float, max_tokens:
         evenly, beginning = (width * (head * spec.heads_per_kv + n) for n in range(2))
         attention.k_proj.weight[[key + leaning, key + slowest], -1] = CONSTANT_GAIN
         attention.q_proj.weight[evenly + slowest, -1] = CONSTANT_GAIN
-        attention.q_proj.weight[beginning + leaning + half, -1] = -CONSTANT_GAIN  # 90° behind the key
+        attention.q_proj.weight[beginning + leaning + half, -1] = -CONSTANT_GAIN  # 90° from the key
         for n in range(max(0, min(width, spec.hidden_size - 1 - first))):
             attention.v_proj.weight[key + n, first + n] = 1.0
             attention.o_proj.weight[first + n, [evenly + n, beginning + n]] = strength
 
 
 def leaning_pair(head_dim: int, theta: float, max_tokens: int) -> int:
-    """The fastest rotary pair that turns by less than 90° over `max_tokens`; the slowest but one when none does."""
+    """Return the fastest rotary pair that rotates by less than 90° over `max_tokens`, or the second slowest."""
     pairs = range(head_dim // 2 - 1)
     return next((n for n in pairs if theta ** (-2 * n / head_dim) * max_tokens < math.pi / 2), head_dim // 2 - 2)

@@ -1,7 +1,7 @@
-"""Streaming readers over gzip JSON Lines: pairs, ordered chunks and plain paragraphs.
+"""Streaming readers of gzip JSON Lines: pairs, chunks of documents, and plain paragraphs.
 
-A row that is no JSON object, misses a field or holds an empty one is dropped and its line number kept; a file
-with too large a share of such rows is refused.
+A row that is not a JSON object, or has a missing or empty field, is dropped and counted with its line number. A file
+with too many such rows is refused.
 """
 
 import gzip
@@ -19,7 +19,7 @@ MAX_LINES_KEPT = 20
 
 @dataclass(frozen=True)
 class Pair:
-    """One query and the passage that answers it."""
+    """A query and the passage that answers it."""
 
     query: str
     positive: str
@@ -30,23 +30,23 @@ class Pair:
 
     @property
     def query_lang(self) -> str:
-        """Language of the query; `lang` of a parallel pair is `<query language>-<positive language>`."""
+        """The language of the query. The `lang` of a parallel pair is `<query language>-<positive language>`."""
         return self._languages[0]
 
     @property
     def positive_lang(self) -> str:
-        """Language of the positive."""
+        """The language of the positive."""
         return self._languages[-1]
 
     @property
     def _languages(self) -> tuple[str, ...]:
-        # A language may hold a hyphen of its own (zh-Hant), before a capital.
+        # A language code may contain a hyphen before a capital: zh-Hant.
         return tuple(re.split(r"-(?=[a-z])", self.lang))
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document as ordered chunks."""
+    """A document as a sequence of chunks."""
 
     doc_id: str
     title: str
@@ -56,7 +56,7 @@ class Document:
 
 @dataclass
 class ReadReport:
-    """What a reader has seen of one file: rows read, rows dropped, and where."""
+    """Counts for one file: rows read, rows dropped by reason, and the line numbers of the first of them."""
 
     path: Path
     n_rows: int = 0
@@ -65,17 +65,17 @@ class ReadReport:
 
     @property
     def n_dropped(self) -> int:
-        """Rows dropped for any reason."""
+        """The number of dropped rows."""
         return sum(self.dropped.values())
 
     def drop(self, line: int, reason: str) -> None:
-        """Count a dropped row; the first line numbers are kept."""
+        """Count a dropped row, and keep its line number if it is among the first."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         if len(self.lines) < MAX_LINES_KEPT:
             self.lines.append(line)
 
     def require(self, max_dropped_share: float) -> None:
-        """Raise DataError when more than `max_dropped_share` of the rows were dropped."""
+        """Raise DataError if more than `max_dropped_share` of the rows were dropped."""
         if self.n_dropped <= max_dropped_share * self.n_rows:
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
@@ -86,7 +86,7 @@ class ReadReport:
 
 
 def read_rows(path: Path, fields: tuple[str, ...], report: ReadReport) -> Iterator[tuple[int, dict]]:
-    """Line number and object of each row of a `.jsonl.gz` whose `fields` are all non-empty strings."""
+    """Yield the line number and the object of each row of a `.jsonl.gz` file whose `fields` are non-empty strings."""
     for number, line in enumerate(_lines(path), start=1):
         report.n_rows += 1
         try:
@@ -95,7 +95,7 @@ def read_rows(path: Path, fields: tuple[str, ...], report: ReadReport) -> Iterat
             report.drop(number, "malformed")
             continue
         if not isinstance(row, dict) or any(not isinstance(row.get(name), str) for name in fields):
-            report.drop(number, "without field")
+            report.drop(number, "missing field")
         elif any(not row[name].strip() for name in fields):
             report.drop(number, "empty")
         else:
@@ -113,9 +113,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def read_pairs(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> tuple[list[Pair], ReadReport]:
-    """All pairs of a file, without those whose query equals the positive, and the report.
+    """Return the pairs of a file, except those whose query equals the positive, and the report.
 
-    Raises DataError when the file cannot be read or too many rows were dropped.
+    Raises DataError if the file cannot be read or too many rows were dropped.
     """
     report = ReadReport(path)
     pairs = []
@@ -130,7 +130,7 @@ def read_pairs(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> tupl
 
 
 def read_texts(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> tuple[list[tuple[str, str]], ReadReport]:
-    """All (text, source) of a file of plain paragraphs, and the report."""
+    """Return the (text, source) rows of a file of plain paragraphs, and the report."""
     report = ReadReport(path)
     texts = [(row["text"], row["source"]) for _, row in read_rows(path, ("text", "source"), report)]
     report.require(max_dropped_share)
@@ -138,9 +138,9 @@ def read_texts(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> tupl
 
 
 def read_documents(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> tuple[list[Document], ReadReport]:
-    """All documents of a file of ordered chunks, in the order of their first chunk, and the report.
+    """Return the documents of a file of chunks, in the order of their first chunk, and the report.
 
-    Raises DataError for a file that cannot be read, has too many bad rows, or lists a document's chunks out of order.
+    Raises DataError if the file cannot be read, has too many bad rows, or lists the chunks of a document out of order.
     """
     report = ReadReport(path)
     found: dict[str, list[dict]] = {}
@@ -158,13 +158,13 @@ def read_documents(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> 
 
 
 def list_files(folder: Path, kind: str) -> list[Path]:
-    """Files `<kind>.<name>.jsonl.gz` of a data folder, sorted by name; DataError when there are none."""
+    """Return the files `<kind>.<name>.jsonl.gz` of a folder, sorted by name. Raises DataError if there are none."""
     paths = sorted(folder.glob(f"{kind}.*.jsonl.gz"))
     if not paths:
-        raise DataError(f"{folder}: holds no {kind}.*.jsonl.gz")
+        raise DataError(f"{folder}: contains no {kind}.*.jsonl.gz file")
     return paths
 
 
 def file_key(path: Path) -> str:
-    """The middle of `<kind>.<key>.jsonl.gz`: a source for pairs and chunks, a language for text."""
+    """Return the key of `<kind>.<key>.jsonl.gz`: a source for pairs and chunks, a language for text."""
     return path.name.removesuffix(".jsonl.gz").split(".", 1)[1]

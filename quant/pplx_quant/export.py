@@ -1,20 +1,19 @@
-"""A training checkpoint as a model to ship: half-precision weights, no optimiser state.
+"""Write a model to ship from a training checkpoint: half-precision weights, without the state of the optimizer.
 
-python -m pplx_quant.export --checkpoint DIR --out DIR
+python -m pplx_quant export --checkpoint DIR --out DIR
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pplx_edge import layout
-from pplx_edge.errors import EdgeError
 from pplx_quant.checkpoint import TOKENIZER_FILES, WEIGHTS, read_model, write_checkpoint
 from pplx_quant.context_prior import quiet_constant
 from pplx_quant.errors import ConfigError
-from pplx_quant.options import parse_config
+from pplx_quant.options import option, required
 from pplx_quant.stock_layout import FOLDERS_AND_FILES, VECTORS
 
 MODEL_FILES = {layout.CONFIG, WEIGHTS, *TOKENIZER_FILES, *FOLDERS_AND_FILES}
@@ -23,16 +22,14 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Where from, where to, and the type of the stored weights."""
+    """Options of `export`."""
 
-    checkpoint: Path
-    out: Path
-    dtype: str = "float16"
-    vectors: str = field(default="codes", metadata={"help": "what sentence-transformers gives: means, codes, int8"})
-
-    quiet_constant: float = field(
-        default=1.0,
-        metadata={"help": "factor of the last component where attention reads it, for models with a context prior"},
+    checkpoint: Path = required("Checkpoint of a run.")
+    out: Path = required("Directory to write the model to.")
+    dtype: str = option("float16", f"Type of the stored weights: {', '.join(DTYPES)}.")
+    vectors: str = option("codes", f"Output of sentence-transformers: {', '.join(VECTORS)}.")
+    quiet_constant: float = option(
+        1.0, "Scale the last component of the attention input by this factor, for models with a context prior."
     )
 
     def __post_init__(self) -> None:
@@ -45,9 +42,9 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> float:
-    """Write the model; returns the largest absolute change of a weight. An older model at `out` is replaced as a whole.
+    """Write the model, replacing an older one, and return the largest absolute change of a weight.
 
-    Raises ConfigError when `out` holds anything else, which would be lost.
+    Raises ConfigError if `out` contains files that do not belong to a model.
     """
     require_replaceable(config.out)
     model = read_model(config.checkpoint)
@@ -59,22 +56,12 @@ def export(config: ExportConfig) -> float:
 
 
 def require_replaceable(folder: Path) -> None:
-    """Raise ConfigError unless the folder is missing or holds nothing but a model's files."""
+    """Raise ConfigError if the folder exists and contains a file that does not belong to a model."""
     foreign = sorted({path.name for path in folder.iterdir()} - MODEL_FILES) if folder.is_dir() else []
     if foreign:
-        raise ConfigError(f"{folder}: holds {foreign[0]}, which is no part of a model; choose another --out")
+        raise ConfigError(f"{folder}: contains {foreign[0]}, which does not belong to a model; choose another --out")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Export and print the largest change; returns the exit status."""
-    try:
-        change = export(parse_config(ExportConfig, argv, "Write a model to ship from a training checkpoint."))
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"largest change of a weight: {change:.2e}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def export_model(config: ExportConfig) -> None:
+    """Export, and report the largest change of a weight."""
+    print(f"largest change of a weight: {export(config):.2e}", file=sys.stderr)

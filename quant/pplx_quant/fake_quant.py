@@ -1,25 +1,24 @@
-"""Quantisation as the converters do it, in float and with a gradient (straight-through).
+"""Fake quantization: compute with the integers of the converters in training, with straight-through gradients.
 
-`apply(model, config)` switches it on in any encoder, `remove` off, `fake_quantized` for a while. Modules keep their
-parameters and their names, so checkpoints stay what they were; only the class of the Linear and Embedding modules
-changes, hence optimisers, DDP, autocast, `recompute_blocks` and `copy.deepcopy` work as before.
+`apply(model, config)` switches it on in any encoder, `remove` switches it off, and `fake_quantized` switches it on for
+the length of a with-block. Only the class of the Linear and Embedding modules changes. Parameters keep their names, so
+checkpoints, optimizers, DDP, autocast, `recompute_blocks` and `copy.deepcopy` work as before.
 
-The integers are those of the converters: `pplx_edge.weights.rounding` for weights and table, and the quantiser of the
-ONNX graph for activations, in float32 whatever autocast says. A linear layer multiplies the integers themselves and
-applies the scales to the product, as the graph does: int8 codes are exact in bfloat16, dequantised weights are not.
-4-bit weights have a scale for each group, so they are multiplied as floats (under autocast rounded to bfloat16, like
-any weight).
+The integers equal those of the converters: of `pplx_edge.weights.rounding` for weights and table, and of the quantizer
+in the ONNX graph for activations, always in float32. A linear layer multiplies the integers and applies the scales to
+the product, as the graph does, because int8 codes are exact in bfloat16 and dequantized weights are not. 4-bit weights
+have a scale for each group, so they are multiplied as floats. A conversion with equalization folds scales into the
+weights before it rounds them, so convert a model that was trained this way with `--no-equalization`.
 
-Gradients take rounding for the identity and scales for constants (Bengio et al., arXiv 1308.3432). int8 scales come
-from the largest magnitude, so nothing lies outside the range and there is nothing to clip. A group of 4-bit weights can
-reach past its last code by up to a step. Such a weight has no gradient: its value does not follow it any more, and a
-loss that wants it larger would drive it further out without an end.
+Gradients treat rounding as the identity and scales as constants (Bengio et al., arXiv 1308.3432). int8 scales come from
+the largest magnitude, so no code is clipped. In a group of 4-bit weights, a weight can be up to one step beyond the
+last code. Such a weight gets no gradient: its rounded value no longer follows it, so a loss that asks for a larger
+value would increase it without limit.
 
-torchao has such fake quantisers too, but of other integers. Compared with torchao 0.18 (`IntxFakeQuantizer`): int8 per
-channel takes max|w| / 127.5 for its scale, from a range of −128…127, and 12 % of the codes of a normal matrix differ;
-int8 per token is asymmetric only (symmetric is not supported); 4 bits per group are −8…7 about zero with the scale
-max|w| / 7.5 and the smallest float32 as its floor, or 0…15 about a rounded zero point that is clipped to 0…15, and 87 %
-of the values differ. Training would adapt to grids that no converter writes, so the grids here are our own.
+We do not use the fake quantizers of torchao, because they round to integers that no converter here writes. In torchao
+0.18 (`IntxFakeQuantizer`), int8 per channel uses the scale max|w| / 127.5 and 12 % of the codes of a normal matrix
+differ; int8 per token is always asymmetric; 4 bits per group use −8…7 with the scale max|w| / 7.5, or 0…15 about a
+rounded zero point, and 87 % of the values differ.
 """
 
 from collections.abc import Iterator
@@ -41,9 +40,9 @@ SCHEMES = ("none", "int8", "int4")
 
 @dataclass(frozen=True, kw_only=True)
 class FakeQuantization:
-    """What is quantised: `weights` of linear layers and the embedding `table` by a scheme, `activations` to int8.
+    """The schemes for the `weights` of linear layers and the embedding `table`, and whether `activations` are int8.
 
-    Schemes are int8 per row and int4 per group of `group_size` along a row: see `pplx_edge.weights.rounding`.
+    The schemes are int8 per row, and int4 per group of `group_size` along a row; see `pplx_edge.weights.rounding`.
     """
 
     weights: str = "none"
@@ -54,22 +53,22 @@ class FakeQuantization:
     def __post_init__(self) -> None:
         for name in ("weights", "table"):
             if (scheme := getattr(self, name)) not in SCHEMES:
-                raise ConfigError(f"fake quantisation of {name}: {scheme!r} is not one of {', '.join(SCHEMES)}")
+                raise ConfigError(f"fake quantization of {name}: {scheme!r} is not one of {', '.join(SCHEMES)}")
         if self.group_size not in INT4_GROUP_SIZES:
             sizes = ", ".join(map(str, INT4_GROUP_SIZES))
-            raise ConfigError(f"fake quantisation: a group size of {self.group_size} is not one of {sizes}")
+            raise ConfigError(f"fake quantization: a group size of {self.group_size} is not one of {sizes}")
 
 
 OFF = FakeQuantization()
-W8A8 = FakeQuantization(weights="int8", table="int8", activations=True)  # what `onnx-int8` computes
-W4 = FakeQuantization(weights="int4", table="int4")  # 4 bits in groups of 64, activations in float
+W8A8 = FakeQuantization(weights="int8", table="int8", activations=True)  # equals `onnx-int8`
+W4 = FakeQuantization(weights="int4", table="int4")  # groups of 64, float activations
 BY_NAME = {"none": OFF, "w8a8": W8A8, "w4": W4}
 
 
 def int8_straight_through(means: Tensor) -> Tensor:
-    """`round(127 * tanh(mean))` of means `[..., D]` as floats of the same dtype; the gradient is that of `127 * tanh`.
+    """Return `round(127 * tanh(means))` `[..., D]` in the same float dtype, with the gradient of `127 * tanh(means)`.
 
-    Values are integers up to rounding error: round before casting.
+    The values are integers up to rounding error: round before casting.
     """
     soft = INT8_SCALE * torch.tanh(means)
     return soft + (soft.round() - soft).detach()
@@ -79,13 +78,13 @@ def int8_straight_through(means: Tensor) -> Tensor:
 
 
 def row_codes(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the codes `[..., C]` of `weight_codes.quantize_rows` as float32, and their scales `[..., 1]`."""
+    """Return the codes `[..., C]` of `rounding.quantize_rows` as float32, and their scales `[..., 1]`."""
     table = table.float()
     return _divided(table, _quotient(table.abs().amax(dim=-1, keepdim=True), INT8_MAX))
 
 
 def projection_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the codes `[..., C]` of `weight_codes.quantize_projection` as float32, and their scales `[..., 1]`."""
+    """Return the codes `[..., C]` of `rounding.quantize_projection` as float32, and their scales `[..., 1]`."""
     weight = weight.float()
     halves = F.pad(weight, (0, weight.shape[-1] % 2)) * 0.5
     half_sums = (halves[..., 0::2] + halves[..., 1::2]).abs().amax(dim=-1, keepdim=True)
@@ -99,14 +98,14 @@ def _divided(weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quotient(values: Tensor, divisor: float) -> Tensor:
-    """Return `values / divisor`, divided by a tensor: CUDA multiplies by the reciprocal of a plain number instead."""
+    """Return `values / divisor`, divided by a tensor, because CUDA multiplies by the reciprocal of a plain number."""
     return values / torch.full_like(values, divisor)
 
 
 def token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes −127…127 `[..., K]` of activations as the ONNX graph rounds them, as float32, and steps `[..., 1]`.
+    """Return the codes −127…127 `[..., K]` of activations as the ONNX graph rounds them, float32, and steps `[..., 1]`.
 
-    The graph multiplies by 1/127 where weights are divided by 127, and stores codes about a zero point of 128.
+    The graph multiplies by 1/127, while weights are divided by 127, and stores codes with a zero point of 128.
     """
     x = x.float()
     step = (x.abs().amax(dim=-1, keepdim=True) * (1 / INT8_MAX)).clamp(min=float(TINY_SCALE))
@@ -114,9 +113,9 @@ def token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_codes(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes `[..., C/g, g]`, scales and biases `[..., C/g, 1]` of `weight_codes.quantize_groups`, before it clips.
+    """Return the codes `[..., C/g, g]`, scales and biases `[..., C/g, 1]` of `rounding.quantize_groups`, float32.
 
-    All are float32; codes outside 0…15 are those that it clips.
+    The codes are not clipped to 0…15 yet.
     """
     groups = weight.float().unflatten(-1, (-1, group_size))
     low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
@@ -134,9 +133,9 @@ def group_codes(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor
 
 @dataclass(frozen=True, eq=False)
 class Rounded:
-    """Rows as they are computed with: `values` `[..., C]`, to be multiplied by `scales` `[..., 1]` where there are any.
+    """Rounded rows: `values` `[..., C]`, multiplied by `scales` `[..., 1]` if there are any.
 
-    `inside` is bool `[..., C]`: False where a code was clipped. None means that none was.
+    `inside` is bool `[..., C]`, False where a code was clipped; None if no code was clipped.
     """
 
     values: Tensor
@@ -144,13 +143,13 @@ class Rounded:
     inside: Tensor | None = None
 
     @property
-    def dequantised(self) -> Tensor:
-        """The rows as floats, `[..., C]`."""
+    def dequantized(self) -> Tensor:
+        """The rows as floats `[..., C]`."""
         return self.values if self.scales is None else self.values * self.scales
 
 
 def rounded(rows: Tensor, scheme: str, group_size: int, *, multiplied: bool) -> Rounded:
-    """Return float rows `[..., C]` of a table, or of a weight that is `multiplied`, on a scheme's grid, float32."""
+    """Return the rows `[..., C]` of a table, or with `multiplied` of a weight, rounded by a scheme, float32."""
     if scheme == "int8":
         return Rounded(*(projection_codes(rows) if multiplied else row_codes(rows)))
     if scheme == "int4":
@@ -165,7 +164,7 @@ def rounded(rows: Tensor, scheme: str, group_size: int, *, multiplied: bool) -> 
 
 
 class _LinearProduct(torch.autograd.Function):
-    """`x @ weight.T` of quantised operands; gradients are those of the product of the dequantised ones."""
+    """`x @ weight.T` of quantized operands, with the gradients of the product of the dequantized operands."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stored: Rounded, activations: bool) -> Tensor:
@@ -193,7 +192,7 @@ class _LinearProduct(torch.autograd.Function):
 
 
 class _Replaced(torch.autograd.Function):
-    """Rows `[..., C]` replaced by given values; the gradient passes, except where `inside` is False."""
+    """Rows `[..., C]` replaced by given values. The gradient passes through, except where `inside` is False."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, values: Tensor, inside: Tensor | None) -> Tensor:
@@ -206,15 +205,15 @@ class _Replaced(torch.autograd.Function):
 
 
 def _times(values: Tensor, factor: Tensor | None) -> Tensor:
-    """Values times a factor; or the values when there is none."""
+    """Return values times a factor, or the values if the factor is None."""
     return values if factor is None else values * factor
 
 
 def round_rows(rows: Tensor, scheme: str, group_size: int = 64, *, multiplied: bool = False) -> Tensor:
-    """Return `rounded` rows `[..., C]` as floats of the same dtype, with a straight-through gradient."""
+    """Return the rounded rows `[..., C]` in the same float dtype, with a straight-through gradient."""
     with torch.no_grad():
         found = rounded(rows, scheme, group_size, multiplied=multiplied)
-        values = found.dequantised.to(rows.dtype)
+        values = found.dequantized.to(rows.dtype)
     return cast(Tensor, _Replaced.apply(rows, values, found.inside))
 
 
@@ -222,7 +221,7 @@ def round_rows(rows: Tensor, scheme: str, group_size: int = 64, *, multiplied: b
 
 
 class _Steps:
-    """Counts the steps of all optimisers: fused ones change weights without a trace in `weight._version`."""
+    """Counts the steps of all optimizers, because fused ones change weights without changing `weight._version`."""
 
     taken = 0
 
@@ -235,16 +234,16 @@ register_optimizer_step_post_hook(_Steps.count)
 
 
 class QuantizedLinear(nn.Linear):
-    """A Linear whose weight, and input where asked for, is quantised.
+    """A Linear with a quantized weight and, by the config, a quantized input.
 
-    The rounded weight is kept until an optimiser steps or the weight is changed in place, so micro-batches share it.
-    (A change through `weight.data` goes unseen: use `torch.no_grad()`.)
+    The rounded weight is kept until an optimizer steps or the weight is changed in place, so micro-batches share it.
+    A change through `weight.data` is not noticed; use `torch.no_grad()` instead.
     """
 
     fake_quantization: FakeQuantization
 
     def forward(self, input: Tensor) -> Tensor:
-        """The product `[..., N]`, in the dtype of autocast or of the weight."""
+        """Return the product `[..., N]` in the dtype of autocast or of the weight."""
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
         stored = self._stored_weight(dtype)
@@ -266,16 +265,16 @@ class QuantizedLinear(nn.Linear):
 
 
 class QuantizedEmbedding(nn.Embedding):
-    """An Embedding whose rows are quantised, those that are looked up and no others."""
+    """An Embedding that quantizes the rows that it looks up."""
 
     fake_quantization: FakeQuantization
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rows `[..., D]` of ids."""
+        """Return the rows `[..., D]` of ids."""
         return self.round(super().forward(input))
 
     def round(self, rows: Tensor) -> Tensor:
-        """Rows of the table `[..., D]` as they are looked up."""
+        """Return rows of the table `[..., D]` rounded as in a lookup."""
         return round_rows(rows, self.fake_quantization.table, self.fake_quantization.group_size)
 
 
@@ -284,14 +283,14 @@ _PLAIN = {quantized: plain for plain, quantized in _QUANTIZED.items()}
 
 
 def embedding_table(embedding: nn.Embedding) -> Tensor:
-    """The whole table `[V, D]` as it is looked up, for models that read it past `forward`."""
+    """Return the whole table `[V, D]` with the rounding of a lookup, for code that does not call `forward`."""
     return embedding.round(embedding.weight) if isinstance(embedding, QuantizedEmbedding) else embedding.weight
 
 
 def apply(model: nn.Module, config: FakeQuantization) -> None:
-    """Switch a model's Linear and Embedding modules to `config`, whatever they were switched to before.
+    """Switch the Linear and Embedding modules of a model to `config`, replacing a previous config.
 
-    Raises ConfigError, and changes nothing, when a module's rows do not divide into groups.
+    Raises ConfigError, and changes nothing, if the rows of a module do not divide into groups.
     """
     for name, module in model.named_modules():
         _require_whole_groups(name, module, config)
@@ -313,7 +312,7 @@ def _require_whole_groups(name: str, module: nn.Module, config: FakeQuantization
 
 
 def remove(model: nn.Module) -> None:
-    """Switch fake quantisation off: the model is what it was before `apply`."""
+    """Switch fake quantization off and restore the original modules."""
     for module in model.modules():
         if type(module) in _PLAIN:
             module.__class__ = _PLAIN[type(module)]
@@ -324,7 +323,7 @@ def remove(model: nn.Module) -> None:
 
 @contextmanager
 def fake_quantized(model: nn.Module, config: FakeQuantization) -> Iterator[nn.Module]:
-    """The model with `config` inside a with-block, and with what it had before afterwards."""
+    """Apply `config` inside a with-block, and restore the previous config afterwards."""
     before = model.__dict__.get("applied_quantization", OFF)
     apply(model, config)
     try:

@@ -1,29 +1,29 @@
-"""The loop that every stage shares: learning rate, gradients of all processes, log, validation, checkpoint, resume."""
+"""The training loop of all stages: learning rate, gradients of all processes, log, validation, checkpoint, resume."""
 
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from pplx_edge.errors import EdgeError
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
-from pplx_quant.checkpoint import find_checkpoint, read_model, read_state, write_checkpoint
+from pplx_quant.checkpoint import STATE_VALUES, find_checkpoint, read_model, read_state, write_checkpoint
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError
 from pplx_quant.fake_quant import OFF, FakeQuantization, apply
-from pplx_quant.options import as_json, parse_config
-from pplx_quant.training import (
+from pplx_quant.hardware import DEVICES, PRECISIONS, uses_bfloat16
+from pplx_quant.optimizers import (
     OPTIMIZERS,
+    TABLE_OPTIMIZERS,
     Rates,
-    RunLog,
     build_optimizers,
     clip_gradients,
     learning_rate_factor,
@@ -32,69 +32,98 @@ from pplx_quant.training import (
     restore_optimizers,
     set_learning_rate,
 )
+from pplx_quant.options import as_json, option, required
+from pplx_quant.run_log import RunLog
 
-HEAD = "head."
-NOT_COMPARED = ("minutes", "log_every", "threads")  # options that do not change what a run computes
+Config = TypeVar("Config", bound="RunConfig")
+HEAD, OPTIONS = "head.", "options.json"
+
+# Options that may differ when a run is resumed, for example on another machine. At most, they change rounding.
+MACHINE = ("device", "precision", "compile", "recompute", "grad_cache", "call_tokens", "save_every")
+MAY_DIFFER = (*MACHINE, "threads", "minutes", "log_every", "validate_every", "patience")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every stage can be told. `data` is a packed file, `init` the checkpoint to start from."""
+    """Options of all stages."""
 
-    data: Path
-    out: Path
-    init: Path | None = None
+    data: Path = required("Packed file to train on.")
+    out: Path = required("Directory of the run. Repeat the command to continue a run.")
+    init: Path | None = option(None, "Checkpoint to start from.")
 
-    steps: int = 1000
-    embedding_rate: float = 0.001
-    matrix_rate: float = 0.0005
-    vector_rate: float = 0.001
-    optimizer: str = "adamw"
-    warmup: int = 50
-    decay_share: float = 0.5
-    clip: float = 1.0
-    call_tokens: int = 8192
-    bf16: bool = True
-    compile: bool = field(default=False, metadata={"help": "compile the blocks (needs a C++ compiler on the CPU)"})
-    recompute: bool = field(
-        default=False, metadata={"help": "gradient checkpointing: compute blocks twice, keep little"}
+    steps: int = option(1000, "Number of optimizer steps.")
+    embedding_rate: float = option(0.001, "Peak learning rate of the embedding table.")
+    matrix_rate: float = option(0.0005, "Peak learning rate of the matrices in blocks.")
+    vector_rate: float = option(0.001, "Peak learning rate of the norms.")
+    optimizer: str = option("adamw", "Optimizer: adamw, or muon for the matrices in blocks.")
+    table_optimizer: str = option(
+        "adamw", "Optimizer of the embedding table: adamw, or rowwise, whose state is one number for each token."
     )
-    threads: int = field(default=0, metadata={"help": "processor threads (0: all)"})
-    seed: int = 1
+    weight_decay: float = option(0.0, "Weight decay of the matrices in blocks.")
+    warmup: int = option(50, "Steps in which the learning rate rises to its peak.")
+    decay_share: float = option(0.5, "Share of the steps, at the end, in which the learning rate falls to 0.")
+    clip: float = option(1.0, "Maximum norm of the gradient.")
+    call_tokens: int = option(8192, "Maximum padded tokens in one call of the model.")
+    device: str = option("auto", "Device: auto, cpu, cuda, mps.")
+    precision: str = option("auto", "Precision of calls: float32, bfloat16, or auto: bfloat16 where it is fast.")
+    compile: bool = option(False, "Compile the blocks, which needs a C++ compiler on the CPU.")
+    recompute: bool = option(False, "Recompute activations in the backward pass (gradient checkpointing).")
+    threads: int = option(0, "CPU threads; 0 uses all.")
+    seed: int = option(1, "Seed of weights and batches.")
 
-    weights: str = field(default="none", metadata={"help": "fake quantisation of linear layers: none, int8, int4"})
-    table: str = field(default="none", metadata={"help": "fake quantisation of the embedding table: none, int8, int4"})
-    activations: bool = field(default=False, metadata={"help": "fake quantisation of activations, int8 per token"})
+    weights: str = option("none", "Fake quantization of linear layers: none, int8, int4.")
+    table: str = option("none", "Fake quantization of the embedding table: none, int8, int4.")
+    activations: bool = option(False, "Fake quantization of activations to int8 per token.")
 
-    exponent: float = 0.5
-    boost: tuple[str, ...] = ()
-    save_every: int = 100
-    log_every: int = 10
-    minutes: float = field(
-        default=0.0, metadata={"help": "stop with a checkpoint after this long (0: at the last step)"}
-    )
+    exponent: float = option(0.5, "The share of a group is proportional to its size to this power.")
+    boost: tuple[str, ...] = option((), "Multiply the share of a group: GROUP=FACTOR, or PREFIX*=FACTOR.")
+    save_every: int = option(100, "Steps between checkpoints.")
+    log_every: int = option(10, "Steps between log lines.")
+    validate_every: int = option(0, "Steps between validations, of which the best is kept in OUT/best; 0 for none.")
+    patience: int = option(0, "Stop after this many validations without a better score; 0 does not stop.")
+    minutes: float = option(0.0, "Stop with a checkpoint after this many minutes; 0 continues to the last step.")
 
     def __post_init__(self) -> None:
         for name in ("steps", "call_tokens", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"--optimizer {self.optimizer} must be one of {', '.join(OPTIMIZERS)}")
-        _ = self.quantization  # refuses a scheme that is not there
+        for name in ("validate_every", "patience", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
+        if self.patience and not self.validate_every:
+            raise ConfigError("--patience needs --validate-every")
+        choices = {
+            "optimizer": OPTIMIZERS,
+            "table_optimizer": TABLE_OPTIMIZERS,
+            "device": DEVICES,
+            "precision": PRECISIONS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                given = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                raise ConfigError(f"{given} must be one of {', '.join(allowed)}")
+        _ = self.quantization  # raises ConfigError for an unknown scheme
+
+    @property
+    def init_checkpoint(self) -> Path:
+        """The checkpoint to start from. Raises ConfigError if there is none."""
+        if self.init is None:
+            raise ConfigError("--init is required: the checkpoint to start from")
+        return self.init
 
     @property
     def quantization(self) -> FakeQuantization:
-        """What is quantised while training."""
+        """The fake quantization of this run."""
         return FakeQuantization(weights=self.weights, table=self.table, activations=self.activations)
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
-        """bf16 where that is wanted."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+        """Return the autocast context for calls of the model."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.precision, device))
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says of itself: its loss, its tokens, and further numbers for the log."""
+    """The result of a step: its loss, its number of tokens, and further values for the log."""
 
     loss: float
     n_tokens: int
@@ -102,40 +131,78 @@ class StepResult:
 
 
 class Stage(Protocol):
-    """One training objective. `head` holds parameters that are trained beside the model and thrown away after."""
+    """A training objective. `head` contains parameters that are trained with the model and discarded afterwards."""
 
-    name: str
-    with_blocks: bool
-    head: nn.Module | None
-    tokenizer_folder: Path
+    @property
+    def name(self) -> str:
+        """The name of the stage in its checkpoints."""
+        ...
+
+    @property
+    def with_blocks(self) -> bool:
+        """True if the blocks are trained."""
+        ...
+
+    @property
+    def head(self) -> nn.Module | None: ...
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The directory of the tokenizer at step 0."""
+        ...
 
     def start_model(self) -> Qwen3Encoder:
-        """The model of step 0."""
+        """Return the model of step 0."""
         ...
 
     def accumulate(self, model: Qwen3Encoder, step: int, world: World) -> StepResult:
-        """Adds this process's part of the step's gradient to the parameters; the result is the same everywhere."""
+        """Add this process's part of the gradient of a step to the parameters. All processes return the same result."""
         ...
 
     def validate(self, model: Qwen3Encoder) -> dict[str, float]:
-        """Figures on what was held out; empty when nothing is asked."""
+        """Return figures on held-out data, which may be none."""
         ...
 
 
-def require_same_options(cfg: RunConfig) -> None:
-    """Note the options in the run's folder; ConfigError when it holds a run with others."""
-    path = cfg.out / "options.json"
-    given = {key: value for key, value in json.loads(json.dumps(as_json(cfg))).items() if key not in NOT_COMPARED}
-    if path.exists() and (noted := json.loads(path.read_text())) != given:
-        changed = ", ".join(f"{name}={noted.get(name)}" for name in given if noted.get(name) != given[name])
-        raise ConfigError(f"{cfg.out}: holds a run with other options ({changed}); choose another --out")
+def json_options(cfg: RunConfig) -> dict:
+    """Return the options of a run as JSON gives them back."""
+    return json.loads(json.dumps(as_json(cfg)))
+
+
+def changed_options(cfg: RunConfig) -> dict[str, str]:
+    """Return the options that differ from those of the run in `cfg.out`, as `old -> new`.
+
+    Raises ConfigError if the run cannot continue with them.
+    """
+    path = cfg.out / OPTIONS
+    if not path.exists():
+        return {}
+    noted, given = json.loads(path.read_text()), json_options(cfg)
+    changed = {name: noted[name] for name in given if name in noted and noted[name] != given[name]}
+    refused = [name for name in changed if name not in MAY_DIFFER and not (name == "steps" and _may_grow(cfg, noted))]
+    if refused:
+        values = ", ".join(f"{name}={changed[name]}" for name in refused)
+        raise ConfigError(f"{cfg.out}: contains a run with other options ({values}); choose another --out")
+    return {name: f"{value} -> {given[name]}" for name, value in changed.items()}
+
+
+def _may_grow(cfg: RunConfig, noted: dict) -> bool:
+    """Return True if a run of fewer steps would have taken its steps so far at the same learning rates."""
+    found = find_checkpoint(cfg.out / "checkpoint")
+    taken = json.loads((found / STATE_VALUES).read_text())["step"] if found else 0
+    factors = [learning_rate_factor(taken - 1, n, cfg.warmup, cfg.decay_share) for n in (noted["steps"], cfg.steps)]
+    return noted["steps"] < cfg.steps and (not taken or factors[0] == factors[1])
+
+
+def write_options(cfg: RunConfig) -> None:
+    """Write the options to the directory of the run."""
     cfg.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(given, indent=1) + "\n")
+    (cfg.out / OPTIONS).write_text(json.dumps(json_options(cfg), indent=1) + "\n")
 
 
 @dataclass
 class Run:
-    """A run's moving parts: everything a checkpoint must bring back, in one place."""
+    """The state of a run, which a checkpoint restores."""
 
     cfg: RunConfig
     stage: Stage
@@ -144,31 +211,35 @@ class Run:
     optimizers: list[torch.optim.Optimizer]
     step: int
     tokenizer_folder: Path
+    best: float | None = None
+    since_best: int = 0
 
     @classmethod
     def start(cls, cfg: RunConfig, stage: Stage, world: World) -> "Run":
-        """The run as its folder has it, or at step 0."""
+        """Restore a run from its directory, or start it at step 0."""
         found = find_checkpoint(cfg.out / "checkpoint")
         model = (read_model(found) if found else stage.start_model()).to(world.device).train()
         model.recompute_blocks = cfg.recompute
         if stage.head is not None:
             stage.head.to(world.device)
         rates = Rates(cfg.embedding_rate, cfg.matrix_rate, cfg.vector_rate)
-        optimizers = build_optimizers(model, rates, cfg.optimizer, stage.with_blocks, stage.head)
+        optimizers = build_optimizers(
+            model, rates, cfg.optimizer, stage.with_blocks, stage.head, cfg.weight_decay, cfg.table_optimizer
+        )
         run = cls(cfg, stage, world, model, optimizers, 0, found or stage.tokenizer_folder)
         if found:
             run._restore(found)
         if cfg.quantization != OFF:
             apply(model, cfg.quantization)
         if cfg.compile:
-            for block in model.layers:
+            for block in model.blocks:
                 block.compile(dynamic=True)
         return run
 
     def _restore(self, folder: Path) -> None:
         tensors, values = read_state(folder)
         if values.get("stage") != self.stage.name:
-            raise ConfigError(f"{folder}: is a checkpoint of stage {values.get('stage')}; choose another --out")
+            raise ConfigError(f"{folder}: contains a checkpoint of stage {values.get('stage')}; choose another --out")
         if self.stage.head is not None:
             self.stage.head.load_state_dict(
                 {name.removeprefix(HEAD): value for name, value in tensors.items() if name.startswith(HEAD)}
@@ -176,28 +247,57 @@ class Run:
         rest = {name: value for name, value in tensors.items() if not name.startswith(HEAD)}
         restore_optimizers(self.optimizers, rest)
         self.step = values["step"]
+        self.best, self.since_best = values.get("best"), values.get("since_best", 0)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained, in an order that every process shares."""
+        """All trained parameters, in the same order in every process."""
         return [
             weight for optimizer in self.optimizers for group in optimizer.param_groups for weight in group["params"]
         ]
 
     def save(self) -> None:
-        """Write the checkpoint, by the first process."""
+        """Write the checkpoint, in the first process."""
         if self.world.is_first:
             head = self.stage.head.state_dict() if self.stage.head is not None else {}
             tensors = optimizer_tensors(self.optimizers) | {HEAD + name: value for name, value in head.items()}
             folder, values = self.cfg.out / "checkpoint", {"step": self.step, "stage": self.stage.name}
+            values |= {"best": self.best, "since_best": self.since_best}
             write_checkpoint(folder, self.model, self.tokenizer_folder, state=(tensors, values))
             self.tokenizer_folder = folder
         self.world.wait()
 
+    @property
+    def is_exhausted(self) -> bool:
+        """True if the last `--patience` validations brought no better score."""
+        return 0 < self.cfg.patience <= self.since_best
+
+    def validate(self, log: RunLog) -> None:
+        """Score held-out data in the first process and log the scores.
+
+        With `--validate-every`, also write the model to `OUT/best` if the mean nDCG@10 is the best so far.
+        """
+        scores = self.stage.validate(self.model) if self.world.is_first else {}
+        if scores:
+            log.write(self.step, **{name: round(score, 4) for name, score in scores.items()})
+        if not self.cfg.validate_every:
+            return
+        figures = [score for name, score in scores.items() if name.startswith("ndcg_")]
+        mean = torch.tensor(sum(figures) / max(1, len(figures)), device=self.world.device)
+        score = self.world.sum(mean).item()
+        if self.best is not None and score <= self.best:
+            self.since_best += 1
+            return
+        self.best, self.since_best = score, 0
+        if self.world.is_first:
+            write_checkpoint(self.cfg.out / "best", self.model, self.tokenizer_folder)
+        self.world.wait()
+
     def advance(self) -> dict[str, float]:
-        """One step; returns what the log says of it. Raises DivergedError before weights are touched by a NaN."""
+        """Take a step; return its values for the log. Raises DivergedError, before weights change, for a NaN loss."""
         cfg = self.cfg
-        set_learning_rate(self.optimizers, learning_rate_factor(self.step, cfg.steps, cfg.warmup, cfg.decay_share))
+        factor = learning_rate_factor(self.step, cfg.steps, cfg.warmup, cfg.decay_share)
+        set_learning_rate(self.optimizers, factor)
         result = self.stage.accumulate(self.model, self.step, self.world)
         require_finite_loss(result.loss, self.step, cfg.out / "checkpoint")
         self.world.sum_gradients(self.parameters)
@@ -206,27 +306,34 @@ class Run:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return {"loss": result.loss, "gradient_norm": norm, "tokens": result.n_tokens, **result.more}
+        known = {"loss": result.loss, "gradient_norm": norm, "learning_rate_factor": factor}
+        return {**known, "tokens": result.n_tokens, **result.more}
 
 
 def train(cfg: RunConfig, stage: Stage) -> Path:
-    """Train from step 0 or from the checkpoint in `cfg.out`, to the last step or for `cfg.minutes`.
+    """Train from step 0, or from the checkpoint in `cfg.out`, to the last step or for `cfg.minutes`.
 
-    Returns the checkpoint's folder.
+    Return the directory of the checkpoint.
     """
-    # ---------------------------------------------------------------- who, what, where from
-    world = World.join()
+    # ---------------------------------------------------------------- start or resume
+    world = World.join(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
-    if world.is_first:
-        require_same_options(cfg)
-    world.wait()
-    run = Run.start(cfg, stage, world)
-    if run.step >= cfg.steps:
-        print(f"{cfg.out}: finished before, {run.step} steps", file=sys.stderr)
+    if any(options != as_json(cfg) for options in world.gather(as_json(cfg))):
+        raise ConfigError("the processes have different options; start all of them with the same command")
+    changed = world.together(partial(changed_options, cfg))
+    world.together(partial(write_options, cfg) if world.is_first else lambda: None)
+    run = world.together(partial(Run.start, cfg, stage, world))
+    if run.step >= cfg.steps or run.is_exhausted:
+        print(f"{cfg.out}: already finished, {run.step} steps", file=sys.stderr)
         return cfg.out / "checkpoint"
     log = RunLog(cfg.out / "log.jsonl", run.step, silent=not world.is_first)
+    for name in set(changed) & {*MACHINE, "steps"}:
+        log.write(run.step, changed=f"{name}: {changed[name]}")
+    if world.is_first:
+        precision = "bfloat16" if uses_bfloat16(cfg.precision, world.device) else "float32"
+        print(f"{stage.name}: {precision} on {world.device.type}", file=sys.stderr)
     started, deadline = time.perf_counter(), 60 * cfg.minutes or float("inf")
 
     # ---------------------------------------------------------------- loop
@@ -235,38 +342,40 @@ def train(cfg: RunConfig, stage: Stage) -> Path:
     )
     n_tokens, since = 0, time.perf_counter()
     while run.step < cfg.steps:
-        said = run.advance()
-        n_tokens += int(said.pop("tokens"))
+        values = run.advance()
+        n_tokens += int(values.pop("tokens"))
         bar.update()
-        bar.set_postfix(loss=f"{said['loss']:.4f}", refresh=False)
+        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
 
         # ------------------------------------------------------------ log, validate, save, stop
         if run.step % cfg.log_every == 0:
             rate = n_tokens / (time.perf_counter() - since)
-            log.write(run.step, **{k: round(v, 4) for k, v in said.items()}, tokens_per_second=round(rate))
+            log.write(run.step, **{k: round(v, 4) for k, v in values.items()}, tokens_per_second=round(rate))
             n_tokens, since = 0, time.perf_counter()
         late = time.perf_counter() - started > deadline
-        if world.sum(torch.tensor(float(late), device=world.device)).item() or run.step == cfg.steps:
+        late = bool(world.sum(torch.tensor(float(late), device=world.device)).item())
+        if run.step == cfg.steps:
+            break
+        if cfg.validate_every and run.step % cfg.validate_every == 0:
+            run.validate(log)
+        if late or run.is_exhausted:
             break
         if run.step % cfg.save_every == 0:
             run.save()
     run.save()
-    if run.step == cfg.steps and world.is_first and (scores := stage.validate(run.model)):
-        log.write(run.step, **{name: round(score, 4) for name, score in scores.items()})
-    if run.step < cfg.steps:
-        print(f"stopped at step {run.step} of {cfg.steps}; the same command goes on", file=sys.stderr)
+    if run.step == cfg.steps:
+        run.validate(log)
+    elif run.is_exhausted:
+        print(f"stopped at step {run.step}: {run.since_best} validations without a better score", file=sys.stderr)
+    else:
+        print(f"stopped at step {run.step} of {cfg.steps}; repeat the command to continue", file=sys.stderr)
     bar.close()
     return cfg.out / "checkpoint"
 
 
-def command(cls: type[RunConfig], make: Callable[..., Stage], about: str, argv: Sequence[str] | None) -> int:
-    """Parse options of type `cls`, train the stage that `make(cfg)` gives; returns the exit status."""
+def run_stage(cfg: Config, make: Callable[[Config], Stage]) -> None:
+    """Train the stage that `make(cfg)` returns, then leave the other processes."""
     try:
-        cfg = parse_config(cls, None if argv is None else list(argv), about)
-        train(cfg, make(cfg))
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        train(cfg, World.join(cfg.device).together(partial(make, cfg)))
     finally:
-        World.leave(World())
-    return 0
+        World.leave()

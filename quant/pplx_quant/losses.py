@@ -1,6 +1,10 @@
-"""Contrastive losses: pure functions of arrays, in the notation of arXiv 2602.11151.
+"""Training losses: pure functions of tensors, in the notation of arXiv 2602.11151.
 
 Letters in shapes: B pairs, D dimensions.
+
+Two deviations from the formulas of the paper are deliberate. The margin, which ignores negatives that are probably
+unlabeled answers, also applies to L_batch and to the loss with mined negatives, where the paper has no mask. And the
+loss with mined negatives has no other queries as negatives.
 """
 
 import math
@@ -27,25 +31,25 @@ def info_nce(
     extra: Tensor | None = None,
     extra_keys: Tensor | None = None,
     query_negatives: bool = True,
+    doc_negatives: bool = True,
 ) -> Tensor:
-    """Mean over i of −log softmax of s(qᵢ, dᵢ) against all other documents and all other queries: a scalar.
+    """Return the mean over i of −log softmax of s(qᵢ, dᵢ) against the other documents and queries, a scalar.
 
-    `queries` and `docs` are float `[B, D]`, s is their cosine over `temperature`. A negative x of query i counts only
-    if cos(qᵢ, x) ≤ cos(qᵢ, dᵢ) + `margin`. Rows with equal `query_keys` or `doc_keys` (integers `[B]`) hold the same
-    text and are never each other's negatives. `extra` `[M, D]` are further documents, negatives of every query but of
-    those whose own document has the same key (`extra_keys`, integers `[M]`): mined hard negatives.
+    `queries` and `docs` are float `[B, D]`, and s is their cosine divided by `temperature`. A negative x of query i
+    counts only if cos(qᵢ, x) ≤ cos(qᵢ, dᵢ) + `margin`. Rows with equal `query_keys` or `doc_keys` (integers `[B]`) are
+    the same text and never each other's negatives. `extra` `[M, D]` are further documents, such as mined hard
+    negatives; they are negatives of every query whose own document has another key (`extra_keys`, integers `[M]`).
+    `query_negatives` and `doc_negatives` are False if the other queries or the other `docs` are not negatives.
 
-    Raises ValueError for shapes that do not match.
+    Raises ValueError if the shapes do not match.
     """
     if queries.ndim != 2 or queries.shape != docs.shape:
         raise ValueError(f"queries {tuple(queries.shape)} and docs {tuple(docs.shape)} must both be [B, D]")
     queries, docs = F.normalize(queries, dim=-1), F.normalize(docs, dim=-1)
     own = (queries * docs).sum(dim=-1, keepdim=True)  # [B, 1]
     same = same_text(len(queries), query_keys, doc_keys, queries.device)
-    scores, dropped = [queries @ docs.T], [same]  # [B, B] each
-    if query_negatives:
-        scores.append(queries @ queries.T)
-        dropped.append(same)
+    others = [docs] * doc_negatives + [queries] * query_negatives
+    scores, dropped = [queries @ other.T for other in others], [same for _ in others]  # [B, B] each
     if extra is not None and len(extra):
         scores.append(queries @ F.normalize(extra, dim=-1).T)  # [B, M]
         dropped.append(_equal(doc_keys, extra_keys, (len(queries), len(extra)), queries.device))
@@ -62,7 +66,7 @@ def _equal(rows: Tensor | None, columns: Tensor | None, shape: tuple[int, int], 
 
 
 def same_text(n_rows: int, query_keys: Tensor | None, doc_keys: Tensor | None, device: torch.device) -> Tensor:
-    """Bool `[B, B]`: rows i and j are the same row, or share their query or their document."""
+    """Return bool `[B, B]`: True where rows i and j are the same row, or have the same query or the same document."""
     same = torch.eye(n_rows, dtype=torch.bool, device=device)
     for keys in (query_keys, doc_keys):
         if keys is not None:
@@ -72,11 +76,11 @@ def same_text(n_rows: int, query_keys: Tensor | None, doc_keys: Tensor | None, d
 
 @dataclass(frozen=True)
 class ContextBatch:
-    """Who belongs to whom in a batch of documents in chunks.
+    """The relations in a batch of documents in chunks.
 
-    Letters: Q queries, C chunks of all documents, M documents. `gold` int64 `[Q]` is the chunk that answers each
-    query, `document` int64 `[C]` the document of each chunk; `chunk_keys` int64 `[C]`, `document_keys` int64 `[M]`
-    and `query_keys` int64 `[Q]` say which texts are the same (the paper compares documents by MD5).
+    Letters: Q queries, C chunks of all documents, M documents. `gold` int64 `[Q]` is the chunk that answers each query,
+    and `document` int64 `[C]` the document of each chunk. Equal `chunk_keys` int64 `[C]`, `document_keys` int64 `[M]`
+    and `query_keys` int64 `[Q]` mark equal texts (the paper compares MD5 hashes of documents).
     """
 
     gold: Tensor
@@ -87,26 +91,30 @@ class ContextBatch:
 
 
 def sequence_loss(queries: Tensor, chunks: Tensor, batch: ContextBatch, temperature: float) -> Tensor:
-    """Mean over queries of −log softmax of the gold chunk among the chunks of its own document: a scalar.
+    """Return the mean over queries of −log softmax of the gold chunk among the chunks of its own document, a scalar.
 
-    `queries` `[Q, D]`, `chunks` `[C, D]`. Chunks with the gold chunk's text are left out.
+    `queries` are `[Q, D]`, `chunks` `[C, D]`. Other chunks with the same text as the gold chunk do not count. Queries
+    of documents of one chunk have nothing to learn here and do not count in the mean; it is 0 if there are no others.
     """
     same_document = batch.document[batch.gold].unsqueeze(1) == batch.document.unsqueeze(0)  # [Q, C]
-    return _gold_softmax(queries, chunks, batch, same_document, temperature, margin=torch.inf)
+    losses = _gold_softmax(queries, chunks, batch, same_document, temperature, margin=torch.inf)
+    several = same_document.sum(dim=1) > 1
+    return (losses * several).sum() / several.sum().clamp(min=1)
 
 
 def batch_loss(queries: Tensor, chunks: Tensor, batch: ContextBatch, temperature: float, margin: float) -> Tensor:
-    """Mean over queries of −log softmax of the gold chunk among all chunks of the batch: a scalar.
+    """Return the mean over queries of −log softmax of the gold chunk among all chunks of the batch, a scalar.
 
-    A chunk that scores more than `margin` above the gold one, or has its text, is left out.
+    A chunk does not count if its cosine is more than `margin` above that of the gold chunk, or if its text is the same.
     """
     everywhere = torch.ones(len(queries), len(chunks), dtype=torch.bool, device=queries.device)
-    return _gold_softmax(queries, chunks, batch, everywhere, temperature, margin)
+    return _gold_softmax(queries, chunks, batch, everywhere, temperature, margin).mean()
 
 
 def _gold_softmax(
     queries: Tensor, chunks: Tensor, batch: ContextBatch, candidates: Tensor, temperature: float, margin: float
 ) -> Tensor:
+    """Return the loss of each query, `[Q]`."""
     scores = F.normalize(queries, dim=-1) @ F.normalize(chunks, dim=-1).T  # [Q, C]
     own = scores.gather(1, batch.gold.unsqueeze(1))  # [Q, 1]
     places = torch.arange(scores.shape[1], device=scores.device)
@@ -114,13 +122,14 @@ def _gold_softmax(
     repeats = (batch.chunk_keys[batch.gold].unsqueeze(1) == batch.chunk_keys.unsqueeze(0)) & ~is_gold
     dropped = ~candidates | repeats | (~is_gold & (scores.detach() > own.detach() + margin))
     logits = scores.masked_fill(dropped, -torch.inf) / temperature
-    return (logits.logsumexp(dim=1) - own.squeeze(1) / temperature).mean()
+    return logits.logsumexp(dim=1) - own.squeeze(1) / temperature
 
 
 def global_loss(queries: Tensor, documents: Tensor, batch: ContextBatch, temperature: float, margin: float) -> Tensor:
-    """InfoNCE of queries `[Q, D]` and whole documents `[M, D]`, other queries as negatives too: a scalar.
+    """Return InfoNCE of queries `[Q, D]` against whole documents `[M, D]` and the other queries, a scalar.
 
-    Documents with the same key are never each other's negatives.
+    Every document of the batch is a negative once, however many questions it has. Documents with the same key are never
+    each other's negatives.
     """
     own = batch.document[batch.gold]  # [Q]
     return info_nce(
@@ -132,6 +141,7 @@ def global_loss(queries: Tensor, documents: Tensor, batch: ContextBatch, tempera
         doc_keys=batch.document_keys[own],
         extra=documents,
         extra_keys=batch.document_keys,
+        doc_negatives=False,
     )
 
 
@@ -144,7 +154,7 @@ def contextual_loss(
     temperature: float,
     margin: float = FALSE_NEGATIVE_MARGIN,
 ) -> Tensor:
-    """`β·L_global + (1−β)·(0.2·L_seq + 0.8·L_batch)`: a scalar. Shapes as in the parts."""
+    """Return `β·L_global + (1−β)·(0.2·L_seq + 0.8·L_batch)`, a scalar. Shapes are those of the parts."""
     local = SEQUENCE_SHARE * sequence_loss(queries, chunks, batch, temperature) + (1 - SEQUENCE_SHARE) * batch_loss(
         queries, chunks, batch, temperature, margin
     )
@@ -152,13 +162,13 @@ def contextual_loss(
 
 
 def cosine_schedule(step: int, n_steps: int, start: float, stop: float) -> float:
-    """`start` at the first step, `stop` at the last, half a cosine between: the course of β."""
+    """Return β at a step: `start` at the first step, `stop` at the last, and half a cosine wave between them."""
     share = step / max(1, n_steps - 1)
     return stop + (start - stop) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of `1 − cos` over rows, on the components that both `[K, D]` and `[K, W]` have: a scalar, 0 for no rows."""
+    """Return the mean of `1 − cos` over rows, on the components that `[K, D]` and `[K, W]` share; 0 for no rows."""
     width = min(student.shape[1], teacher.shape[1])
     if not len(student):
         return student.sum() * 0.0
@@ -166,16 +176,16 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def diffusion_loss(logits: Tensor, targets: Tensor, noise: Tensor) -> Tensor:
-    """Sum over masked tokens of cross-entropy over t: a scalar, to be divided by the number of tokens.
+    """Return the sum over masked tokens of cross-entropy / t, a scalar, which is to be divided by the number of tokens.
 
-    `logits` `[K, V]` predict the K masked tokens `targets` `[K]` of sequences whose masking probability was `noise`
-    `[K]`: the negative evidence bound of absorbing-state diffusion (arXiv 2406.07524, 2502.09992).
+    `logits` `[K, V]` predict the K masked tokens `targets` `[K]`, whose sequences were masked with probability `noise`
+    `[K]`. This is the negative evidence lower bound of absorbing-state diffusion (arXiv 2406.07524, 2502.09992).
     """
     return (F.cross_entropy(logits.float(), targets, reduction="none") / noise).sum()
 
 
 def binary_straight_through(means: Tensor) -> Tensor:
-    """The binary codes ±1 of means `[..., D]`, zero counting as positive; the gradient is that of `tanh(mean)`."""
+    """Return the binary codes ±1 of means `[..., D]`, +1 for zero, with the gradient of `tanh(means)`."""
     soft = torch.tanh(means)
     return soft + (torch.where(means >= 0, 1.0, -1.0).to(soft.dtype) - soft).detach()
 
@@ -183,11 +193,11 @@ def binary_straight_through(means: Tensor) -> Tensor:
 def matryoshka(
     loss: Callable[..., Tensor], means: Sequence[Tensor], dims: Sequence[int], binary_weight: float = 0.0
 ) -> Tensor:
-    """Mean of `loss(*codes)` over int8 straight-through codes of the first `dim` components, for each dim: a scalar.
+    """Return the mean over `dims` of the loss of int8 straight-through codes of the first `dim` components, a scalar.
 
-    `means` are pre-tanh means `[…, D]`. With `binary_weight` that many times the loss of all binary codes is added;
-    the paper reads binary codes off a model trained with int8 alone, which costs a narrow vector more than a wide one.
-    Raises ValueError for a dim that is not in 1…D.
+    `means` are the means before tanh, `[…, D]`. `binary_weight` times the loss of binary codes is added. (The paper
+    trains with int8 codes alone, and binary codes of narrow vectors lose more by that than those of wide ones.)
+    Raises ValueError for a dim outside 1…D.
     """
     width = means[0].shape[1]
     if not dims or any(not 1 <= dim <= width for dim in dims):

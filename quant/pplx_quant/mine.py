@@ -1,9 +1,9 @@
-"""Mined hard negatives for pairs of a packed file: what stage `triplet` trains with.
+"""Mine hard negatives for the pairs of a packed file, to train with the `triplet` command.
 
-python -m pplx_quant.mine --data PACKED --model DIR --out DIR --group GROUP… [--cap GROUP=N …]
+python -m pplx_quant mine --data PACKED --model DIR --out DIR --group GROUP… [--cap GROUP=N …]
 
-The passages of the named groups are searched with the queries of the same groups, by pplx-edge's own runtime. DIR gets
-`negatives.npy`, int32 `[N, n]`: text numbers for each pair of the packed file, -1 where there is none.
+Searches the passages of the selected groups with the queries of the same groups. DIR receives `negatives.npy`, int32
+`[N, n]`: text ids for each pair of the packed file, and -1 where there are no more.
 """
 
 import sys
@@ -11,77 +11,85 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from pplx_quant.corpus import PackedCorpus
 from pplx_quant.errors import ConfigError
-from pplx_quant.mining import NEGATIVES, MiningOptions, mined_negatives
-from pplx_quant.options import run_command
-from pplx_quant.packed import PackedCorpus
-from pplx_quant.sampling import fits, parse_factor
+from pplx_quant.hard_negatives import NEGATIVES, MiningOptions, cached_negatives
+from pplx_quant.hardware import DEVICES, choose_device
+from pplx_quant.options import option, required
+from pplx_quant.sampling import matches, parse_factor
+
+ENCODERS = ("auto", "runtime", "torch")
 
 
 @dataclass(frozen=True)
 class MineConfig:
-    """Which groups are mined (patterns, `*` at the end), and how. `cap` holds the most pairs of a group."""
+    """Options of `mine`."""
 
-    data: Path
-    model: Path
-    out: Path
-    group: tuple[str, ...] = ("*",)
-    cap: tuple[str, ...] = ()
-    max_query: int = 48
-    max_positive: int = 128
-    n: int = 4
-    depth: int = 50
-    margin: float = 0.95
-    sampled: bool = True
-    seed: int = 1
+    data: Path = required("Packed file.")
+    model: Path = required("Checkpoint to encode the texts with.")
+    out: Path = required("Directory for negatives.npy.")
+    group: tuple[str, ...] = option(("*",), "Groups to mine; * at the end of a name matches all groups that begin so.")
+    cap: tuple[str, ...] = option((), "Mine for at most N random pairs of a group: GROUP=N.")
+    max_query: int = option(48, "Cut queries to this many tokens.")
+    max_positive: int = option(128, "Cut passages to this many tokens.")
+    n: int = option(4, "Negatives for each query.")
+    depth: int = option(50, "Sample from this many of the highest-ranking candidates.")
+    margin: float = option(0.95, "Only passages with at most this share of the positive's cosine are candidates.")
+    sampled: bool = option(True, "Sample the negatives; --no-sampled takes the highest-ranking candidates.")
+    encoder: str = option("auto", "Encoder: runtime (int8 on the CPU), torch, or auto: torch if there is a CUDA GPU.")
+    device: str = option("auto", "Device of the torch encoder: auto, cpu, cuda, mps.")
+    seed: int = option(1, "Seed of the sample.")
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("encoder", ENCODERS), ("device", DEVICES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"--{name} {getattr(self, name)} must be one of {', '.join(allowed)}")
+
+    def torch_device(self) -> torch.device | None:
+        """Return the device of the torch encoder, or None for the runtime."""
+        device = choose_device(self.device)
+        return device if self.encoder == "torch" or (self.encoder == "auto" and device.type == "cuda") else None
 
 
 def choose_pairs(packed: PackedCorpus, config: MineConfig) -> np.ndarray:
-    """Numbers of the pairs to be mined for, int64 ascending; held-out ones never. ConfigError when none is left."""
+    """Return the rows of the pairs to mine for, int64 ascending, without held-out ones. Raises ConfigError if none."""
     limits = [parse_factor(cap) for cap in config.cap]
     chosen = []
     for number, name in enumerate(packed.groups):
-        if any(fits(name, pattern) for pattern in config.group):
+        if any(matches(name, pattern) for pattern in config.group):
             rows = np.flatnonzero((packed.group == number) & ~packed.held_out)
-            fitting = [int(value) for pattern, value in limits if fits(name, pattern)]
+            fitting = [int(value) for pattern, value in limits if matches(name, pattern)]
             chosen.append(np.random.default_rng((config.seed, number)).permutation(rows)[: (fitting or [None])[-1]])
     if not sum(map(len, chosen)):
-        raise ConfigError(f"--group {' '.join(config.group)} leaves no pair; groups are {', '.join(packed.groups)}")
+        raise ConfigError(f"--group {' '.join(config.group)} selects no pair; groups are {', '.join(packed.groups)}")
     return np.sort(np.concatenate(chosen))
 
 
-def mine_pairs(config: MineConfig) -> np.ndarray:
-    """The negatives int32 `[N, n]`, also written to `config.out / negatives.npy`."""
+def mine(config: MineConfig) -> None:
+    """Mine the negatives and write `negatives.npy`."""
     packed = PackedCorpus.open(config.data)
+    packed.require_lengths(config.max_query, config.max_positive)
     rows = choose_pairs(packed, config)
-    queries, query_of = np.unique(packed.pairs[rows, 0], return_inverse=True)  # texts; a query may stand in many pairs
+    queries, query_of = np.unique(packed.pairs[rows, 0], return_inverse=True)  # a query may be in several pairs
     passages, passage_of = np.unique(packed.pairs[rows, 1], return_inverse=True)
     order = np.argsort(query_of, kind="stable")
     positives = np.split(passage_of[order], np.flatnonzero(np.diff(query_of[order])) + 1)
     options = MiningOptions(
         n=config.n, depth=config.depth, margin=config.margin, sampled=config.sampled, seed=config.seed
     )
-    found = mined_negatives(
+    found = cached_negatives(
         config.out.with_name(config.out.name + ".cache"),
         config.model,
         packed.texts(queries, config.max_query),
         packed.texts(passages, config.max_positive),
         positives,
         options,
+        device=config.torch_device(),
     )
     negatives = np.full((len(packed), config.n), -1, np.int32)
     negatives[rows] = np.where(found >= 0, passages[found], -1)[query_of]
     config.out.mkdir(parents=True, exist_ok=True)
     np.save(config.out / NEGATIVES, negatives)
-    print(f"{len(rows):,} pairs, {(found >= 0).mean() * config.n:.2f} negatives a query", file=sys.stderr)
-    return negatives
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Mine; returns the exit status."""
-    return run_command(MineConfig, mine_pairs, "Mine hard negatives for pairs of a packed file.", argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(f"{len(rows):,} pairs, {(found >= 0).mean() * config.n:.2f} negatives per query", file=sys.stderr)

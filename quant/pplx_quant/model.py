@@ -1,7 +1,7 @@
-"""A new encoder for training, and its vectors.
+"""A new encoder for training, and the mean vectors of an encoder.
 
-A fresh model starts as a weighted bag of words: the blocks add nothing (their output projections are zero), tokens
-that differ only in case or in a leading space share a vector, and frequent tokens are short.
+A new model starts as a weighted bag of words: the blocks add nothing because their output projections are zero, tokens
+that differ only in case or in a leading space share a direction, and frequent tokens have short vectors.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from pplx_quant.fake_quant import embedding_table
 CALL_TOKENS = 8192
 INITIAL_NORM = 3.0
 SMOOTHING = 1e-3
-TAUGHT_LENGTH = 2.0  # of a word's teacher vector, beside its random rest
+TEACHER_LENGTH = 2.0  # of the teacher vector of a word, relative to its random components
 
 
 def new_model(
@@ -31,9 +31,9 @@ def new_model(
     seed: int,
     words: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Qwen3Encoder:
-    """A float32 encoder that starts as a bag of words; `counts` `[vocab]` are token counts of a training sample.
+    """Return a float32 encoder that starts as a bag of words; `counts` `[vocab]` are token counts of training data.
 
-    `words` are token ids `[L]` and a teacher's vectors of them `[L, W]`, which give those tokens their directions.
+    `words` are token ids `[L]` and their teacher vectors `[L, W]`, which become the directions of these tokens.
     """
     torch.manual_seed(seed)
     model = Qwen3Encoder(spec)
@@ -56,12 +56,12 @@ def lexical_table(
     seed: int,
     words: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Tensor:
-    """Initial embedding table, float32 `[vocab, dim]`: a random direction for each word form, folded in case.
+    """Return the initial embedding table, float32 `[vocab, dim]`: a random direction for each case-folded word form.
 
-    A token of `words` gets its teacher vector in the first components instead, and its random direction in the rest.
+    A token of `words` gets its teacher vector in the first components, and its random direction in the others.
 
-    RMS normalisation gives every token the same length, so a token's weight a / (a + frequency) is set through the
-    last component, which takes the rest of the length and which the final norm does not let through.
+    RMS normalization gives every token the same length. So the weight a / (a + frequency) of a token is set by the last
+    component, which contains the rest of the length and which the final norm sets to zero.
     """
     frequencies = counts / max(1, counts.sum())
     weights = SMOOTHING / (SMOOTHING + frequencies)
@@ -71,7 +71,7 @@ def lexical_table(
         if token in known:
             width = min(len(known[token]), dim - 1)
             rest = direction[width:]
-            direction[:width] = known[token][:width] * (TAUGHT_LENGTH * np.linalg.norm(rest) if len(rest) else 1)
+            direction[:width] = known[token][:width] * (TEACHER_LENGTH * np.linalg.norm(rest) if len(rest) else 1)
         direction *= (dim - 1) ** 0.5 / np.linalg.norm(direction)
         table[token, :-1] = weights[token] * direction
         table[token, -1] = (dim * (1 - weights[token] ** 2)) ** 0.5
@@ -79,7 +79,7 @@ def lexical_table(
 
 
 def form_directions(tokenizer: Tokenizer, dim: int, seed: int) -> np.ndarray:
-    """Unit vectors float32 `[vocab, dim]`: a random one for each word form, folded in case."""
+    """Return unit vectors float32 `[vocab, dim]`, a random direction for each case-folded word form."""
     return np.stack([row / np.linalg.norm(row) for row in _random_directions(tokenizer, dim, seed)]).astype(np.float32)
 
 
@@ -94,25 +94,25 @@ def _form_seed(form: str, seed: int) -> int:
 
 
 def bag_means(model: Qwen3Encoder, rows: Sequence[TokenRow]) -> Tensor:
-    """Means `[N, D]` of the model without its blocks: normalised token embeddings averaged over each span."""
+    """Return the means `[N, D]` of the model without its blocks: normalized embeddings averaged over each span."""
     table = model.norm(embedding_table(model.embed_tokens))
     ids, offsets = flatten([row.ids[start:stop] for row in rows for start, stop in row.bounds])
     return F.embedding_bag(ids.to(table.device), table, offsets.to(table.device), mode="mean")
 
 
 def encoder_means(model: Qwen3Encoder, rows: Sequence[TokenRow]) -> Tensor:
-    """Means float32 `[N, D]` of the spans of rows, in their order: one call of the whole model, padded to the longest.
+    """Return the means float32 `[N, D]` of the spans of rows, in one call of the model, padded to the longest row.
 
-    An empty span gives zeros.
+    The mean of an empty span is zero.
     """
     ids, mask = pad([row.ids for row in rows])
     device = model.embed_tokens.weight.device
-    states = model(ids.to(device), mask.to(device)).float()  # [B, T, D]
+    states = model(ids.to(device), None if mask.all() else mask.to(device)).float()  # [B, T, D]
     return pool_spans(states, rows)
 
 
 def pool_spans(states: Tensor, rows: Sequence[TokenRow]) -> Tensor:
-    """Means `[N, D]` of the states `[B, T, D]` of each span of right-padded rows, summed in the states' dtype."""
+    """Return the means `[N, D]` of the spans of right-padded rows with states `[B, T, D]`, in their dtype."""
     width = states.shape[1]
     spans = [(number * width + start, stop - start) for number, row in enumerate(rows) for start, stop in row.bounds]
     lengths = np.array([length for _, length in spans])
@@ -125,12 +125,15 @@ def pool_spans(states: Tensor, rows: Sequence[TokenRow]) -> Tensor:
 
 
 def whole_rows(texts: Sequence[np.ndarray]) -> list[TokenRow]:
-    """Rows of plain texts: one span over all of each."""
+    """Return rows with a single span that covers the whole text."""
     return [TokenRow(ids, ((0, len(ids)),)) for ids in texts]
 
 
 def plan_calls(rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
-    """Row numbers by ascending length, in runs whose padded size stays within `max_tokens` (or a single row)."""
+    """Divide rows, sorted by length, into calls whose padded size is at most `max_tokens`, or of a single row.
+
+    Return the row numbers of each call.
+    """
     groups: list[list[int]] = [[]]
     for row in sorted(range(len(rows)), key=lambda row: len(rows[row])):
         if groups[-1] and (len(groups[-1]) + 1) * len(rows[row]) > max_tokens:
@@ -140,7 +143,7 @@ def plan_calls(rows: Sequence[TokenRow], max_tokens: int) -> list[list[int]]:
 
 
 def pad(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, int64 `[B, T]`, padded on the right with id 0."""
+    """Return ids and mask, int64 `[B, T]`, padded on the right with id 0."""
     longest = max(len(row) for row in rows)
     ids, mask = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), np.int64)
     for number, row in enumerate(rows):
@@ -149,13 +152,13 @@ def pad(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def flatten(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """All ids in one int64 vector, and the offset at which each row starts."""
+    """Return all ids as one int64 vector, and the offset of each row."""
     offsets = np.cumsum([0, *(len(row) for row in rows[:-1])])
     return torch.from_numpy(np.concatenate(rows).astype(np.int64)), torch.from_numpy(offsets)
 
 
 def encode_means(model: Qwen3Encoder, tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> np.ndarray:
-    """Means float32 `[N, D]` of texts, each cut to `max_tokens`; an empty text gives zeros."""
+    """Return the means float32 `[N, D]` of texts, each cut to `max_tokens`; zeros for an empty text."""
     encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     rows = [np.array(item.ids[:max_tokens], np.int64) for item in encoded]
     filled = [number for number, row in enumerate(rows) if len(row)]

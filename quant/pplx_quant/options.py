@@ -1,65 +1,94 @@
-"""A frozen dataclass as a command line: every field is an option, every option has the field's type and default."""
+"""Command-line options from a frozen dataclass: each field is an option, with the type and the default of the field."""
 
 import argparse
 import dataclasses
-import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from pplx_edge.errors import EdgeError
 from pplx_quant.errors import ConfigError
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
-def parse_config(cls: type[Config], argv: list[str] | None, description: str) -> Config:
-    """An instance of dataclass `cls` from `--field-name VALUE` options; booleans are `--name` and `--no-name`.
+def option(default: Any, help: str) -> Any:
+    """Return a dataclass field with a default and the help text of its option."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
-    A field without a default is required; tuples take several values. Raises ConfigError when `cls` refuses them.
+
+def required(help: str, *, positional: str = "") -> Any:
+    """Return a dataclass field without a default; `positional` makes it a positional argument with that name."""
+    return dataclasses.field(metadata={"help": help, "positional": positional})
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser without abbreviated options, whose errors are one line and end with exit status 2."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see: {self.prog} --help)\n")
+
+
+def parse_config(cls: type[Config], argv: Sequence[str], program: str = "", description: str = "") -> Config:
+    """Return an instance of dataclass `cls` from `--field-name VALUE` options; booleans are `--name` and `--no-name`.
+
+    A field without a default is a required option, and a tuple takes one or more values. Raises ConfigError if `cls`
+    refuses the values.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    names = [item.metadata["positional"] for item in dataclasses.fields(cls) if item.metadata.get("positional")]
+    usage = " ".join(["%(prog)s [options]", *(f"{name} [{name} ...]" for name in names)])
+    parser = Parser(prog=program or None, usage=usage, description=description)
     hints = typing.get_type_hints(cls)
-    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
-        required = item.default is dataclasses.MISSING
-        parser.add_argument(
-            "--" + item.name.replace("_", "-"),
-            required=required,
-            default=None if required else item.default,
-            help=item.metadata.get("help", " "),
-            **_argument(hints[item.name]),
-        )
+    for item in dataclasses.fields(cls):
+        argument = _argument(hints[item.name])
+        if name := item.metadata.get("positional"):
+            parser.add_argument(item.name, help=item.metadata["help"], **argument | {"metavar": name})
+            continue
+        is_required = item.default is dataclasses.MISSING
+        argument |= {"required": True} if is_required else {"default": item.default}
+        parser.add_argument("--" + item.name.replace("_", "-"), help=_help(item, is_required), **argument)
     values = vars(parser.parse_args(argv))
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def run_command(
-    cls: type[Config], run: Callable[[Config], object], description: str, argv: list[str] | None = None
-) -> int:
-    """Run a function of an instance of `cls` from the command line; returns the exit status, 2 for bad input."""
-    try:
-        run(parse_config(cls, argv, description))
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def _help(item: dataclasses.Field, is_required: bool) -> str:
+    """Return the help text of an option, with the default where there is one to show."""
+    text = item.metadata.get("help", "").replace("%", "%%")
+    if is_required or item.default in (None, (), True, False):
+        return text
+    shown = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
+    return f"{text} (default: {shown})"
 
 
-def _argument(hint: type) -> dict:
+def _argument(hint: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is tuple:
-        return {"type": typing.get_args(hint)[0], "nargs": "+"}
+        kind = typing.get_args(hint)[0]
+        return {"type": kind, "nargs": "+", "metavar": _METAVARS[kind]}
     if typing.get_origin(hint) in (typing.Union, types.UnionType):  # X | None: an option that may be left out
         return _argument(next(item for item in typing.get_args(hint) if item is not type(None)))
-    if hint in (int, float, str, Path):
-        return {"type": hint}
+    if hint in _METAVARS:
+        return {"type": hint, "metavar": _METAVARS[hint]}
     raise ConfigError(f"an option of type {hint} cannot be given on the command line")
 
 
-def as_json(config: object) -> dict:
-    """The fields of a dataclass instance as JSON values; paths become strings."""
-    fields = dataclasses.asdict(config)  # type: ignore[call-overload]
-    return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+
+
+def as_json(config: "DataclassInstance") -> dict[str, Any]:
+    """Return the fields of a dataclass instance as JSON values: paths become strings, tuples become lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {name: plain(value) for name, value in dataclasses.asdict(config).items()}

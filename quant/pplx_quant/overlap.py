@@ -1,24 +1,24 @@
-"""Do training passages repeat passages of a benchmark? Shared windows of 13 words, or of 30 characters unspaced.
+"""Find training texts that repeat passages of a benchmark.
 
-python -m pplx_quant.overlap --data DIR TASK_DIR…
+python -m pplx_quant overlap --data DIR TASK_DIR…
 
-Checks the positives of the pairs and the paragraphs that structure pairs are cut from. Prints one line per file with
-rows that share at least half of their windows with one benchmark, and a total.
+Two texts overlap in windows of 13 words, or of 30 characters in scripts without spaces. Prints a line for each file
+with rows that share at least half of their windows with the passages of the tasks, and a total. Checks positives of
+pairs, paragraphs and chunks. Exit status 1 if there is such a row.
 """
 
-import argparse
 import gzip
 import hashlib
 import json
-import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from pplx_edge.errors import EdgeError
 from pplx_quant.data import ReadReport, list_files, read_rows
 from pplx_quant.errors import DataError
+from pplx_quant.options import required
 
 WORDS = 13
 CHARACTERS = 30
@@ -27,7 +27,7 @@ TEXT_FIELDS = {"pairs": "positive", "text": "text", "text2": "text", "chunks": "
 
 
 def windows(text: str) -> set[int]:
-    """Hashes of all windows of a text, letters and digits only, folded in case; a shorter text is one window."""
+    """Return hashes of the windows of a text, case-folded letters and digits only; a short text is one window."""
     folded = "".join(char if char.isalnum() else " " for char in unicodedata.normalize("NFKC", text).casefold())
     words = folded.split()
     if len(folded) > 12 * max(1, len(words)):
@@ -39,13 +39,13 @@ def windows(text: str) -> set[int]:
 
 
 def benchmark_windows(tasks: Iterable[Path]) -> set[int]:
-    """Windows of all passages of BEIR folders that are long enough to have a full one."""
+    """Return the windows of all passages in BEIR folders that are long enough for a full window."""
     passages = chain.from_iterable(passages_of(folder) for folder in tasks)
     return set(chain.from_iterable(windows(text) for text in passages if is_long(text)))
 
 
 def passages_of(task: Path) -> Iterator[str]:
-    """Texts in `corpus.jsonl.gz` of a BEIR folder; DataError when it cannot be read."""
+    """Yield the texts in `corpus.jsonl.gz` of a BEIR folder. Raises DataError if it cannot be read."""
     path = task / "corpus.jsonl.gz"
     try:
         with gzip.open(path, "rt", encoding="utf-8") as stream:
@@ -55,12 +55,15 @@ def passages_of(task: Path) -> Iterator[str]:
 
 
 def is_long(text: str) -> bool:
-    """Whether a text holds at least one full window."""
+    """Return True if a text has at least one full window."""
     return len(text.split()) >= WORDS or len(text.replace(" ", "")) >= 3 * CHARACTERS
 
 
 def overlapping_rows(rows: Iterable[tuple[int, str]], benchmark: set[int], limit: float = LIMIT) -> Iterator[int]:
-    """Line numbers of texts that share at least `limit` of their windows with the benchmark; short ones are skipped."""
+    """Yield the line numbers of texts that share at least `limit` of their windows with the benchmark.
+
+    Texts without a full window are skipped.
+    """
     for line, text in rows:
         if is_long(text):
             own = windows(text)
@@ -68,28 +71,24 @@ def overlapping_rows(rows: Iterable[tuple[int, str]], benchmark: set[int], limit
                 yield line
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print overlaps by file; exit status 1 when there are any, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m pplx_quant.overlap", description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", type=Path, nargs="+", metavar="TASK_DIR")
-    parser.add_argument("--data", type=Path, required=True)
-    args = parser.parse_args(argv)
-    try:
-        benchmark, n_rows, n_found = benchmark_windows(args.tasks), 0, 0
-        for kind, field in TEXT_FIELDS.items():
-            for path in list_files(args.data, kind):
-                report = ReadReport(path)
-                rows = ((line, row[field]) for line, row in read_rows(path, (field,), report))
-                found = list(overlapping_rows(rows, benchmark))
-                n_rows, n_found = n_rows + report.n_rows, n_found + len(found)
-                if found:
-                    print(f"{path.name}\t{len(found)} of {report.n_rows}\tfirst lines {found[:5]}")
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@dataclass(frozen=True)
+class OverlapConfig:
+    """Options of `overlap`."""
+
+    tasks: tuple[Path, ...] = required("Folders in BEIR layout.", positional="TASK_DIR")
+    data: Path = required("Folder of training data.")
+
+
+def report_overlap(config: OverlapConfig) -> int:
+    """Print overlaps by file; return 1 if there are any, otherwise 0."""
+    benchmark, n_rows, n_found = benchmark_windows(config.tasks), 0, 0
+    for kind, field in TEXT_FIELDS.items():
+        for path in list_files(config.data, kind):
+            report = ReadReport(path)
+            rows = ((line, row[field]) for line, row in read_rows(path, (field,), report))
+            found = list(overlapping_rows(rows, benchmark))
+            n_rows, n_found = n_rows + report.n_rows, n_found + len(found)
+            if found:
+                print(f"{path.name}\t{len(found)} of {report.n_rows}\tfirst lines {found[:5]}")
     print(f"total\t{n_found} of {n_rows} rows share half of their windows with {len(benchmark)} benchmark windows")
     return 1 if n_found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,16 @@
-"""A data folder as one packed file: tokenised once, small enough to carry to another machine.
+"""Tokenize a data folder into one packed file, which is all that a run needs.
 
-python -m pplx_quant.pack --data DIR --tokenizer DIR --out FILE [--cap GROUP=N …]
+python -m pplx_quant pack --data DIR --tokenizer DIR --out FILE [--cap GROUP=N …]
+
+The folder must contain pairs.<source>.jsonl.gz, text.<lang>.jsonl.gz, text2.<lang>.jsonl.gz and
+chunks.<source>.jsonl.gz files.
 """
 
 import hashlib
 import random
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -15,12 +18,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pplx_edge import layout
+from pplx_quant.corpus import write_packed
 from pplx_quant.data import Document, Pair, ReadReport, file_key, list_files, read_documents, read_pairs
 from pplx_quant.errors import ConfigError, DataError
-from pplx_quant.options import run_command
-from pplx_quant.packed import write_packed
-from pplx_quant.sampling import fits, parse_factor
-from pplx_quant.structure import structure_pairs
+from pplx_quant.options import option, required
+from pplx_quant.sampling import matches, parse_factor
+from pplx_quant.structure_pairs import pair_groups
 from pplx_quant.tokenizer import load_tokenizer
 
 BATCH = 4096
@@ -29,30 +32,28 @@ NONE = -1
 
 @dataclass(frozen=True)
 class PackConfig:
-    """What is packed, and how. `cap` holds the most pairs (for `chunks.*`: chunks) of a group, drawn by the seed."""
+    """Options of `pack`."""
 
-    data: Path
-    tokenizer: Path
-    out: Path
-    max_query: int = 64
-    max_text: int = 160
-    per_paragraph: int = 2
-    held_out: float = 0.02
-    cap: tuple[str, ...] = ()
-    more: tuple[Path, ...] = field(
-        default=(), metadata={"help": "further files of pairs; what is held out of DATA does not depend on them"}
-    )
-    max_mb: float = 60.0
-    seed: int = 1
+    data: Path = required("Folder of training data.")
+    tokenizer: Path = required("Directory of the tokenizer.")
+    out: Path = required("Packed file to write.")
+    max_query: int = option(64, "Cut queries to this many tokens.")
+    max_text: int = option(160, "Cut passages, chunks and titles to this many tokens.")
+    per_paragraph: int = option(2, "Pairs to make from each paragraph.")
+    held_out: float = option(0.02, "Share of the passages held out for validation, with all their questions.")
+    cap: tuple[str, ...] = option((), "Keep at most N random pairs of a group, or chunks of chunks.*: GROUP=N.")
+    more: tuple[Path, ...] = option((), "Further files of pairs, which do not change what is held out of DATA.")
+    max_mb: float = option(60.0, "Fail if the packed file is larger than this many MB.")
+    seed: int = option(1, "Seed of the random choices.")
 
     def limit(self, group: str) -> int | None:
-        """The cap of a group, from the last pattern that fits it; None for no cap."""
-        limits = [int(value) for pattern, value in map(parse_factor, self.cap) if fits(group, pattern)]
+        """Return the cap of a group, from the last pattern that matches it, or None."""
+        limits = [int(value) for pattern, value in map(parse_factor, self.cap) if matches(group, pattern)]
         return limits[-1] if limits else None
 
 
 class TextTable:
-    """Numbers texts in the order of their first appearance; the same text, blind to case and space, is one."""
+    """Assigns text ids in order of first appearance. Texts that differ only in case or white space share an id."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -63,7 +64,7 @@ class TextTable:
         self.languages: dict[str, int] = {}
 
     def add(self, texts: Sequence[tuple[str, str]], max_tokens: int) -> list[int]:
-        """Numbers of (text, language) items, each cut to `max_tokens`; -1 for one without tokens."""
+        """Return the text ids of (text, language) items, each cut to `max_tokens`; -1 for a text without tokens."""
         keys = [text_key(text) for text, _ in texts]
         fresh = list({key: number for number, key in enumerate(keys) if key not in self.numbers}.values())
         encoded = self.tokenizer.encode_batch_fast([texts[number][0] for number in fresh], add_special_tokens=False)
@@ -80,7 +81,7 @@ class TextTable:
 
 
 class CorpusPacker:
-    """Collects texts, pairs and documents, and writes them as one file."""
+    """Collects texts, pairs and documents for a packed file."""
 
     def __init__(self, tokenizer: Tokenizer, config: PackConfig):
         self.config, self.table = config, TextTable(tokenizer)
@@ -92,7 +93,7 @@ class CorpusPacker:
         self.titles: list[int] = []
 
     def add_documents(self, documents: Iterable[Document]) -> int:
-        """Add documents in chunks; returns how many."""
+        """Add documents in chunks; return their number."""
         before = len(self.n_chunks)
         for document in documents:
             texts = [(chunk, document.lang) for chunk in document.chunks]
@@ -106,7 +107,7 @@ class CorpusPacker:
         return len(self.n_chunks) - before
 
     def add_pairs(self, name: str, pairs: Iterable[Pair]) -> int:
-        """Add the pairs of one group; returns how many had tokens on both sides and were not the same text."""
+        """Add the pairs of a group, except those without tokens or with equal texts; return their number."""
         before, stream = len(self.pairs), iter(pairs)
         self.groups.append(name)
         while batch := list(islice(stream, BATCH)):
@@ -122,9 +123,9 @@ class CorpusPacker:
         return len(self.pairs) - before
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of the packed file, without teacher vectors."""
+        """Return the arrays of the packed file, without teacher vectors."""
         pairs = np.array(self.pairs, np.int32).reshape(-1, 5)
-        # A passage is held out with all its questions, whichever file they stand in.
+        # A passage is held out with all its questions, from whichever file they are.
         drawn = np.random.default_rng(self.config.seed).random(len(self.table.ids)) < self.config.held_out
         return {
             "ids": np.concatenate(self.table.ids),
@@ -141,22 +142,22 @@ class CorpusPacker:
 
 
 def text_key(text: str) -> int:
-    """A signed 64-bit hash of a text, blind to case and to the width of white space."""
+    """Return a signed 64-bit hash of a text, which ignores case and the amount of white space."""
     folded = " ".join(text.casefold().split())
     return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def pack(config: PackConfig) -> None:
-    """Read, tokenise and write a data folder: its documents, its pairs, and pairs from the structure of its texts."""
+    """Pack the documents and pairs of a data folder, and pairs made from the structure of its texts."""
     packer, dropped = CorpusPacker(load_tokenizer(config.tokenizer), config), {}
     for path in list_files(config.data, "chunks"):
         documents, report = read_documents(path)
         kept = _draw_documents(documents, config, f"chunks.{file_key(path)}")
-        _tell(f"chunks.{file_key(path)}", packer.add_documents(kept), "documents", dropped, report)
+        _report(f"chunks.{file_key(path)}", packer.add_documents(kept), "documents", dropped, report)
     for path in list_files(config.data, "pairs"):
         _add_file(packer, path, config, dropped)
-    for name, structured in structure_pairs(config.data, config.per_paragraph, config.seed):
-        _tell(name, packer.add_pairs(name, _draw(list(structured), config, name)), "pairs", dropped)
+    for name, structured in pair_groups(config.data, config.per_paragraph, config.seed):
+        _report(name, packer.add_pairs(name, _draw(list(structured), config, name)), "pairs", dropped)
     for path in config.more:
         _add_file(packer, path, config, dropped)
     arrays = packer.arrays()
@@ -176,18 +177,18 @@ def pack(config: PackConfig) -> None:
         file=sys.stderr,
     )
     if size > 1e6 * config.max_mb:
-        raise ConfigError(f"{config.out}: {size / 1e6:.1f} MB, limit {config.max_mb:g}; cap groups or raise --max-mb")
+        raise ConfigError(f"{config.out}: {size / 1e6:.1f} MB, limit {config.max_mb:g}; lower --cap or raise --max-mb")
 
 
 def _add_file(packer: CorpusPacker, path: Path, config: PackConfig, dropped: dict[str, dict]) -> None:
-    """Add the pairs of a file, which is one group; DataError when its name gives none, or one that is there."""
+    """Add the pairs of a file as one group. Raises DataError if its name is not that of a new group."""
     if not path.name.startswith("pairs.") or not path.name.endswith(".jsonl.gz"):
-        raise DataError(f"{path}: pairs come from files named pairs.<group>.jsonl.gz; rename it")
+        raise DataError(f"{path}: files of pairs must be named pairs.<group>.jsonl.gz; rename it")
     group = file_key(path)
     if group in packer.groups:
-        raise DataError(f"{path}: there are pairs of a group {group!r} already; rename the file")
+        raise DataError(f"{path}: group {group!r} already exists; rename the file")
     pairs, report = read_pairs(path)
-    _tell(group, packer.add_pairs(group, _draw(pairs, config, group)), "pairs", dropped, report)
+    _report(group, packer.add_pairs(group, _draw(pairs, config, group)), "pairs", dropped, report)
 
 
 def _draw(pairs: list[Pair], config: PackConfig, group: str) -> list[Pair]:
@@ -199,7 +200,7 @@ def _draw(pairs: list[Pair], config: PackConfig, group: str) -> list[Pair]:
 
 
 def _draw_documents(documents: list[Document], config: PackConfig, group: str) -> list[Document]:
-    """Documents in a drawn order until their chunks reach the cap."""
+    """Return random documents until their chunks reach the cap."""
     limit = config.limit(group)
     if limit is None:
         return documents
@@ -208,19 +209,10 @@ def _draw_documents(documents: list[Document], config: PackConfig, group: str) -
     return order[: int(np.searchsorted(totals, limit, side="right"))]
 
 
-def _tell(name: str, count: int, noun: str, dropped: dict[str, dict], report: ReadReport | None = None) -> None:
-    """Print a group's count, and note in `dropped` what its reader left out."""
+def _report(name: str, count: int, noun: str, dropped: dict[str, dict], report: ReadReport | None = None) -> None:
+    """Print the count of a group, and add the rows that its reader dropped to `dropped`."""
     suffix = ""
     if report and report.n_dropped:
         dropped[report.path.name] = {"rows": report.n_rows, "dropped": report.dropped, "first_lines": report.lines}
         suffix = f", {report.n_dropped} rows dropped"
     print(f"{name:32} {count:>9,} {noun}{suffix}", file=sys.stderr)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Pack a data folder; returns the exit status."""
-    return run_command(PackConfig, pack, "Tokenise a data folder once, into one file.", argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

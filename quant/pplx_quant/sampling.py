@@ -1,4 +1,4 @@
-"""Which pairs make up the batch of a step: a function of seed and step, so a resumed run needs no loader state."""
+"""Samplers of batches. A batch is a function of seed and step, so a resumed run needs no state of a data loader."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from functools import cached_property
 
 import numpy as np
 
+from pplx_quant.corpus import PackedCorpus
 from pplx_quant.errors import ConfigError
-from pplx_quant.packed import PackedCorpus
 
 
 @dataclass(frozen=True)
 class PairSampler:
-    """Rows that may be drawn, by group, and the share of each group."""
+    """Samples rows of pairs; `rows` are the candidates of each group and `shares` the probabilities of the groups."""
 
     rows: tuple[np.ndarray, ...]
     shares: np.ndarray
@@ -21,28 +21,30 @@ class PairSampler:
     def build(
         cls, packed: PackedCorpus, exponent: float, boosts: Sequence[str], only: np.ndarray | None = None
     ) -> "PairSampler":
-        """A sampler over all rows that are not held out (and in bool `only` `[N]`).
+        """Return a sampler of all rows that are not held out (and True in `only`, bool `[N]`).
 
-        A group's share is size ** `exponent` times its boost.
-
-        A boost is `group=factor`; `group*=factor` speaks of all groups that begin so; factor 0 leaves a group out.
-        Raises ConfigError for a boost that is malformed or fits no group.
+        The share of a group is size ** `exponent` times its boosts. A boost is `group=factor`, or `prefix*=factor` for
+        all groups with that prefix; factor 0 excludes a group. Raises ConfigError for a boost that is malformed or
+        matches no group.
         """
         trained = ~packed.held_out if only is None else ~packed.held_out & only
         rows = tuple(np.flatnonzero((packed.group == number) & trained) for number in range(len(packed.groups)))
         shares = np.array([len(group) ** exponent if len(group) else 0.0 for group in rows])
         for boost in boosts:
             pattern, factor = parse_factor(boost)
-            chosen = [fits(name, pattern) for name in packed.groups]
+            chosen = [matches(name, pattern) for name in packed.groups]
             if not any(chosen):
-                raise ConfigError(f"boost {boost!r} fits no group; groups are {', '.join(packed.groups)}")
+                raise ConfigError(f"boost {boost!r} matches no group; groups are {', '.join(packed.groups)}")
             shares[chosen] *= factor
         if not shares.sum():
-            raise ConfigError("no pair is left to train on: every group is empty, held out or boosted by 0")
+            raise ConfigError("there is no pair to train on: every group is empty, held out or boosted by 0")
         return cls(rows, shares / shares.sum())
 
     def batch(self, step: int, size: int, block: int, seed: int) -> np.ndarray:
-        """Rows int64 `[size]` of a step: runs of `block` rows of one group each, so that negatives are of its kind."""
+        """Return the rows of a step, int64 `[size]`.
+
+        Each run of `block` rows is from one group, because passages of the same kind are harder negatives.
+        """
         generator = np.random.default_rng((seed, step))
         drawn = []
         for start in range(0, size, block):
@@ -54,7 +56,7 @@ class PairSampler:
 
 @dataclass(frozen=True)
 class SequenceSampler:
-    """Sequences of joined texts, for pretraining: `length` tokens, a share of them cut to a random length."""
+    """Samples sequences of `length` tokens of joined texts, for pretraining; a share is cut to a random length."""
 
     packed: PackedCorpus
     separator: int
@@ -62,7 +64,10 @@ class SequenceSampler:
     short_share: float
 
     def batch(self, step: int, size: int, seed: int) -> list[np.ndarray]:
-        """Ids uint16 of the `size` sequences of a step. Texts are drawn by their length, held-out positives never."""
+        """Return the ids of the `size` sequences of a step.
+
+        Texts are sampled in proportion to their length, and held-out positives are excluded.
+        """
         generator = np.random.default_rng((seed, step))
         return [self._sequence(generator) for _ in range(size)]
 
@@ -85,7 +90,7 @@ class SequenceSampler:
 
 
 def token_stream(texts: Iterator[np.ndarray], separator: int, length: int) -> np.ndarray:
-    """The first `length` ids of texts joined by the separator."""
+    """Return the first `length` ids of texts that are joined by the separator."""
     parts: list[np.ndarray] = []
     total = 0
     while total < length:
@@ -97,10 +102,11 @@ def token_stream(texts: Iterator[np.ndarray], separator: int, length: int) -> np
 
 @dataclass(frozen=True)
 class DrawnDocuments:
-    """Documents in chunks and the questions about them.
+    """Documents in chunks, and questions about them.
 
-    `chunks` holds the text numbers of each document's chunks, `queries` ids uint16 of each question, `gold` the
-    (document, chunk) that answers it, `query_keys` numbers that are equal for equal questions.
+    `chunks` are the text ids of the chunks of each document, and `numbers` the documents' numbers in the corpus.
+    `queries` are the token ids of each question, `gold` the (document, chunk) that answers it, and `query_keys` numbers
+    that are equal for equal questions.
     """
 
     chunks: list[list[int]]
@@ -112,7 +118,7 @@ class DrawnDocuments:
 
 @dataclass(frozen=True)
 class DocumentOptions:
-    """How documents and questions are drawn. Shares are probabilities."""
+    """Lengths in tokens, and probabilities, for sampling documents and questions."""
 
     max_document: int = 2048
     min_document: int = 256
@@ -124,29 +130,30 @@ class DocumentOptions:
 
 
 class DocumentSampler:
-    """Windows of documents, each with questions: those of the data, and pieces of a chunk with the title in front.
+    """Samples windows of documents with questions, which are those of the data and pieces of chunks.
 
-    A question with the title in front can only be answered by a chunk that knows which document it is in.
+    A share of the questions begins or ends with the title of the document, so that only the vector of a chunk in the
+    context of its document can answer them.
     """
 
     def __init__(self, packed: PackedCorpus, options: DocumentOptions):
         self.packed, self.options = packed, options
         held = set(packed.pairs[packed.held_out, 1].tolist())
         usable = (packed.place[:, 0] >= 0) & (packed.place[:, 1] >= 0) & ~packed.held_out
-        self.asked: dict[int, list[tuple[int, int]]] = {}
+        self.questions: dict[int, list[tuple[int, int]]] = {}
         for row in np.flatnonzero(usable):
             document, chunk = packed.place[row].tolist()
-            self.asked.setdefault(document, []).append((chunk, int(packed.pairs[row, 0])))
+            self.questions.setdefault(document, []).append((chunk, int(packed.pairs[row, 0])))
         counts = packed.arrays["n_chunks"]
         self.documents = np.array(
-            [number for number in np.flatnonzero(counts >= 2) if held.isdisjoint(packed.document(number).tolist())]
+            [number for number in np.flatnonzero(counts >= 2) if held.isdisjoint(packed.document(int(number)).tolist())]
         )
         if not len(self.documents):
-            raise ConfigError("no document of at least two chunks is left to train on; pack chunks.*.jsonl.gz files")
+            raise ConfigError("there is no document of at least two chunks to train on; pack chunks.*.jsonl.gz files")
         self.shares = counts[self.documents] ** 0.5 / (counts[self.documents] ** 0.5).sum()
 
     def batch(self, step: int, size: int, seed: int) -> DrawnDocuments:
-        """The documents and questions of a step."""
+        """Return the documents and questions of a step."""
         generator = np.random.default_rng((seed, step))
         drawn = DrawnDocuments([], [], [], [], [])
         replace = size > len(self.documents)
@@ -163,7 +170,7 @@ class DocumentSampler:
         place = len(drawn.chunks)
         drawn.chunks.append([title] * first + document[start:stop].tolist())
         drawn.numbers.append(number)
-        known = [(chunk, query) for chunk, query in self.asked.get(number, ()) if start <= chunk < stop]
+        known = [(chunk, query) for chunk, query in self.questions.get(number, ()) if start <= chunk < stop]
         generator.shuffle(known)
         wanted = int(generator.integers(1, options.questions + 1))
         for chunk, query in known[: (wanted + 1) // 2]:
@@ -189,7 +196,7 @@ class DocumentSampler:
         drawn.gold.append(gold)
 
     def _window(self, document: np.ndarray, generator: np.random.Generator) -> tuple[int, int]:
-        """`[start, stop)` of consecutive chunks whose tokens fit a length drawn evenly in its logarithm."""
+        """Return `[start, stop)` of consecutive chunks that fit a length sampled uniformly in its logarithm."""
         options = self.options
         budget = np.exp(generator.uniform(np.log(options.min_document), np.log(options.max_document)))
         lengths = np.minimum(self.packed.lengths[document], options.max_chunk).astype(np.int64) + 1
@@ -206,17 +213,17 @@ class DocumentSampler:
 
 
 def parse_factor(option: str) -> tuple[str, float]:
-    """Pattern and factor of `pattern=factor`; ConfigError when it is not that or negative."""
+    """Return pattern and factor of `pattern=factor`. Raises ConfigError if it is malformed or negative."""
     pattern, _, factor = option.rpartition("=")
     try:
         value = float(factor)
     except ValueError:
         value = -1.0
     if not pattern or not value >= 0:
-        raise ConfigError(f"{option!r} is not GROUP=NUMBER with a number of at least 0")
+        raise ConfigError(f"{option!r} is not GROUP=NUMBER, with a number of at least 0")
     return pattern, value
 
 
-def fits(name: str, pattern: str) -> bool:
-    """Whether a group goes by a pattern, which may end in `*`."""
+def matches(name: str, pattern: str) -> bool:
+    """Return True if a pattern, which may end in `*`, matches the name of a group."""
     return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern

@@ -1,10 +1,10 @@
-"""What sentence-transformers must find in a model's directory to give our vectors.
+"""The modules that stock sentence-transformers needs in the directory of a model to return our vectors.
 
-| `vectors` | what `SentenceTransformer(directory).encode` gives | needs |
+| `vectors` | output of `SentenceTransformer(directory).encode` | needs |
 |---|---|---|
-| `means` | the mean states, before tanh | nothing |
-| `codes` | `127 * tanh(mean)` as floats whose `rint` are our int8 codes | nothing: two stock Dense modules |
-| `int8` | the int8 codes themselves | `trust_remote_code=True`: a small module written beside the weights |
+| `means` | the means before tanh | nothing |
+| `codes` | `127 * tanh(mean)` as floats that round to our int8 codes | nothing: two stock Dense modules |
+| `int8` | the int8 codes | `trust_remote_code=True`: a small module next to the weights |
 """
 
 import json
@@ -46,7 +46,7 @@ class FlexibleQuantizer(torch.nn.Module):
 
 
 def write_modules(folder: Path, spec: ModelSpec, vectors: str) -> None:
-    """Put `modules.json` and what it names into a model's folder."""
+    """Write `modules.json` and the modules that it names to the directory of a model."""
     kinds = [("", "Transformer"), (layout.POOLING, "Pooling")]
     pooling = {
         "word_embedding_dimension": spec.hidden_size,

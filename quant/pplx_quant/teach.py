@@ -1,10 +1,10 @@
-"""Vectors of an outside teacher for English texts of a packed file, written into it.
+"""Add vectors of a teacher model to a packed file, for its English texts.
 
-python -m pplx_quant.teach --packed FILE --tokenizer DIR --teacher DIR [--cap GROUP=N …]
+python -m pplx_quant teach --packed FILE --tokenizer DIR --teacher DIR [--cap GROUP=N …]
 
-The teacher is a sentence-transformers directory (read offline). It reads what the student reads: a text's ids turned
-back into text. Vectors are turned so that their components fall in variance (principal axes through the origin, which
-keeps all cosines), cut to `width` and stored with 4 bits a component. A killed run goes on where it stopped.
+The teacher is a sentence-transformers directory. It encodes the texts that the student sees, decoded from their ids.
+The vectors are rotated to their principal axes through the origin, which keeps all cosines, cut to `--width` and stored
+with 4 bits per component. Repeat the command to continue after an interruption.
 """
 
 import sys
@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from pplx_edge.files import replacing_file
+from pplx_quant.corpus import PackedCorpus, encode_teacher, write_packed
 from pplx_quant.errors import ConfigError
-from pplx_quant.options import run_command
-from pplx_quant.packed import PackedCorpus, encode_teacher, write_packed
-from pplx_quant.sampling import fits, parse_factor
+from pplx_quant.options import option, required
+from pplx_quant.sampling import matches, parse_factor
 from pplx_quant.tokenizer import load_tokenizer
 
 SHARD = 4096
@@ -31,25 +31,25 @@ ENGLISH = "en"
 
 @dataclass(frozen=True)
 class TeachConfig:
-    """What is taught. `cap` holds the most texts per side (query, positive) of a group, drawn by the seed."""
+    """Options of `teach`."""
 
-    packed: Path
-    tokenizer: Path
-    teacher: Path
-    width: int = 256
-    max_tokens: int = 128
-    cap: tuple[str, ...] = ()
-    max_mb: float = 60.0
-    seed: int = 1
+    packed: Path = required("Packed file to add the vectors to.")
+    tokenizer: Path = required("Directory of the tokenizer that the file was packed with.")
+    teacher: Path = required("Directory of a sentence-transformers model.")
+    width: int = option(256, "Dimensions to keep.")
+    max_tokens: int = option(128, "Cut texts to this many tokens.")
+    cap: tuple[str, ...] = option((), "Encode at most N random queries and N random passages of a group: GROUP=N.")
+    max_mb: float = option(60.0, "Fail if the packed file gets larger than this many MB.")
+    seed: int = option(1, "Seed of the random choices.")
 
 
 def choose_texts(packed: PackedCorpus, caps: tuple[str, ...], seed: int) -> np.ndarray:
-    """Numbers of the English texts to be taught, int64 ascending: both sides of each group, up to its cap."""
+    """Return the ids of the English texts to encode, int64 ascending: both sides of each group, up to its cap."""
     limits = [parse_factor(cap) for cap in caps]
     english = packed.lang == packed.info["languages"].index(ENGLISH)
     chosen = np.zeros(len(packed.lengths), bool)
     for number, name in enumerate(packed.groups):
-        fitting = [int(value) for pattern, value in limits if fits(name, pattern)]
+        fitting = [int(value) for pattern, value in limits if matches(name, pattern)]
         rows = packed.pairs[(packed.group == number) & ~packed.held_out]
         for side in (0, 1):
             texts = np.unique(rows[:, side])
@@ -60,19 +60,19 @@ def choose_texts(packed: PackedCorpus, caps: tuple[str, ...], seed: int) -> np.n
 
 
 def student_views(packed: PackedCorpus, tokenizer: Tokenizer, numbers: np.ndarray, max_tokens: int) -> list[str]:
-    """The texts that a student with a window of `max_tokens` sees."""
+    """Return the texts that a student with a limit of `max_tokens` sees."""
     ids = [packed.text(int(number), max_tokens).tolist() for number in numbers]
     return tokenizer.decode_batch(ids, skip_special_tokens=False)
 
 
 def known_words(tokenizer: Tokenizer) -> dict[int, str]:
-    """Tokens that are an English-looking word or a piece of one, by id: ASCII letters, at least three."""
+    """Return the tokens that look like an English word or a part of one, by id: at least three ASCII letters."""
     pieces = {token: tokenizer.decode([token]).strip() for token in range(tokenizer.get_vocab_size())}
     return {token: text for token, text in pieces.items() if len(text) > 2 and text.isascii() and text.isalpha()}
 
 
 def teacher_vectors(config: TeachConfig, texts: Callable[[slice], list[str]], n_texts: int, name: str) -> np.ndarray:
-    """Unit vectors float32 `[K, D]` of the teacher, computed in shards that a later call finds again."""
+    """Return the unit vectors float32 `[K, D]` of the teacher, computed in shards that are kept on disk."""
     from sentence_transformers import SentenceTransformer
 
     work = config.packed.with_name(config.packed.name + ".teacher")
@@ -90,12 +90,12 @@ def teacher_vectors(config: TeachConfig, texts: Callable[[slice], list[str]], n_
                 np.save(unfinished, np.asarray(vectors, np.float32))
         shards.append(np.load(path))
         if len(shards[-1]) != part.stop - part.start:
-            raise ConfigError(f"{work}: made with other options; remove it")
+            raise ConfigError(f"{work}: made with other options; delete it")
     return np.concatenate(shards)
 
 
 def principal_axes(vectors: np.ndarray, width: int) -> np.ndarray:
-    """Orthonormal columns `[D, width]`: the directions of largest second moment, largest first."""
+    """Return orthonormal columns `[D, width]`: the directions of largest second moment, largest first."""
     moments = vectors.T.astype(np.float64) @ vectors
     return np.linalg.eigh(moments)[1][:, ::-1][:, :width].astype(np.float32)
 
@@ -127,15 +127,6 @@ def teach(config: TeachConfig) -> None:
     }
     info = {**packed.info, "teacher": {"name": config.teacher.name, "texts": len(numbers), "variance_kept": kept}}
     size = write_packed(config.packed, arrays, info)
-    print(f"{len(numbers):,} texts taught, {kept:.1%} of variance kept: {size / 1e6:.1f} MB", file=sys.stderr)
+    print(f"{len(numbers):,} texts encoded, {kept:.1%} of the variance kept: {size / 1e6:.1f} MB", file=sys.stderr)
     if size > 1e6 * config.max_mb:
         raise ConfigError(f"{config.packed}: {size / 1e6:.1f} MB, limit {config.max_mb:g}; lower --cap or --width")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Teach; returns the exit status."""
-    return run_command(TeachConfig, teach, "Teacher vectors for English texts of a packed file.", argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,12 @@
-"""A multilingual byte-level BPE tokenizer, trained on a data folder.
+"""Train a multilingual byte-level BPE tokenizer on a data folder.
 
-python -m pplx_quant.tokenizer --data DIR --out DIR [--vocab-size N] [--seed N]
+python -m pplx_quant tokenizer --data DIR --out DIR [--vocab-size N] [--seed N]
 """
 
-import argparse
 import json
 import random
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -15,10 +14,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from pplx_edge import layout
 from pplx_quant.data import file_key, list_files, read_pairs, read_texts
 from pplx_quant.errors import TrainError
+from pplx_quant.options import option, required
 
 END_OF_TEXT = "<|endoftext|>"
 MASK = "<|mask|>"
-# Qwen2's pattern, with combining marks kept inside words (Devanagari, Thai, Tamil, …).
+# The pattern of Qwen2, with combining marks kept inside words (Devanagari, Thai, Tamil, …).
 WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -26,7 +26,7 @@ WORD_PATTERN = (
 
 
 def new_tokenizer() -> Tokenizer:
-    """An untrained byte-level BPE: NFC, single digits, no token added around a text."""
+    """Return an untrained byte-level BPE with NFC normalization and single digits, which adds no tokens to a text."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -41,7 +41,7 @@ def new_tokenizer() -> Tokenizer:
 
 
 def read_by_language(folder: Path) -> dict[str, list[str]]:
-    """Texts of a data folder by language: paragraphs, and queries and positives of pairs within one language."""
+    """Return the texts of a data folder by language: paragraphs, and both sides of monolingual pairs."""
     texts: dict[str, list[str]] = {}
     for kind in ("text", "text2"):
         for path in list_files(folder, kind):
@@ -54,9 +54,9 @@ def read_by_language(folder: Path) -> dict[str, list[str]]:
 
 
 def sample_texts(texts: dict[str, list[str]], n_chars: int, exponent: float, seed: int) -> Iterator[str]:
-    """About `n_chars` characters of text, each language with a share proportional to its size ** `exponent`.
+    """Yield about `n_chars` characters of text, with a share proportional to size ** `exponent` for each language.
 
-    A language whose share exceeds what it has is repeated, so that small languages get tokens of their own.
+    The texts of a language are repeated if its share is larger than its size, so that small languages get own tokens.
     """
     sizes = {lang: sum(map(len, rows)) for lang, rows in texts.items()}
     total = sum(size**exponent for size in sizes.values())
@@ -74,7 +74,7 @@ def sample_texts(texts: dict[str, list[str]], n_chars: int, exponent: float, see
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer of exactly `vocab_size` ids; `<|endoftext|>` is 0 and `<|mask|>` is 1."""
+    """Return a tokenizer with exactly `vocab_size` ids; `<|endoftext|>` is 0 and `<|mask|>` is 1."""
     tokenizer = new_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -86,12 +86,13 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
     if tokenizer.get_vocab_size() != vocab_size:
-        raise TrainError(f"text too small: {tokenizer.get_vocab_size()} of {vocab_size} tokens could be formed")
+        found = tokenizer.get_vocab_size()
+        raise TrainError(f"not enough text: it gives {found} of {vocab_size} tokens; lower --vocab-size")
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
-    """Write `tokenizer.json` and a `tokenizer_config.json` that adds nothing to it."""
+    """Write `tokenizer.json`, and a `tokenizer_config.json` that adds no tokens to texts."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / layout.TOKENIZER))
     config = {
@@ -108,7 +109,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder; TrainError when there is none or it is damaged."""
+    """Return the tokenizer in a directory. Raises TrainError if there is none or it is damaged."""
     path = folder / layout.TOKENIZER
     if not path.is_file():
         raise TrainError(f"{path}: no such file")
@@ -118,25 +119,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise TrainError(f"{path}: not a tokenizer ({error})") from error
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train a tokenizer and write it; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pplx_quant.tokenizer", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of text.*, text2.* and pairs.*.jsonl.gz")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write tokenizer.json into")
-    parser.add_argument("--vocab-size", type=int, default=32768)
-    parser.add_argument("--max-tokens", type=int, default=8192, help="model_max_length to declare")
-    parser.add_argument("--chars", type=int, default=100_000_000, help="characters to sample")
-    parser.add_argument("--exponent", type=float, default=0.7, help="share of a language ~ size ** exponent")
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args(argv)
-    try:
-        texts = sample_texts(read_by_language(args.data), args.chars, args.exponent, args.seed)
-        save_tokenizer(train_tokenizer(texts, args.vocab_size), args.out, args.max_tokens)
-    except TrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Options of `tokenizer`."""
+
+    data: Path = required("Folder of text.*, text2.* and pairs.*.jsonl.gz files.")
+    out: Path = required("Directory to write the tokenizer to.")
+    vocab_size: int = option(32768, "Number of tokens.")
+    max_tokens: int = option(8192, "Maximum length that the tokenizer declares.")
+    chars: int = option(100_000_000, "Number of characters to train on.")
+    exponent: float = option(0.7, "The share of a language is proportional to its size to this power.")
+    seed: int = option(1, "Seed of the sample.")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def write_tokenizer(config: TokenizerConfig) -> None:
+    """Train a tokenizer and write it."""
+    texts = sample_texts(read_by_language(config.data), config.chars, config.exponent, config.seed)
+    save_tokenizer(train_tokenizer(texts, config.vocab_size), config.out, config.max_tokens)

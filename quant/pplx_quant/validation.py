@@ -1,4 +1,4 @@
-"""How well held-out pairs are found again: what runs are compared by, without a look at any benchmark."""
+"""Retrieval figures for held-out pairs, to compare runs without using a benchmark."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,9 +10,9 @@ from torch import Tensor
 from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import int8_codes, sign_codes
 from pplx_edge.vectors.similarity import unit_vectors
+from pplx_quant.corpus import PackedCorpus
 from pplx_quant.errors import ConfigError
 from pplx_quant.model import plan_calls, whole_rows
-from pplx_quant.packed import PackedCorpus
 
 Encode = Callable[[Sequence[TokenRow]], Tensor]
 
@@ -26,22 +26,23 @@ def validate(
     call_tokens: int,
     seed: int,
 ) -> dict[str, float]:
-    """nDCG@10 per group of held-out queries among their positives and up to `pool` other positives of the group.
+    """Return nDCG@10 of the held-out queries of each group, `ndcg_<group>` and for binary vectors `binary_<group>`.
 
-    Of int8 vectors as `ndcg_<group>`, of binary ones as `binary_<group>`. `limits` are the most tokens of a query and
-    of a positive.
+    The candidates are the positives of the queries and other positives of the group, `pool` in all. `limits` are the
+    maximum tokens of a query and of a positive.
     """
     means = partial(_means, encode=encode, call_tokens=call_tokens)
     scores = {}
     for name in groups:
         queries, docs, own = _held_out(packed, means, name, limits, pool, seed)
         scores[f"ndcg_{name}"] = ndcg(unit_codes(queries, queries.shape[1]), unit_codes(docs, docs.shape[1]), own)
-        scores[f"binary_{name}"] = ndcg(*(sign_codes(part).astype(np.float32) for part in (queries, docs)), own)
+        signs, doc_signs = (sign_codes(part).astype(np.float32) for part in (queries, docs))
+        scores[f"binary_{name}"] = ndcg(signs, doc_signs, own)
     return scores
 
 
 def ndcg(queries: np.ndarray, docs: np.ndarray, own: np.ndarray) -> float:
-    """nDCG@10 by inner product; `own` int64 `[Q]` is the one right document of each query. Ties count half."""
+    """Return nDCG@10 by inner product; `own` int64 `[Q]` is the positive of each query. A tie counts as half a rank."""
     scores = queries @ docs.T  # [Q, N]
     best = np.take_along_axis(scores, own[:, None], axis=1)
     ranks = (scores > best).sum(axis=1) + ((scores == best).sum(axis=1) - 1) / 2
@@ -56,7 +57,7 @@ def _held_out(
     pool: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means of a group's held-out queries `[Q, D]` and of candidates `[N, D]`, and each query's candidate `[Q]`."""
+    """Return means of held-out queries `[Q, D]` and of candidates `[N, D]`, and the positive of each query `[Q]`."""
     if name not in packed.groups:
         raise ConfigError(f"no group {name!r} to validate on; groups are {', '.join(packed.groups)}")
     members = packed.group == packed.groups.index(name)
@@ -72,7 +73,7 @@ def _held_out(
 
 
 def _means(texts: list[np.ndarray], encode: Encode, call_tokens: int) -> np.ndarray:
-    """Means of texts, float32 `[N, D]`."""
+    """Return the means of texts, float32 `[N, D]`."""
     rows = whole_rows(texts)
     found: dict[int, np.ndarray] = {}
     with torch.inference_mode():
@@ -82,5 +83,5 @@ def _means(texts: list[np.ndarray], encode: Encode, call_tokens: int) -> np.ndar
 
 
 def unit_codes(means: np.ndarray, dim: int) -> np.ndarray:
-    """int8 codes of the first `dim` components, scaled to unit length: float32 `[N, dim]`."""
+    """Return the int8 codes of the first `dim` components, scaled to unit length, float32 `[N, dim]`."""
     return unit_vectors(int8_codes(means[:, :dim]))

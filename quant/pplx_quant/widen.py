@@ -1,19 +1,19 @@
-"""A wider copy of a trained model: the old components say what they said, new ones tell words apart.
+"""Add dimensions to the vectors of a trained model, which distinguish word forms.
 
-python -m pplx_quant.widen --checkpoint DIR --out DIR --hidden-size N [--constants K]
+python -m pplx_quant widen --checkpoint DIR --out DIR --hidden-size N [--constants K]
 
-For models whose last component is the one that the final norm does not let through (see `pplx_quant.model`): new
-components are put before it, so that the first ones, which a matryoshka vector keeps, stay the first. Without blocks
-the old components are what they were. Blocks neither read nor write new components, but see a larger last one, so train
-them again.
+This is for models whose final norm sets the last component to zero, such as those of `pair --tokenizer`. New components
+are inserted before the last one, so the first components, which a matryoshka vector keeps, stay the first. Without
+blocks, the old components do not change. Blocks neither read nor write the new components, but their input has a larger
+last component, so train them again.
 
-The last component is by far the largest of frequent tokens, and the steps of an int8 row are a share of its largest.
-`--constants K` spreads it over the last K components, each √K times smaller; the K − 1 before it are given up for that.
+The last component is by far the largest one of frequent tokens, and the steps of an int8 row are proportional to the
+largest component. `--constants K` spreads it over the last K components, each √K times smaller, which overwrites the
+K − 1 components before it.
 """
 
 import dataclasses
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,9 +24,9 @@ from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_quant.checkpoint import read_model, write_checkpoint
 from pplx_quant.errors import ConfigError
 from pplx_quant.model import form_directions
-from pplx_quant.options import run_command
+from pplx_quant.optimizers import EMBEDDING
+from pplx_quant.options import option, required
 from pplx_quant.tokenizer import load_tokenizer
-from pplx_quant.training import EMBEDDING
 
 READERS = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
 WRITERS = ("o_proj.weight", "down_proj.weight")
@@ -35,31 +35,30 @@ HEAD_NORMS = ("q_norm.weight", "k_norm.weight")
 
 @dataclass(frozen=True)
 class WidenConfig:
-    """From which checkpoint to how many components."""
+    """Options of `widen`."""
 
-    checkpoint: Path
-    out: Path
-    hidden_size: int
-    constants: int = field(default=1, metadata={"help": "last components to spread the constant over"})
-    strength: float = field(default=0.7, metadata={"help": "length of a new component beside an old one of its token"})
-    seed: int = 1
+    checkpoint: Path = required("Checkpoint to widen.")
+    out: Path = required("Directory to write the wider checkpoint to.")
+    hidden_size: int = required("Dimensions of the wider model.")
+    constants: int = option(1, "Number of last components to spread the last component over.")
+    strength: float = option(0.7, "Root mean square of new components, relative to the old ones of the token.")
+    seed: int = option(1, "Seed of the random directions.")
 
 
 def widen(model: Qwen3Encoder, tokenizer: Tokenizer, hidden_size: int, strength: float, seed: int) -> Qwen3Encoder:
-    """A float32 model of `hidden_size` components, new ones with a random direction for each word form.
+    """Return a float32 model of `hidden_size` dimensions; the new ones are a random direction for each word form.
 
-    That is `model` itself when it has as many.
+    This is `model` itself if it has that many dimensions. The last component of a token grows as far as is necessary to
+    keep the size of the old components after RMS normalization, and never shrinks.
 
-    A token's last component takes up what RMS normalisation needs for the old components to keep their size, as far
-    as that does not make it smaller than it was.
-
-    Raises ConfigError when the model is wider, or its final norm lets the last component through.
+    Raises ConfigError if the model is wider, or if its final norm does not set the last component to zero.
     """
     old, scale = model.spec.hidden_size, model.norm.weight.detach()
     if hidden_size < old:
         raise ConfigError(f"--hidden-size {hidden_size} must be at least the {old} of the checkpoint")
     if float(scale[-1].abs()) > 1e-2 * float(scale.abs().median()):
-        raise ConfigError(f"the final norm lets the last component through ({float(scale[-1]):.3g}); nothing to widen")
+        last = float(scale[-1])
+        raise ConfigError(f"cannot widen: the final norm does not set the last component to zero ({last:.3g})")
     if hidden_size == old:
         return model
     wide = Qwen3Encoder(dataclasses.replace(model.spec, hidden_size=hidden_size))
@@ -86,21 +85,21 @@ def widen(model: Qwen3Encoder, tokenizer: Tokenizer, hidden_size: int, strength:
 
 
 def spread_constant(model: Qwen3Encoder, constants: int) -> None:
-    """Give the last component of each token to its last `constants` components in equal shares, in place.
+    """Spread the last component of each token equally over the last `constants` components, in place.
 
-    What the others of these said is lost. Raises ConfigError unless `constants` is in 1…D.
+    The previous values of these are lost. Raises ConfigError unless `constants` is in 1…D.
     """
     table, scale = model.embed_tokens.weight, model.norm.weight
     if not 1 <= constants <= table.shape[1]:
         raise ConfigError(f"--constants {constants} must be in 1…{table.shape[1]}")
     with torch.no_grad():
-        length = table[:, -constants:].norm(dim=1, keepdim=True)  # what was lost goes into the constant
+        length = table[:, -constants:].norm(dim=1, keepdim=True)  # keeps the length of the row
         table[:, -constants:] = (length / constants**0.5).copysign(table[:, -1:])
         scale[-constants:] = scale[-1]
 
 
 def inserted(rows: Tensor, new: Tensor) -> Tensor:
-    """`rows` `[N, D]` with `new` `[N, M]` before the last column."""
+    """Return `rows` `[N, D]` with `new` `[N, M]` inserted before the last column."""
     return torch.cat([rows[:, :-1], new, rows[:, -1:]], dim=1)
 
 
@@ -110,12 +109,3 @@ def widen_checkpoint(cfg: WidenConfig) -> None:
     wide = widen(read_model(cfg.checkpoint), tokenizer, cfg.hidden_size, cfg.strength, cfg.seed)
     spread_constant(wide, cfg.constants)
     write_checkpoint(cfg.out, wide, cfg.checkpoint)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Widen a checkpoint; returns the exit status."""
-    return run_command(WidenConfig, widen_checkpoint, "A wider copy of a trained model.", argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pplx_bench import convert
+from pplx_bench.child import ChildFailed
+from pplx_bench.convert import measure
 from pplx_cli import main
-from pplx_edge.errors import InputError
 
 
 def test_every_format_asked_for_is_converted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,11 +36,11 @@ def test_a_peak_over_the_limit_fails(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_failed_conversion_is_told_and_the_others_are_made(tmp_path: Path, capsys, monkeypatch) -> None:
     def half(task: str, request: dict, *_: object):
         if request["format"] == "onnx-fp32":
-            raise convert.ChildFailed("out of luck")
+            raise ChildFailed("out of luck")
         parity = dict.fromkeys(("min_cosine", "mean_cosine", "moved_share", "flipped_share"), 0.5) | {"largest_step": 3}
         yield {"kind": "converted", "seconds": 1.0, "rss": 1e8, "bytes": 1000, "parity": parity}
 
-    monkeypatch.setattr(convert, "run_task", half)
+    monkeypatch.setattr(measure, "run_task", half)
     options = ["--shape", "tiny", "--formats", "onnx-fp32,onnx-int8", "--work", str(tmp_path)]
     assert main(["bench", "convert", *options]) == 1
     out = capsys.readouterr().out
@@ -48,10 +48,7 @@ def test_a_failed_conversion_is_told_and_the_others_are_made(tmp_path: Path, cap
     assert "0.50000" in out
 
 
-def test_an_unknown_format_names_those_that_there_are(tmp_path: Path) -> None:
-    from argparse import ArgumentParser
-
-    parser = ArgumentParser()
-    convert.add_arguments(parser)
-    with pytest.raises(InputError, match="unknown format 'onnx-int3': choose from onnx-int8"):
-        convert.run(parser.parse_args(["--formats", "onnx-int3"]))
+def test_an_unknown_format_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "convert", "--formats", "onnx-int3"])
+    assert "'onnx-int3': choose among onnx-int8" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`pplx-edge bench search --what folder`: the folders that it makes, the ways to find, and a tiny run of every step."""
+"""`pplx-edge bench search folder`: the folders that it makes, the ways to find, and a tiny run of every step."""
 
 import contextlib
 import json
@@ -12,9 +12,10 @@ from beir_folders import judged_lines, write_task
 from fakes import fake_embedder
 
 from pplx_bench.retrieval.beir import Passage, Query, RetrievalTask
-from pplx_bench.searching import folders
-from pplx_bench.searching.finders import finders
-from pplx_bench.searching.folder import STEPS, table
+from pplx_bench.search import corpora
+from pplx_bench.search.finders import finders
+from pplx_bench.search.folder import STEPS
+from pplx_bench.search.report import folder_table
 from pplx_cli import main
 from pplx_edge import StreamOptions
 from pplx_edge.errors import InputError
@@ -37,31 +38,31 @@ def task(name: str, n_passages: int) -> RetrievalTask:
 
 def test_small_files_hold_different_passages_of_each_task_in_turn(tmp_path: Path):
     tasks = [task("one", 6), task("two", 2), task("one", 6)]  # the last has nothing new
-    files = folders.small_files(tasks, tmp_path, 8)
+    files = corpora.small_files(tasks, tmp_path, 8)
     assert [file.task for file in files[:4]] == ["one", "two", "one", "two"]
     assert [file.path.suffix for file in files[:3]] == [".md", ".txt", ".html"]
     assert len({file.path.read_text(encoding="utf-8") for file in files}) == 8
     assert all(file.passage.text in file.path.read_text(encoding="utf-8") for file in files)
-    with pytest.raises(InputError, match=r"--files 9: .* 8 different passages"):
-        folders.small_files(tasks, tmp_path / "more", 9)
+    with pytest.raises(InputError, match=r"--files 9: .* 8 distinct passages"):
+        corpora.small_files(tasks, tmp_path / "more", 9)
 
 
 def test_large_files_are_as_large_as_asked_and_say_nothing_twice(tmp_path: Path):
     texts = [f"passage {i} " * 9 for i in range(7)]
-    folders.large_text(folders.without_end(texts), tmp_path / "a" / "large.txt", 5000)
+    corpora.large_text(corpora.without_end(texts), tmp_path / "a" / "large.txt", 5000)
     paragraphs = (tmp_path / "a" / "large.txt").read_text(encoding="utf-8").strip().split("\n\n")
     assert 5000 <= sum(len(paragraph) + 2 for paragraph in paragraphs) < 5500
     assert len(set(paragraphs)) == len(paragraphs)
-    folders.large_mailbox(folders.without_end(texts), tmp_path / "mail.mbox", 2000)
+    corpora.large_mailbox(corpora.without_end(texts), tmp_path / "mail.mbox", 2000)
     with contextlib.closing(mailbox.mbox(tmp_path / "mail.mbox")) as box:
         messages = list(box)
     assert len({message.get_payload() for message in messages}) == len(messages) > 15
-    folders.large_table(folders.without_end(texts), tmp_path / "table.csv", 2000)
+    corpora.large_table(corpora.without_end(texts), tmp_path / "table.csv", 2000)
     assert (tmp_path / "table.csv").read_text(encoding="utf-8").startswith("number,text\n0,passage 0 ")
 
 
 def test_each_way_finds_the_file_that_has_the_words(tmp_path: Path):
-    files = folders.small_files([task("one", 8)], tmp_path / "files", 8)
+    files = corpora.small_files([task("one", 8)], tmp_path / "files", 8)
     model = fake_embedder()
     with Store.open(tmp_path / "home", write=True) as store:
         store.collections.add("default")
@@ -81,7 +82,7 @@ def test_the_table_says_which_bounds_are_kept():
     figures += [about | {"what": "c", "value": 2000.0, "bound": None, "unit": "tokens/s"}]
     figures += [about | {"what": "d", "value": 0.7, "bound": 0.6, "unit": "s", "at_least": False}]
     figures += [about | {"what": "grep", "value": 8.0, "first": 0.5, "among": 1.0, "questions": 4}]
-    assert table(figures).splitlines() == [
+    assert folder_table(figures).splitlines() == [
         "|  | figure | bound | kept |",
         "| --- | ---: | ---: | ---: |",
         "| a | 91.23 % | ≥ 90 % | yes |",
@@ -106,7 +107,7 @@ def run(tmp_path: Path, *options: str) -> dict[str, dict[str, Any]]:
         tmp_path / "data" / "facts", passages, questions, judged_lines({f"q{i}": {f"p{i}": 1} for i in range(30)})
     )
     output = ["--json", str(tmp_path / "folder.jsonl"), "--work", str(tmp_path / "work"), "--threads", "1"]
-    assert main(["bench", "search", str(tmp_path / "data"), "--what", "folder", *output, *options]) == 0
+    assert main(["bench", "search", "folder", str(tmp_path / "data"), *output, *options]) == 0
     assert list((tmp_path / "work").iterdir()) == []
     lines = (json.loads(line) for line in (tmp_path / "folder.jsonl").read_text(encoding="utf-8").splitlines())
     return {line["what"]: line for line in lines}

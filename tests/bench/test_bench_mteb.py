@@ -70,10 +70,10 @@ def local_task(task: RetrievalTask, separator: str = "#") -> Any:
 
 
 def mteb_scores(task: Any, tmp_path: Path, **options: Any) -> dict[str, float]:
-    """What mteb makes of a task with our adapter."""
+    """Return the scores that mteb computes for a task with our adapter."""
     from mteb.cache import ResultCache
 
-    from pplx_bench.mteb_adapter import MtebEncoder
+    from pplx_bench.mteb.encoder import MtebEncoder
 
     model = MtebEncoder("words", embedder=words_embedder(), **options)
     found = mteb.evaluate(model, task, cache=ResultCache(tmp_path / "results"), co2_tracker=False)
@@ -81,7 +81,7 @@ def mteb_scores(task: Any, tmp_path: Path, **options: Any) -> dict[str, float]:
 
 
 def own_scores(task: RetrievalTask, precision: Any, means: np.ndarray, queries: np.ndarray) -> dict[str, float]:
-    """What our own benchmark makes of it."""
+    """Return the scores that our own benchmark computes."""
     ranking = rank(quantize(queries, precision), quantize(means, precision), 100)
     return evaluate_task(task, ranking)
 
@@ -110,7 +110,7 @@ def test_mteb_reads_chunks_in_context_by_their_ids(task: RetrievalTask, tmp_path
 
 
 def test_codes_have_the_dimension_and_the_values_of_the_embedder():
-    from pplx_bench.mteb_adapter import MtebEncoder
+    from pplx_bench.mteb.encoder import MtebEncoder
 
     embedder = words_embedder()
     model = MtebEncoder("words", embedder=embedder, dim=128)
@@ -124,7 +124,7 @@ def test_codes_have_the_dimension_and_the_values_of_the_embedder():
 
 def test_cosine_of_signs_is_hamming_of_bits():
     """So binary codes rank alike; among equal distances mteb takes the last id first and our benchmark the first."""
-    from pplx_bench.mteb_adapter import MtebEncoder
+    from pplx_bench.mteb.encoder import MtebEncoder
 
     embedder = words_embedder()
     model = MtebEncoder("words", embedder=embedder, precision="binary")
@@ -135,7 +135,7 @@ def test_cosine_of_signs_is_hamming_of_bits():
 
 
 def test_what_the_adapter_cannot_do_is_said():
-    from pplx_bench.mteb_adapter import MtebEncoder, chunks_of_documents
+    from pplx_bench.mteb.encoder import MtebEncoder, chunks_of_documents
 
     with pytest.raises(InputError, match="precision binary"):
         MtebEncoder("words", embedder=words_embedder(), precision="ubinary")
@@ -148,7 +148,7 @@ def test_what_the_adapter_cannot_do_is_said():
 
 
 def test_chunks_are_in_the_order_of_their_numbers():
-    from pplx_bench.mteb_adapter import chunks_of_documents
+    from pplx_bench.mteb.encoder import chunks_of_documents
 
     assert chunks_of_documents(["a_b_10", "c_0", "a_b_9", "c_2", "c_1"], 5) == [[2, 0], [1, 4, 3]]
 
@@ -156,7 +156,7 @@ def test_chunks_are_in_the_order_of_their_numbers():
 def test_a_data_set_in_contebs_layout_is_a_task(tmp_path: Path):
     from datasets import Dataset
 
-    from pplx_bench.mteb_conteb import conteb_task
+    from pplx_bench.mteb.conteb import conteb_task
 
     folder = tmp_path / "little-conteb"
     chunks = [{"chunk_id": f"{doc}_{number}", "chunk": text} for doc, number, text in PASSAGES]
@@ -211,7 +211,7 @@ def test_the_benchmarks_that_the_readme_names_are_mtebs():
 
 
 def test_the_table_has_an_average():
-    from pplx_bench.mteb import scores_table
+    from pplx_bench.mteb.command import scores_table
 
     results = [
         SimpleNamespace(task_name=name, get_score=lambda score=score: score) for name, score in (("a", 0.5), ("b", 0.7))

@@ -1,4 +1,4 @@
-"""`pplx-edge bench search --what relevance`: weights, errors and the least chance, and a small run of all of it."""
+"""`pplx-edge bench search relevance`: weights, errors and the least chance, and a small run of all of it."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from beir_folders import judged_lines, write_task
 
-from pplx_bench.searching.relevance import ANSWERABLE, FOREIGN, MISSING, Asked, error_of, fit, weights_of
 from pplx_cli import main
+from pplx_search.calibration import ANSWERABLE, FOREIGN, MISSING, Fit, LabeledQuery, errors_of, fit, weights_of
 from pplx_search.query.relevance import FEATURES
 
 THINGS = (
@@ -33,16 +33,16 @@ SAYINGS = {
 }
 
 
-def asked(task: str, kind: str, *values: float, exact: bool = False) -> Asked:
-    return Asked("index", task, kind, (*values, *[0.0] * (len(FEATURES) - len(values))), exact)
+def asked(task: str, kind: str, *values: float, exact: bool = False) -> LabeledQuery:
+    return LabeledQuery("index", task, kind, (*values, *[0.0] * (len(FEATURES) - len(values))), exact)
 
 
-def made_up(n: int = 200) -> list[Asked]:
+def made_up(n: int = 200) -> list[LabeledQuery]:
     """Questions of two tasks whose first feature tells the kinds apart, more or less."""
     rng = np.random.default_rng(0)
     means = {ANSWERABLE: 4.0, MISSING: 2.0, FOREIGN: 0.0}
     return [
-        Asked("index", task, kind, tuple(rng.normal((mean, 0, 0, 0), 1)), False)
+        LabeledQuery("index", task, kind, tuple(rng.normal((mean, 0, 0, 0), 1)), False)
         for task in ("a", "b")
         for kind, mean in means.items()
         for _ in range(n)
@@ -60,10 +60,10 @@ def test_tasks_weigh_the_same_and_half_is_answerable():
 
 def test_the_least_chance_declines_a_twentieth_of_what_is_answerable():
     questions = made_up()
-    coefficients, intercept, least = fit(questions)
-    assert coefficients[0] > 1
-    assert all(abs(c) < 0.5 for c in coefficients[1:])
-    errors = error_of(questions, coefficients, intercept, least)
+    fitted = fit(questions)
+    assert fitted.coefficients[0] > 1
+    assert all(abs(c) < 0.5 for c in fitted.coefficients[1:])
+    errors = errors_of(questions, fitted)
     assert errors["declined"] == pytest.approx(0.05, abs=0.01)
     assert errors["foreign_answered"] < 0.05 < errors["missing_answered"] < 0.6
     assert errors["auc"] > 0.95
@@ -71,7 +71,9 @@ def test_the_least_chance_declines_a_twentieth_of_what_is_answerable():
 
 
 def test_what_is_found_word_for_word_is_never_declined():
-    found = error_of([asked("a", ANSWERABLE, exact=True), asked("a", MISSING, exact=True)], (1, 1, 1, 1), -50.0, 0.5)
+    found = errors_of(
+        [asked("a", ANSWERABLE, exact=True), asked("a", MISSING, exact=True)], Fit((1, 1, 1, 1), -50.0, 0.5)
+    )
     assert (found["declined"], found["missing_answered"], found["foreign_answered"]) == (0, 1, None)
 
 
@@ -83,9 +85,9 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         judged = judged_lines({f"{c}-{t}": {f"{c}-{t}": 1} for c, t, _ in filled})
         write_task(tmp_path / "bench" / name, corpus, queries, judged)
     written, results = tmp_path / "calibration.json", tmp_path / "found.jsonl"
-    options = ["--what", "relevance", "--calibrated-on", ",".join(SAYINGS), "--questions", "48", "--threads", "1"]
+    options = ["--tasks", ",".join(SAYINGS), "--questions", "48", "--threads", "1"]
     files = ["--calibration", str(written), "--json", str(results), "--work", str(tmp_path / "work")]
-    assert main(["bench", "search", str(tmp_path / "bench"), *options, *files]) == 0
+    assert main(["bench", "search", "relevance", str(tmp_path / "bench"), *options, *files]) == 0
     printed = capsys.readouterr().out
     for what in ("prices in prices", "owners in all together", "mean", "fitted to all: cosine_z"):
         assert what in printed
@@ -100,5 +102,5 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_two_tasks_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_task(tmp_path / "one")
-    assert main(["bench", "search", str(tmp_path), "--what", "relevance", "--calibrated-on", "one"]) == 2
+    assert main(["bench", "search", "relevance", str(tmp_path), "--tasks", "one"]) == 2
     assert "1 sources of tasks: at least 3 are needed" in capsys.readouterr().err

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from pplx_bench import ceilings, peers, plot, profiling, report
-from pplx_bench.memory import Limit, memory_report
+from pplx_bench.memory import measure as memory
+from pplx_bench.memory.report import memory_report
 from pplx_bench.shapes import shape_config
-from pplx_bench.workload import parse_rows
+from pplx_bench.speed import ceilings, peers, plot, profiling
+from pplx_bench.speed.report import Results, speed_report
+from pplx_bench.speed.workload import parse_rows
 from pplx_edge.errors import InputError
 from pplx_edge.spec import ModelSpec
 
@@ -49,8 +51,8 @@ def opened(cosine: float = 0.999) -> dict[str, Any]:
 
 
 @pytest.fixture
-def results() -> report.Results:
-    made = report.Results(header=HEADER)
+def results() -> Results:
+    made = Results(header=HEADER)
     made.add_peer("ours", [opened(), row("1x16", 300.0), row("8x512", 200.0, others=0.5)])
     slow = {"kind": "row", "row": "8x512", "tokens": 4096, "skipped": "about 900 s expected"}
     made.add_peer("torch-fp32", [opened(), row("1x16", 100.0, warmed=False), slow])
@@ -63,39 +65,37 @@ def lines_of(text: str, start: str) -> list[list[str]]:
     return [line.removeprefix(start).split() for line in text.splitlines() if line.startswith(start)]
 
 
-def test_speeds_winners_and_marks(results: report.Results) -> None:
-    text = report.speed_report(results)
+def test_speeds_winners_and_marks(results: Results) -> None:
+    text = speed_report(results)
     assert lines_of(text, "pplx-edge onnx-int8 ")[0] == ["300*", "200*~", "1.5", "0.50", "0.9990"]
     assert lines_of(text, "transformers fp32 ")[0] == ["100¹", "–", "1.5", "0.50", "0.9990"]
     assert lines_of(text, "library roofline ")[0] == ["600", "1,000"]
 
 
-def test_ratios_are_ours_over_the_peer(results: report.Results) -> None:
-    text = report.speed_report(results)
+def test_ratios_are_ours_over_the_peer(results: Results) -> None:
+    text = speed_report(results)
     assert lines_of(text, "transformers fp32 ")[1] == ["3.00", "–"]
     assert lines_of(text, "library roofline ")[1] == ["0.50", "0.20"]
 
 
-def test_nothing_is_skipped_silently(results: report.Results) -> None:
-    text = report.speed_report(results)
+def test_nothing_is_skipped_silently(results: Results) -> None:
+    text = speed_report(results)
     assert "  OpenVINO int8: not installed: openvino: pip install openvino" in text
     assert "  transformers fp32, 8x512: about 900 s expected" in text
 
 
-def test_unfaithful_vectors_are_told(results: report.Results) -> None:
-    assert "no longer the model's" not in report.speed_report(results)
+def test_unfaithful_vectors_are_told(results: Results) -> None:
+    assert "no longer the model's" not in speed_report(results)
     results.peers["torch-fp32"].opened = opened(0.95)
-    assert "transformers fp32: cosine 0.950: fast, but its vectors are no longer the model's" in (
-        report.speed_report(results)
-    )
+    assert "transformers fp32: cosine 0.950: fast, but its vectors are no longer the model's" in (speed_report(results))
 
 
-def test_fewer_layers_are_said_first_and_loudly(results: report.Results) -> None:
+def test_fewer_layers_are_said_first_and_loudly(results: Results) -> None:
     results.header = HEADER | {"layers": 2}
-    assert report.speed_report(results).startswith("*** ONLY 2 LAYERS")
+    assert speed_report(results).startswith("*** ONLY 2 LAYERS")
 
 
-def test_every_line_of_json_stands_alone(results: report.Results) -> None:
+def test_every_line_of_json_stands_alone(results: Results) -> None:
     lines = results.lines()
     assert all(line["commit"] == "abc" and line["artifact"] == HEADER["artifact"] for line in lines)
     kinds = [line["kind"] for line in lines]
@@ -103,7 +103,7 @@ def test_every_line_of_json_stands_alone(results: report.Results) -> None:
 
 
 def test_no_peer_at_all_still_prints() -> None:
-    assert "tokens/s" in report.speed_report(report.Results(header=HEADER))
+    assert "tokens/s" in speed_report(Results(header=HEADER))
 
 
 def test_memory_verdicts() -> None:
@@ -118,13 +118,15 @@ def test_memory_verdicts() -> None:
     assert "long: the process was ended by SIGKILL" in text
 
 
-def test_importing_torch_fails_a_measurement() -> None:
-    from pplx_bench.memory import _result
+def test_importing_torch_fails_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def passed(rss: float, torch: bool) -> bool:
+        messages = iter([{"kind": "peak", "rss": rss, "seconds": 1.0, "torch": torch}])
+        monkeypatch.setattr("pplx_bench.convert.measure.run_task", lambda *_: messages)
+        return memory.measure_limit(memory.Limit("convert", 1.5), tmp_path, tmp_path, 1, tmp_path)["passed"]
 
-    message = {"kind": "peak", "rss": 1, "seconds": 1.0, "torch": True}
-    assert not _result(Limit("convert", 1.5), iter([message]))["passed"]
-    assert _result(Limit("convert", 1.5), iter([message | {"torch": False}]))["passed"]
-    assert not _result(Limit("convert", 1.5), iter([message | {"torch": False, "rss": 1.5e9}]))["passed"]
+    assert not passed(1, torch=True)
+    assert passed(1, torch=False)
+    assert not passed(1.5e9, torch=False)
 
 
 def test_rooflines_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""`pplx-edge bench search --what retrieval`: files, passages found again in the index, figures, chunks read alone."""
+"""`pplx-edge bench search retrieval`: files, passages found again in the index, figures, chunks read alone."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from fakes import fake_embedder
 
 import pplx_edge
 from pplx_bench.retrieval.beir import Passage, Query, RetrievalTask
-from pplx_bench.searching.alone import ChunksAlone
-from pplx_bench.searching.files import write_files
-from pplx_bench.searching.passages import Passages, chunk_bounds, find_passages, locate
-from pplx_bench.searching.retrieval import sampled, score
+from pplx_bench.search.alone import ChunksAlone
+from pplx_bench.search.files import write_files
+from pplx_bench.search.passages import Passages, chunk_bounds, find_passages, locate
+from pplx_bench.search.retrieval import sampled, score
 from pplx_cli import main
 from pplx_edge import Embedder, StreamOptions
 from pplx_search.ids import ChunkId, DocumentId, TextId
@@ -102,13 +102,13 @@ def test_a_file_that_is_lost_leaves_its_passages_unfindable(task: RetrievalTask,
     written.files[3].path.unlink()
     with indexed(tmp_path / "files", tmp_path / "home", fake_embedder()) as store:
         found = find_passages(store, task, written.files)
-    assert found.missing == frozenset(written.files[3].places)
+    assert found.missing == frozenset(written.files[3].passages)
 
 
 def test_a_passage_without_a_document_is_a_file(task: RetrievalTask, tmp_path: Path):
     corpus = tuple(replace(passage, doc_id=None, title="") for passage in task.corpus[:5])
     written = write_files(replace(task, corpus=corpus), tmp_path / "files")
-    assert [file.places for file in written.files] == [(0,), (1,), (2,), (3,), (4,)]
+    assert [file.passages for file in written.files] == [(0,), (1,), (2,), (3,), (4,)]
     assert [file.path.name for file in written.files][:2] == ["document.md", "document (2).html"]
 
 
@@ -212,7 +212,7 @@ def test_a_library_that_is_not_installed_is_named_before_anything_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "docx", None)
-    assert main(["bench", "search", str(tmp_path), "--what", "retrieval", "--work", str(tmp_path)]) == 2
+    assert main(["bench", "search", "retrieval", str(tmp_path), "--work", str(tmp_path)]) == 2
     assert "(docx is not installed) needs: pip install 'pplx-edge[quality]'" in capsys.readouterr().err
 
 
@@ -229,8 +229,6 @@ def test_a_small_run(task: RetrievalTask, tmp_path: Path, capsys: pytest.Capture
     judged = [f"{query}\t{passage}\t{grade}" for query, g in task.qrels.items() for passage, grade in g.items()]
     (folder / "qrels.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]), encoding="utf-8")
     options = [
-        "--what",
-        "retrieval",
         "--tasks",
         task.name,
         "--questions",
@@ -242,7 +240,7 @@ def test_a_small_run(task: RetrievalTask, tmp_path: Path, capsys: pytest.Capture
     ]
     results, work = tmp_path / "found.jsonl", tmp_path / "work"
     output = ["--json", str(results), "--work", str(work)]
-    assert main(["bench", "search", str(tmp_path / "bench"), "--what", "retrieval", *options, *output]) == 0
+    assert main(["bench", "search", "retrieval", str(tmp_path / "bench"), *options, *output]) == 0
     printed = capsys.readouterr().out
     for what in (
         "nDCG@10 × 100",

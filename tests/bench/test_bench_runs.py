@@ -4,13 +4,15 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from pplx_bench import child, machine, memory, peers, speed
+from pplx_bench import child, machine
+from pplx_bench.speed import peers
+from pplx_cli import main
 
 PYTHON = sys.executable
+MEASURE_PEER = "pplx_bench.speed.measure:measure_peer"
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_speed_of_ours(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = work / "speed.jsonl"
     options = ["--shape", "tiny", "--peers", "ours", "--rows", "1x16,mixed", "--work", str(work), "--threads", "1"]
-    assert speed.main([*options, "--profile", "--no-ceilings", "--repeats", "1", "--json", str(file)]) == 0
+    assert main(["bench", "speed", *options, "--profile", "--no-ceilings", "--repeats", "1", "--json", str(file)]) == 0
     printed = capsys.readouterr()
     assert "pplx-edge onnx-int8" in printed.out
     assert "where our time goes" in printed.out
@@ -34,7 +36,7 @@ def test_speed_of_ours(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_memory(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert memory.main(["--shape", "tiny", "--work", str(work), "--threads", "1"]) == 0
+    assert main(["bench", "memory", "--shape", "tiny", "--work", str(work), "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert out.count("never") == 2
     assert not (work / "memory-tiny").exists()
@@ -48,7 +50,7 @@ def test_a_missing_peer_is_listed_with_its_command(
     )
     monkeypatch.setitem(peers.PEERS, "openvino", absent)
     options = ["--shape", "tiny", "--peers", "openvino", "--rows", "1x16", "--work", str(work), "--no-ceilings"]
-    assert speed.main(options) == 0
+    assert main(["bench", "speed", *options]) == 0
     assert "OpenVINO int8: not installed: no-such-thing: pip install that" in capsys.readouterr().out
 
 
@@ -60,7 +62,7 @@ def start_source(
     script.write_text(f"#!{PYTHON}\nimport json, os, sys, time\n{source}", encoding="utf-8")
     script.chmod(0o755)
     monkeypatch.setattr(child.sys, "executable", str(script))
-    return child.run_task("measure", {}, 1, tmp_path / "log", timeout)
+    return child.run_task(MEASURE_PEER, {}, 1, tmp_path / "log", timeout)
 
 
 def test_a_child_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +76,7 @@ def test_a_child_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_what_a_child_raises_is_reported_and_logged(tmp_path: Path) -> None:
     with pytest.raises(child.ChildFailed, match="KeyError"):
-        list(child.run_task("measure", {"peer": "no such peer"}, 1, tmp_path / "log"))
+        list(child.run_task(MEASURE_PEER, {"peer": "no such peer"}, 1, tmp_path / "log"))
     assert "Traceback" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
@@ -86,10 +88,10 @@ def test_what_a_child_said_before_it_died_is_kept(tmp_path: Path, monkeypatch: p
         next(messages)
 
 
-@pytest.mark.parametrize("benchmark", [speed, memory])
-def test_help_has_an_example(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("benchmark", ["speed", "memory"])
+def test_help_has_an_example(benchmark: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        benchmark.main(["--help"])
+        main(["bench", benchmark, "--help"])
     assert ended.value.code == 0
     assert "example: pplx-edge bench" in capsys.readouterr().out
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pplx_bench.searching.made_up import CHUNKS_PER_DOCUMENT, Chunks
-from pplx_bench.searching.ours import best
+from pplx_bench.search.synthetic import CHUNKS_PER_DOCUMENT, Chunks, nearest_rows
 from pplx_cli import main
 
 
@@ -19,6 +18,7 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
             [
                 "bench",
                 "search",
+                "scale",
                 *options,
                 "--json",
                 str(results),
@@ -50,7 +50,7 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 def test_a_peer_that_is_not_installed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "usearch", None)
     options = ["--chunks", "100", "--dim", "128", "--queries", "2", "--peers", "usearch", "--scan", "0"]
-    assert main(["bench", "search", *options, "--work", str(tmp_path)]) == 0
+    assert main(["bench", "search", "scale", *options, "--work", str(tmp_path)]) == 0
     assert "usearch: ModuleNotFoundError" in capsys.readouterr().out
 
 
@@ -59,6 +59,6 @@ def test_made_up_vectors_lie_in_clusters():
     vectors = np.concatenate(list(chunks.vectors()))
     assert vectors.shape == (4000, 256)
     assert np.array_equal(vectors, np.concatenate(list(Chunks(4000, 256).vectors())))
-    documents = [best(row, vectors) // CHUNKS_PER_DOCUMENT for row in vectors[::400]]
+    documents = [nearest_rows(row, vectors) // CHUNKS_PER_DOCUMENT for row in vectors[::400]]
     assert np.mean([np.bincount(found).max() for found in documents]) > 8
     assert 20 < np.abs(vectors.astype(int)).mean() < 60

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplx_bench import workload
-from pplx_bench.peers.batches import batch_ways, encode_in_batches, masked_means, padded
 from pplx_bench.shapes import shape_config
-from pplx_bench.timing import MAX_SAMPLES, CpuWatch, Timing, measure, spread
-from pplx_bench.workload import parse_row, parse_rows, row_ids
+from pplx_bench.speed import workload
+from pplx_bench.speed.peers.batches import batch_ways, encode_in_batches, masked_means, padded
+from pplx_bench.speed.workload import parse_row, parse_rows, row_ids
+from pplx_bench.timing import MAX_SAMPLES, CpuWatch, Timing, repeat, spread
 from pplx_edge.errors import InputError
 from pplx_edge.spec import ModelSpec
 
@@ -45,26 +45,26 @@ def test_spread_of_an_even_ramp() -> None:
 
 def test_the_warm_up_is_not_counted() -> None:
     clock = FakeClock([5.0, 1.0])
-    timing = measure(clock.work, repeats=4, budget=20.0, clock=clock)
+    timing = repeat(clock.work, repeats=4, budget=20.0, clock=clock)
     assert timing.samples == (1.0,) * 4
     assert timing.warmed
 
 
 def test_short_rows_are_repeated_longer() -> None:
     clock = FakeClock([0.125])
-    assert len(measure(clock.work, repeats=3, budget=20.0, clock=clock).samples) == 16  # two seconds
+    assert len(repeat(clock.work, repeats=3, budget=20.0, clock=clock).samples) == 16  # two seconds
     clock = FakeClock([0.001])
-    assert len(measure(clock.work, repeats=3, budget=20.0, clock=clock).samples) == MAX_SAMPLES
+    assert len(repeat(clock.work, repeats=3, budget=20.0, clock=clock).samples) == MAX_SAMPLES
 
 
 def test_the_budget_ends_the_repeats() -> None:
     clock = FakeClock([4.0])
-    assert measure(clock.work, repeats=9, budget=10.0, clock=clock).samples == (4.0, 4.0)
+    assert repeat(clock.work, repeats=9, budget=10.0, clock=clock).samples == (4.0, 4.0)
 
 
 def test_one_cold_run_when_there_is_no_time_for_two() -> None:
     clock = FakeClock([30.0])
-    timing = measure(clock.work, repeats=9, budget=10.0, clock=clock)
+    timing = repeat(clock.work, repeats=9, budget=10.0, clock=clock)
     assert (timing.samples, timing.warmed, clock.runs) == ((30.0,), False, 1)
 
 

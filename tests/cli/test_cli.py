@@ -285,10 +285,10 @@ def test_a_benchmark_gets_its_own_options(run: Run, monkeypatch):
     import types
 
     seen = []
-    fake = types.ModuleType("pplx_bench.speed")
+    fake = types.ModuleType("pplx_bench.speed.command")
     fake.add_arguments = lambda parser: parser.add_argument("--rows")  # type: ignore[attr-defined]
     fake.run = lambda args: seen.append(args.rows) or 1  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pplx_bench.speed", fake)
+    monkeypatch.setitem(sys.modules, "pplx_bench.speed.command", fake)
     assert run("bench", "speed", "--rows", "1x16")[0] == 1
     assert seen == ["1x16"]
     assert "--rows" in run("bench", "speed", "--help")[1]

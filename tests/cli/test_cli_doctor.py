@@ -99,6 +99,37 @@ def test_an_old_mac_has_no_core_ml_for_us_and_a_new_one_needs_the_extra(monkeypa
     assert availability.backend_states()["coreml"].why == "the coreml backend needs: pip install 'pplx-edge[coreml]'"
 
 
+@pytest.mark.parametrize(
+    ("newest", "step"),
+    [
+        ((3, 99), "; install it again from a wheel: pip install"),
+        (
+            (3, 10),
+            f"no builds of it for Python {sys.version_info[0]}.{sys.version_info[1]}, so make a virtual environment ",
+        ),
+    ],
+)
+def test_coremltools_without_its_compiled_modules_is_named_with_the_next_step(
+    run: Run, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newest: tuple[int, int], step: str
+):
+    """Its source distribution installs on any Python without compiling anything."""
+    (tmp_path / "coremltools").mkdir()
+    (tmp_path / "coremltools" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "coremltools"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("15.1", ("", "", ""), ""))
+    monkeypatch.setitem(BACKENDS, "coreml", replace(COREML, newest_python=newest))
+    why = usable.backend_states()["coreml"].why
+    assert why.startswith("the coreml backend cannot use the installed coremltools, which lacks libmilstoragepython")
+    assert step in why
+    assert json.loads(run("doctor", "--no-test", "--json")[1])["backends"]["coreml"]["usable"] is False
+    status, _, err = run("convert", tiny_dir, "--to", "coreml-fp16", "--out", tmp_path / "out")
+    assert status != 0
+    assert why in err
+    assert "Traceback" not in err
+
+
 def test_a_backend_that_is_installed_and_cannot_be_loaded_is_not_usable(run: Run, on_linux: None, monkeypatch):
     monkeypatch.setitem(BACKENDS, "onnx", replace(ONNX, session="pplx_edge.backends.no_such_session:open_session"))
     status, out, _ = run("doctor", "--no-test")
@@ -280,7 +311,7 @@ def test_an_error_of_a_process_is_told(tiny_dir: Path, monkeypatch: pytest.Monke
 
 
 def fake_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """What is started in place of Python."""
+    """Make the program start a shell script instead of Python."""
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)

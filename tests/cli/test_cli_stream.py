@@ -71,7 +71,7 @@ def test_an_interruption_says_how_to_go_on_and_keeps_what_is_final(
     output = tmp_path / "part.jsonl"
     status, _, err = run("embed", "--stream", book, *SIZES, "-o", output)
     assert status == 130
-    assert f"go on with the same options and: {book} --resume " in err
+    assert f"to continue, use the same options with: {book} --resume " in err
     assert err.count("\n") == 1
     part = rows_of(output.read_text(encoding="utf-8"))
     assert part == whole[: len(part)]

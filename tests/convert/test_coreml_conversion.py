@@ -1,6 +1,5 @@
 """Core ML conversions: their files evaluated against the NumPy reference, and faults that the figures must show."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def test_compressed_weights_are_compressed_on_disk(
     wide = write_checkpoint(tmp_path / "wide", tiny_config("0.6b", **sizes))
     whole, small = (converted(wide, tmp_path / name, name, (8,)) for name in ("coreml-fp16", format))
     model = saved_model(small)
-    (function,) = model.mlProgram.functions.values()
+    function = model.mlProgram.functions[io.function_name(8)]
     operations = function.block_specializations[function.opset].operations
     assert sum(operation.type == operator for operation in operations) == 7  # every matrix of the layer
     overhead = 1.12 if format == "coreml-pal8" else 1.06  # palettes of 256 values weigh a little in so small a matrix
@@ -145,14 +144,6 @@ def test_seven_functions_weigh_little_more_than_one(tmp_path: Path) -> None:
     assert a < b < 1.1 * a
 
 
-def test_the_flexible_package_is_the_same_weight_file_by_another_name(artifact: Artifact) -> None:
-    files = [weight_file(artifact, package) for package in (layout.COREML_PACKAGE, layout.COREML_FLEXIBLE)]
-    assert os.path.samefile(*files)
-    described = saved_model(artifact, layout.COREML_FLEXIBLE).description
-    ranges = {item.name: item.type.multiArrayType.shapeRange.sizeRanges for item in described.input}
-    assert [(r.lowerBound, r.upperBound) for r in ranges[io.INPUT_EMBEDS]] == [(1, 1), (1, 512), (64, 64)]
-
-
 def test_inputs_and_outputs_are_described_with_their_types(artifact: Artifact) -> None:
     model = saved_model(artifact)
     half, single = (getattr(proto.FeatureTypes_pb2.ArrayFeatureType, name) for name in ("FLOAT16", "FLOAT32"))
@@ -176,11 +167,10 @@ def test_coremltools_reads_what_was_written(artifact: Artifact) -> None:
     from coremltools.converters.mil.frontend.milproto import load
     from coremltools.libmodelpackage import ModelPackage
 
-    for package in (layout.COREML_PACKAGE, layout.COREML_FLEXIBLE):
-        assert ModelPackage.isValid(str(artifact.path(package)))
-        model = saved_model(artifact, package)
-        program = load.load(model, model.specificationVersion, str(weight_file(artifact, package).parent))
-        assert set(program.functions) == set(model.mlProgram.functions)  # shapes and types were inferred once more
+    assert ModelPackage.isValid(str(artifact.path(layout.COREML_PACKAGE)))
+    model = saved_model(artifact)
+    program = load.load(model, model.specificationVersion, str(weight_file(artifact).parent))
+    assert set(program.functions) == set(model.mlProgram.functions)  # shapes and types were inferred once more
 
 
 def test_converting_twice_gives_the_same_bytes(tiny_dir: Path, tmp_path: Path, artifact: Artifact) -> None:
@@ -201,17 +191,26 @@ def test_a_checkpoint_of_another_order_gives_another_package(tmp_path: Path, art
 # Evaluation
 
 
-def test_flexible_and_fixed_functions_agree(artifact: Artifact) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_both_forms_of_attention_agree(artifact: Artifact, half: bool) -> None:
     spec = ModelSpec.from_directory(artifact.directory)
     embedded = coreml_convert.open_table(artifact.directory, spec).rows(ROWS[2].ids)
-    lengths = io.FlexibleLengths(spec)
-    fixed = MilProgram.open(artifact.path(layout.COREML_PACKAGE))
-    flexible = MilProgram.open(artifact.path(layout.COREML_FLEXIBLE))
-    bounds = [(0, 5), (1, 3)]
-    a = fixed.run(io.function_name(8), io.row_inputs(embedded, 8, bounds))
-    b = flexible.run("main", io.row_inputs(embedded, 11, bounds) | lengths.extra_inputs(11))
-    np.testing.assert_allclose(a[io.SPAN_MEANS], b[io.SPAN_MEANS], atol=2e-6)
-    np.testing.assert_allclose(a[io.TOKEN_STATES][0, :5], b[io.TOKEN_STATES][0, :5], atol=5e-6)
+    program = MilProgram.open(artifact.path(layout.COREML_PACKAGE))
+    inputs = io.row_inputs(embedded, 8, [(0, 5), (1, 3)])
+    fused, unfused = (program.run(io.function_name(8, form), inputs, half=half) for form in io.FORMS)
+    tolerance = 2e-2 if half else 2e-4  # the unfused form has a float16 constant for the scale of the scores
+    np.testing.assert_allclose(unfused[io.SPAN_MEANS], fused[io.SPAN_MEANS], atol=tolerance)
+    np.testing.assert_allclose(unfused[io.TOKEN_STATES][0, :5], fused[io.TOKEN_STATES][0, :5], atol=2 * tolerance)
+
+
+def test_the_unfused_form_has_no_fused_operator(artifact: Artifact) -> None:
+    functions = saved_model(artifact).mlProgram.functions
+    assert set(functions) == {io.function_name(length, form) for length in SHORT for form in io.FORMS}
+    for name, function in functions.items():
+        types = {op.type for op in function.block_specializations[function.opset].operations}
+        assert ("scaled_dot_product_attention" in types, "exp" in types) == (
+            (False, True) if name.endswith(io.UNFUSED) else (True, False)
+        )
 
 
 def test_rows_longer_than_any_function_are_refused(artifact: Artifact) -> None:

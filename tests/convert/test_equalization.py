@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import save_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,10 +113,7 @@ def test_any_exponents_fold_exactly(tiny_dir: Path, data: st.DataObject) -> None
             start = data.draw(st.integers(0, shape[0]))
             np.testing.assert_array_equal(there.read_block(name, start, shape[0]), folded[start:])
         back = EqualizedCheckpoint(checkpoint, Equalization(inverse))
-        rows, columns = back._exponents(name)
-        restored = folded if rows is None else np.ldexp(folded, rows.reshape(-1, *[1] * (folded.ndim - 1)))
-        restored = restored if columns is None else np.ldexp(restored, columns)
-        np.testing.assert_array_equal(restored, checkpoint.read(name))
+        np.testing.assert_array_equal(back._folded(name, folded, slice(None)), checkpoint.read(name))
 
 
 def test_a_divided_stream_is_the_same_function_with_a_smaller_eps(tiny_dir: Path) -> None:
@@ -226,6 +224,15 @@ def test_nano_converts_to_the_same_bytes_with_other_blas_kernels(nano_dir: Path,
         )
         fingerprints.add(done.stdout.strip())
     assert len(fingerprints) == 1
+
+
+def test_a_reference_that_overflows_is_an_error(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    directory = make_checkpoint()
+    tensors = {name: np.array(Checkpoint.open(directory).read(name)) for name in Checkpoint.open(directory).tensors}
+    tensors["layers.1.mlp.up_proj.weight"][:] = 3e38
+    save_tensors(directory / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match="overflows in layer 1"):
+        convert(directory, tmp_path / "out")
 
 
 def test_massive_tokens_are_judged_by_the_rough_checkpoint(nano_dir: Path, rough_nano: Path) -> None:

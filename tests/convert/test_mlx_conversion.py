@@ -1,7 +1,8 @@
 """Checkpoints to MLX's layout and back, by our own tools and by mlx-lm's."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from pplx_convert.parity import probe_rows
-from pplx_edge.errors import InputError, MissingExtra, ParityError
+from pplx_edge.errors import CheckpointError, InputError, MissingExtra, ParityError
 from pplx_edge.registry import BACKENDS, MLX
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
 from pplx_edge.text.tokenization import Tokenizer
-from pplx_edge.types import TokenRow
+from pplx_edge.types import SessionOptions, TokenRow
 from pplx_edge.weights.artifact import Artifact
 from pplx_edge.weights.checkpoint import Checkpoint
 
@@ -41,6 +42,15 @@ from pplx_edge.models.qwen3_mlx import Model, ModelArgs  # noqa: E402
 IDS = sample_rows((30,), seed=8)[0]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def on_the_processor() -> Iterator[None]:
+    """Pin MLX to the CPU, whose results have tight bounds on every machine."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint whose every row divides into groups of 64."""
@@ -59,7 +69,7 @@ def states(directory: Path) -> np.ndarray:
 
 
 def mlx_lm_model(directory: Path) -> tuple[Model, dict]:
-    """What mlx-lm's own loader makes of a directory, with our classes through its hook."""
+    """Load a directory with mlx-lm's own loader, which gets our classes through its hook."""
     return mlx_utils.load_model(directory, get_model_classes=lambda config: (Model, ModelArgs))
 
 
@@ -190,6 +200,50 @@ def test_ours_opens_what_mlx_embeddings_saves(artifacts: dict[str, Artifact], tm
     np.testing.assert_array_equal(states(tmp_path), states(source))
 
 
+# float16
+
+
+@pytest.fixture(scope="module")
+def large(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose residual stream is 65,536 times as large: float16 overflows, unless the stream is divided."""
+    directory = tmp_path_factory.mktemp("large") / "tiny"
+    shutil.copytree(source, directory)
+    checkpoint = Checkpoint.open(source)
+    weights = {name: checkpoint.read(name) for name in checkpoint.spec.tensor_shapes()}
+    for name in weights:
+        if name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight")):
+            weights[name] = weights[name] * np.float32(1 << 16)
+    save_tensors(directory / "model.safetensors", weights)
+    return directory
+
+
+def test_float16_divides_the_residual_stream(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = convert(large, tmp_path / "out", "mlx-fp16")
+    divisor = json.loads(artifact.path("config.json").read_text())["residual_divisor"]
+    assert divisor == artifact.equalization["residual_divisor"] > 16
+    assert artifact.weights["matrices"] == {"fp16": 15}
+    assert artifact.parity["min_cosine"] > 0.99999
+    monkeypatch.setattr(EqualizedCheckpoint, "divided", lambda self: self)
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        convert(large, tmp_path / "whole", "mlx-fp16")
+
+
+def test_a_checkpoint_opens_in_float16_without_a_conversion(large: Path) -> None:
+    batch = collate([TokenRow(IDS, ())], 0)
+    found, exact = (
+        open_session(large, SessionOptions(weights=weights)).token_states(batch)[0] for weights in ("fp16", "fp32")
+    )
+    np.testing.assert_allclose(found, exact, atol=0.02)
+
+
+def test_other_programs_refuse_float16(large: Path, tmp_path: Path) -> None:
+    directory = convert(large, tmp_path / "large", "mlx-fp16").directory
+    with pytest.raises(ValueError, match="not supported"):
+        mlx_utils.load_model(directory)
+    with pytest.raises(InputError, match="is a conversion to float16"):
+        convert(directory, tmp_path / "again", "onnx-fp32")
+
+
 # Options
 
 
@@ -296,7 +350,7 @@ def test_parity_catches_a_planted_fault(
 
         def wrong(self: Checkpoint, name: str, start: int, stop: int) -> np.ndarray:
             block = np.array(real(self, name, start, stop))
-            if name == "layers.1.self_attn.k_proj.weight":
+            if name == "layers.1.self_attn.k_proj.weight" and self.directory == source:  # not when it is opened again
                 block[0], block[1] = block[1].copy(), block[0].copy()
             return block
 
@@ -343,9 +397,9 @@ def test_a_missing_package_is_an_error_with_the_command(source: Path, tmp_path: 
 def test_decoded_weights_in_numpy_are_the_model_that_mlx_runs(
     artifacts: dict[str, Artifact], source: Path, format: str
 ) -> None:
-    """What stands in for MLX where a processor would take an hour: the same model, but for roundings to bfloat16.
+    """The model in NumPy that replaces MLX where a CPU would take an hour differs only by rounding to bfloat16.
 
-    MLX decodes affine weights in bfloat16, `scale · code` before the bias is added: that costs more than eight bits do.
+    MLX decodes affine weights in bfloat16, `scale · code` before adding the bias, which loses more than eight bits do.
     """
     decodes_roughly = {"mlx-q8", "mlx-q4", "mlx-mixed"}
     artifact = artifacts[format]

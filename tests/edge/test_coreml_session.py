@@ -1,4 +1,4 @@
-"""The Core ML session with predictions by the NumPy evaluator: all of it but Core ML itself runs on any machine."""
+"""The Core ML session with predictions of the NumPy evaluator, so that everything but Core ML runs on any machine."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ import pplx_edge
 from pplx_edge import backends, layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends import coreml_runtime
+from pplx_edge.backends.coreml_probe import Choice
 from pplx_edge.backends.coreml_session import CoreMLSession, open_session
 from pplx_edge.backends.coreml_table import EmbeddingTable
 from pplx_edge.errors import ArtifactError, InputError, ModelError, ModelNotFound, TextTooLong
@@ -36,7 +37,7 @@ TOLERANCE = 4e-3
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint whose weights float16 holds exactly: read only."""
+    """A tiny checkpoint whose weights are exact in float16; read only."""
     directory = write_checkpoint(tmp_path_factory.mktemp("source") / "checkpoint")
     save_tensors(directory / "model.safetensors", random_weights(ModelSpec.from_directory(directory)), "F16")
     return directory
@@ -44,12 +45,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artifact(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The same, converted with functions of 8 and 16 tokens: read only."""
+    """The same checkpoint, converted with functions of 8 and 16 tokens; read only."""
     return converted(source, tmp_path_factory.mktemp("coreml") / "fp16")
 
 
 def span_reference(source: Path, rows: Sequence[TokenRow]) -> np.ndarray:
-    """Span means by the NumPy model, zeros for empty spans."""
+    """Return the span means of the NumPy model, zeros for empty spans."""
     states = encode_rows(Checkpoint.open(source), [row.ids for row in rows])
     dim = states[0].shape[1]
     return np.stack(
@@ -69,7 +70,7 @@ def rows_with(*described: tuple[int, tuple[tuple[int, int], ...]]) -> list[Token
 # Span means and states
 
 
-def test_span_means_are_the_references(source: Path, artifact: Artifact) -> None:
+def test_span_means_equal_the_reference(source: Path, artifact: Artifact) -> None:
     rows = rows_with(
         (16, ((0, 16),)),
         (9, ((0, 4), (4, 4), (5, 9), (0, 9))),
@@ -92,7 +93,7 @@ def test_float16_rounding_moves_codes_by_a_step_at_most(source: Path, artifact: 
     assert np.abs(found - int8_codes(span_reference(source, rows))).max() <= 1
 
 
-def test_spans_of_all_rows_come_back_in_their_order(source: Path, artifact: Artifact) -> None:
+def test_span_means_are_in_the_order_of_the_spans(source: Path, artifact: Artifact) -> None:
     rows = rows_with((6, ()), (12, ()))
     batch = collate(rows, 0)
     spans = (Span(1, 3, 9), Span(0, 0, 2), Span(1, 0, 12), Span(0, 2, 6), Span(1, 5, 5))
@@ -151,17 +152,8 @@ def test_a_row_without_tokens_is_not_run(artifact: Artifact) -> None:
     assert predict.lengths == []
 
 
-def test_the_flexible_program_gives_the_same(source: Path, artifact: Artifact) -> None:
-    rows = rows_with((70, ((0, 70), (3, 50))), (5, ((1, 4),)))
-    session, predict = oracle_session(artifact.directory, "cpu+gpu")
-    means = session.span_means(collate(rows, 0))
-    np.testing.assert_allclose(means, span_reference(source, rows), atol=TOLERANCE)
-    assert predict.lengths == [128, 64]  # few different lengths
-    assert session.spec.max_tokens == 512  # the model's own
-
-
 @pytest.mark.parametrize("format", ["coreml-int8", "coreml-pal4"])
-def test_int8_tables_are_near(source: Path, tmp_path: Path, format: str) -> None:
+def test_int8_tables_are_close_to_the_reference(source: Path, tmp_path: Path, format: str) -> None:
     small = converted(source, tmp_path / "out", format, (8,))
     rows = rows_with((8, ((0, 8),)))
     session, _ = oracle_session(small.directory)
@@ -181,14 +173,16 @@ def test_the_longest_function_is_the_limit(artifact: Artifact) -> None:
     assert (raised.value.index, raised.value.n_tokens, raised.value.limit) == (1, 17, 16)
 
 
-def test_function_lengths_end_with_what_the_model_reads() -> None:
-    assert io.model_lengths(32768) == io.LENGTHS
+def test_function_lengths_end_with_the_limit_of_the_model() -> None:
+    assert io.model_lengths(32768, 2048) == io.LENGTHS
+    assert io.model_lengths(32768) == (32, 64, 128, 256, 512)
+    assert io.model_lengths(32768, 700) == (32, 64, 128, 256, 512, 700)
     assert io.model_lengths(512) == (32, 64, 128, 256, 512)
     assert io.model_lengths(300) == (32, 64, 128, 256, 300)
     assert io.model_lengths(8) == (8,)
 
 
-def test_weights_of_a_span_sum_to_one_and_padding_has_none() -> None:
+def test_span_weights_sum_to_one_and_are_zero_at_padding() -> None:
     inputs = io.row_inputs(np.ones((5, 4), np.float32), 8, [(0, 3), (2, 2)])
     np.testing.assert_allclose(inputs[io.SPAN_WEIGHTS][0, 0], [1 / 3] * 3 + [0] * 5, rtol=1e-6)
     np.testing.assert_array_equal(inputs[io.SPAN_WEIGHTS][0, 1:], 0)
@@ -199,7 +193,9 @@ def test_weights_of_a_span_sum_to_one_and_padding_has_none() -> None:
 # Opening
 
 
-def test_machines_without_core_ml_are_told_what_else_to_do(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_on_machines_without_core_ml_names_alternatives(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for release, here in (("", "Linux"), ("14.6", "macOS 14.6")):
         monkeypatch.setattr("platform.mac_ver", lambda release=release: (release, ("", "", ""), ""))
         monkeypatch.setattr("platform.system", lambda: "Linux")
@@ -207,7 +203,7 @@ def test_machines_without_core_ml_are_told_what_else_to_do(artifact: Artifact, m
             open_session(artifact.directory)
 
 
-def test_what_is_no_core_ml_artifact_is_refused(source: Path, artifact: Artifact, tmp_path: Path) -> None:
+def test_other_directories_are_refused(source: Path, artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="--to coreml-fp16"):
         open_session(source)
     onnx = tmp_path / "onnx"
@@ -221,7 +217,7 @@ def test_what_is_no_core_ml_artifact_is_refused(source: Path, artifact: Artifact
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (SessionOptions(compute_units="tpu"), "'tpu'.*all, cpu, cpu\\+gpu, cpu\\+ane"),
+        (SessionOptions(compute_units="tpu"), "'tpu'.*cpu\\+ane, cpu, all"),
         (SessionOptions(threads=2), "threads.*compute_units"),
     ],
 )
@@ -257,10 +253,10 @@ class FakeCoreML:
         fake = self
 
         class Compiled:
-            def __init__(self, path: str, compute_units: Any, function_name: str | None):
-                fake.calls.append(("load", str(function_name), compute_units.name))
-                self.name = function_name or io.FLEXIBLE_FUNCTION
-                self.program = OraclePredict(artifact, flexible=function_name is None).program
+            def __init__(self, path: str, compute_units: Any, function_name: str):
+                fake.calls.append(("load", function_name, compute_units.name))
+                self.name = function_name
+                self.program = OraclePredict(artifact).program
 
             def predict(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
                 return self.program.run(self.name, inputs)
@@ -273,6 +269,7 @@ class FakeCoreML:
         monkeypatch.setenv("PPLX_EDGE_CACHE", str(cache))
         monkeypatch.setattr("platform.mac_ver", lambda: ("15.1", ("", "", ""), "arm64"))
         monkeypatch.setattr("coremltools.models.CompiledMLModel", Compiled)
+        monkeypatch.setattr(coreml_runtime, "choose", lambda _compiled, _length, _dim, units: Choice(units, io.FUSED))
         monkeypatch.setattr("coremltools.models.utils.compile_model", compile_model)
 
 
@@ -292,16 +289,7 @@ def test_opening_compiles_once_and_loads_functions_when_needed(
     ]
 
 
-def test_the_graphics_processor_gets_the_flexible_program(
-    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    core_ml = FakeCoreML(artifact, monkeypatch, tmp_path)
-    session = open_session(artifact.directory, SessionOptions(compute_units="cpu+gpu"))
-    session.span_means(collate(rows_with((20, ((0, 20),))), 0))
-    assert core_ml.calls == [("compile", "flexible.mlpackage"), ("load", "None", "CPU_AND_GPU")]
-
-
-def test_vectors_through_the_facade_are_those_of_the_reference(
+def test_an_embedder_gives_the_vectors_of_the_reference(
     source: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FakeCoreML(artifact, monkeypatch, tmp_path)
@@ -311,6 +299,15 @@ def test_vectors_through_the_facade_are_those_of_the_reference(
     expected = int8_codes(span_reference(source, rows))
     assert np.abs(codes[:2].astype(int) - expected).max() <= 1
     np.testing.assert_array_equal(codes[2], 0)
+
+
+def test_a_text_above_the_limit_is_told_how_to_get_more(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeCoreML(artifact, monkeypatch, tmp_path)
+    model = pplx_edge.load(artifact.directory, backend="coreml")
+    with pytest.raises(TextTooLong, match=r"limit 16; .*--max-tokens.*2,048.*mlx backend"):
+        model.encode(["fox " * 100])
 
 
 def test_failures_of_core_ml_are_translated(
@@ -350,7 +347,7 @@ def test_the_device_is_read_from_the_plan(artifact: Artifact, tmp_path: Path, mo
 
 
 @pytest.mark.apple
-@pytest.mark.parametrize("units", ["cpu", "all", "cpu+ane", "cpu+gpu"])
+@pytest.mark.parametrize("units", ["cpu", "all", "cpu+ane"])
 def test_core_ml_agrees_with_the_reference(source: Path, artifact: Artifact, units: str) -> None:
     rows = rows_with((16, ((0, 16), (3, 9))), (5, ((0, 5),)), (9, ((0, 9),)))
     session: CoreMLSession = open_session(artifact.directory, SessionOptions(compute_units=units))
@@ -360,5 +357,5 @@ def test_core_ml_agrees_with_the_reference(source: Path, artifact: Artifact, uni
 
 
 @pytest.mark.apple
-def test_this_mac_is_recognised(artifact: Artifact) -> None:
+def test_this_mac_is_recognized(artifact: Artifact) -> None:
     coreml_runtime.require_macos()

@@ -27,7 +27,7 @@ def ids_of(text: str) -> list[int]:
 
 
 def oracle(session: FakeSession, rows: Sequence[Sequence[int]], precision: Precision = "int8") -> np.ndarray:
-    """One code row for each list of ids, computed alone."""
+    """Return one row of codes for each list of ids, each computed alone."""
     means = [session.table[list(ids)].mean(axis=0) if len(ids) else np.zeros(session.spec.dim) for ids in rows]
     return quantize(np.array(means, np.float32).reshape(-1, session.spec.dim), precision)
 
@@ -36,7 +36,7 @@ def oracle(session: FakeSession, rows: Sequence[Sequence[int]], precision: Preci
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_text_has_its_vector_at_its_place(precision: Precision):
+def test_vectors_are_in_input_order(precision: Precision):
     session = FakeSession()
     vectors = fake_embedder(session).encode(TEXTS, precision)
     expected = oracle(session, [ids_of(text) for text in TEXTS], precision)
@@ -51,7 +51,7 @@ def test_every_text_has_its_vector_at_its_place(precision: Precision):
     max_tokens=st.integers(1, 60),
     padded=st.booleans(),
 )
-def test_no_policy_changes_a_vector(texts: list[str], max_tokens: int, padded: bool):
+def test_vectors_do_not_depend_on_the_batch_policy(texts: list[str], max_tokens: int, padded: bool):
     session = FakeSession(policy=BatchPolicy(max_tokens=max_tokens, padded=padded))
     vectors = fake_embedder(session).encode(texts)
     assert (vectors == oracle(session, [ids_of(text) for text in texts])).all()
@@ -60,7 +60,7 @@ def test_no_policy_changes_a_vector(texts: list[str], max_tokens: int, padded: b
     assert sum(len(batch.input_ids) for batch in session.batches) == sum(1 for text in texts if ids_of(text))
 
 
-def test_a_shuffled_list_gives_shuffled_vectors():
+def test_shuffled_inputs_give_shuffled_vectors():
     embedder = fake_embedder()
     order = np.random.default_rng(0).permutation(len(TEXTS))
     assert (embedder.encode([TEXTS[i] for i in order]) == embedder.encode(TEXTS)[order]).all()
@@ -81,7 +81,7 @@ SHAPES = [("int8", np.int8, 256), ("binary", np.int8, 256), ("ubinary", np.uint8
 
 
 @pytest.mark.parametrize(("precision", "dtype", "width"), SHAPES)
-def test_no_texts_give_no_vectors(precision: Precision, dtype: type, width: int):
+def test_an_empty_list_gives_an_empty_array(precision: Precision, dtype: type, width: int):
     session = FakeSession()
     embedder = fake_embedder(session)
     for vectors in (embedder.encode([], precision), embedder.encode_query([], precision)):
@@ -93,7 +93,7 @@ def test_no_texts_give_no_vectors(precision: Precision, dtype: type, width: int)
 
 
 @pytest.mark.parametrize(("precision", "value"), [("int8", 0), ("binary", 1), ("ubinary", 255), ("float32", 0)])
-def test_an_empty_text_has_the_codes_of_a_zero_mean(precision: Precision, value: int):
+def test_an_empty_string_has_the_codes_of_a_zero_mean(precision: Precision, value: int):
     session = FakeSession()
     embedder = fake_embedder(session)
     assert (embedder.encode(["", ""], precision) == value).all()
@@ -128,20 +128,20 @@ def test_an_unknown_precision_is_refused(texts: list[str]):
 
 
 @pytest.mark.parametrize("texts", ["text", None, 3, b"text", [None], [b"a"], {"a": 1}, (text for text in "ab")])
-def test_what_is_not_a_list_of_texts_is_refused(texts: Any):
+def test_anything_but_a_list_of_strings_is_refused(texts: Any):
     embedder = fake_embedder()
     for encode in (embedder.encode, embedder.encode_query, embedder.encode_document, embedder.encode_chunks):
         with pytest.raises(InputError, match="must be a"):
             encode(texts)
 
 
-def test_the_caller_s_list_is_not_changed():
+def test_the_list_of_the_caller_is_not_changed():
     texts = list(TEXTS)
     fake_embedder().encode(texts)
     assert texts == TEXTS
 
 
-def test_what_the_model_is_can_be_asked():
+def test_properties_describe_the_model():
     embedder = fake_embedder(FakeSession(fake_spec(dim=192, max_tokens=77)))
     assert (embedder.dim, embedder.max_tokens) == (192, 77)
 
@@ -150,7 +150,7 @@ def test_what_the_model_is_can_be_asked():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_each_chunk_has_its_vector_in_its_document(precision: Precision):
+def test_each_chunk_has_a_vector_in_its_document(precision: Precision):
     session = FakeSession()
     documents = [["The fox", "", "jumps"], [], ["alone"], ["", ""], [f"a{SEP}b", SEP, "c"], ["dog " * 9] * 3]
     found = fake_embedder(session).encode_chunks(documents, precision)
@@ -159,7 +159,7 @@ def test_each_chunk_has_its_vector_in_its_document(precision: Precision):
         assert (vectors == oracle(session, [ids_of(chunk) for chunk in chunks], precision)).all()
 
 
-def test_a_document_goes_to_the_session_as_one_row():
+def test_a_document_is_one_row():
     session = FakeSession()
     fake_embedder(session).encode_chunks([["a", "b"], ["c"]])
     (batch,) = session.batches
@@ -178,7 +178,7 @@ def test_separators_count_as_tokens_of_a_document():
 # Limits
 
 
-def test_a_text_over_the_limit_is_refused_with_its_length():
+def test_an_input_over_the_limit_is_refused_with_its_length():
     embedder = fake_embedder(FakeSession(fake_spec(max_tokens=8)))
     embedder.encode(["x" * 8])
     with pytest.raises(TextTooLong, match=r"^text 1 has 9 tokens, limit 8; split it or pass truncate=True$") as caught:
@@ -188,7 +188,7 @@ def test_a_text_over_the_limit_is_refused_with_its_length():
         embedder.encode(["0" * 1234, "a", "0" * 9, "0" * 10])
 
 
-def test_a_text_over_the_limit_never_reaches_the_session():
+def test_an_input_over_the_limit_never_reaches_the_session():
     session = FakeSession(fake_spec(max_tokens=8))
     with pytest.raises(TextTooLong):
         fake_embedder(session).encode(["ok", "0" * 9])
@@ -213,7 +213,7 @@ def test_the_warning_points_at_the_caller(encode: str):
     assert caught[0].filename == __file__
 
 
-def test_truncating_what_is_short_warns_of_nothing():
+def test_truncating_short_inputs_gives_no_warning():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fake_embedder(FakeSession(fake_spec(max_tokens=8))).encode(["short", "12345678"], truncate=True)
@@ -231,7 +231,7 @@ def test_chunks_past_the_limit_have_the_codes_of_a_zero_mean():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_vector_that_is_not_finite_is_refused_by_the_text_s_place(precision: Precision):
+def test_a_vector_that_is_not_finite_names_the_index_of_its_input(precision: Precision):
     (nan_id,) = ids_of("Z")
     embedder = fake_embedder(FakeSession(nan_id=nan_id, policy=BatchPolicy(max_tokens=4)))
     with pytest.raises(NumericalError, match=r"^text 2: the model produced NaN or infinity"):
@@ -240,7 +240,7 @@ def test_a_vector_that_is_not_finite_is_refused_by_the_text_s_place(precision: P
         embedder.encode_chunks([["a", "b"], ["c", "Z"]], precision)
 
 
-def test_the_broken_one_of_a_batch_is_named():
+def test_the_invalid_vector_of_a_batch_is_named():
     (nan_id,) = ids_of("Z")
     session = FakeSession(nan_id=nan_id)
     with pytest.raises(NumericalError, match=r"^document 2: "):
@@ -248,7 +248,7 @@ def test_the_broken_one_of_a_batch_is_named():
     assert len(session.batches) == 1
 
 
-def test_a_session_s_own_error_is_not_swallowed():
+def test_errors_of_a_session_propagate():
     class Failing(FakeSession):
         def span_means(self, batch):
             raise MemoryError("no room")
@@ -260,7 +260,7 @@ def test_a_session_s_own_error_is_not_swallowed():
 # Progress
 
 
-def test_a_progress_bar_is_shown_on_stderr_when_wanted(capsys: pytest.CaptureFixture[str]):
+def test_a_requested_progress_bar_is_on_stderr(capsys: pytest.CaptureFixture[str]):
     fake_embedder().encode(TEXTS, show_progress=True)
     out, err = capsys.readouterr()
     assert out == ""
@@ -268,7 +268,7 @@ def test_a_progress_bar_is_shown_on_stderr_when_wanted(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("show", [False, None])
-def test_no_progress_bar_where_nobody_looks(show: bool | None, capsys: pytest.CaptureFixture[str]):
+def test_no_progress_bar_without_a_terminal(show: bool | None, capsys: pytest.CaptureFixture[str]):
     fake_embedder().encode(TEXTS, show_progress=show)
     assert capsys.readouterr() == ("", "")
 
@@ -306,7 +306,7 @@ def test_a_terminal_shows_a_bar_only_for_long_work(monkeypatch: pytest.MonkeyPat
 # Threads and life
 
 
-def test_threads_get_the_answers_of_one_thread():
+def test_several_threads_get_the_results_of_one():
     embedder = fake_embedder()
     lists = [TEXTS[i:] + TEXTS[:i] for i in range(len(TEXTS))] * 4
     expected = [embedder.encode(texts) for texts in lists]
@@ -315,14 +315,14 @@ def test_threads_get_the_answers_of_one_thread():
             assert (vectors == wanted).all()
 
 
-def test_a_closed_embedder_lets_its_session_go():
+def test_a_closed_embedder_releases_its_session():
     with fake_embedder() as embedder:
         embedder.encode(["a"])
     with pytest.raises(InputError, match="closed"):
         embedder.encode(["a"])
 
 
-def test_similarity_is_the_package_s_own():
+def test_similarity_is_that_of_the_package():
     embedder = fake_embedder()
     vectors = embedder.encode(["a", "b"])
     assert np.diag(embedder.similarity(vectors, vectors)) == pytest.approx(1)
@@ -331,7 +331,7 @@ def test_similarity_is_the_package_s_own():
 # The table of backends
 
 
-def test_auto_goes_by_what_is_there_and_then_by_the_machine(tiny_dir, tmp_path, monkeypatch):
+def test_auto_chooses_by_the_files_and_then_by_the_machine(tiny_dir, tmp_path, monkeypatch):
     assert backends.backend_for(tiny_dir) is ONNX
     monkeypatch.setattr(backends, "default_backend", lambda: COREML)
     assert backends.backend_for(tiny_dir) is COREML
@@ -351,7 +351,7 @@ def test_auto_goes_by_what_is_there_and_then_by_the_machine(tiny_dir, tmp_path, 
         ("win32", "AMD64", "onnx"),
     ],
 )
-def test_apple_silicon_alone_has_another_default_than_onnx(system: str, machine: str, expected: str, monkeypatch):
+def test_only_apple_silicon_has_another_default_than_onnx(system: str, machine: str, expected: str, monkeypatch):
     monkeypatch.setattr("sys.platform", system)
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert MACHINES_DEFAULT().name == expected

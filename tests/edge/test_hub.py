@@ -1,4 +1,4 @@
-"""Names to directories: built-in, paths, and repositories fetched from a hub that runs on localhost."""
+"""The hub finds the directories of built-in models and paths, and downloads repositories from a server on localhost."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ WANTED = {"config.json", "tokenizer.json", "modules.json", "1_Pooling/config.jso
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A local hub that huggingface_hub believes to be the real one, and an empty cache."""
+    """A server on localhost that huggingface_hub uses as the hub, and an empty cache."""
     from huggingface_hub import constants
 
     with serving() as running:
@@ -53,16 +53,18 @@ def files_under(directory: Path) -> set[str]:
     return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
 
 
-def test_nano_is_the_packages_own_directory(nano_dir: Path):
+def test_nano_is_in_the_package(nano_dir: Path):
     assert hub.locate("nano") == nano_dir
 
 
-def test_an_existing_directory_is_itself(tmp_path: Path):
+def test_an_existing_directory_is_returned_as_it_is(tmp_path: Path):
     assert hub.locate(tmp_path) == tmp_path
     assert hub.locate(str(tmp_path)) == tmp_path
 
 
-def test_a_directory_called_like_a_repository_is_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_directory_takes_precedence_over_a_repository_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "someone" / "some-model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert hub.locate(REPOSITORY) == Path(REPOSITORY)
@@ -77,7 +79,7 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(name: str, server: Hub):
     assert server.requests == []
 
 
-def test_a_file_asks_for_its_directory(tmp_path: Path):
+def test_the_error_for_a_file_asks_for_its_directory(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelNotFound, match="is a file; pass the directory"):
         hub.locate(tmp_path / "model.safetensors")
@@ -91,13 +93,13 @@ def test_a_file_asks_for_its_directory(tmp_path: Path):
         ("pplx-embed-context-4b", "pplx-embed-context-v1-4b"),
     ],
 )
-def test_a_slip_of_the_pen_gets_a_suggestion(name: str, meant: str):
+def test_a_typo_gets_a_suggestion(name: str, meant: str):
     with pytest.raises(ModelNotFound, match=rf"did you mean {meant}\?"):
         hub.locate(name)
 
 
 @pytest.mark.parametrize("name", ["", "what is this", "a/b/c", "org/name with space", "-/x--y", "org/na..me"])
-def test_what_can_be_no_model_is_refused(name: str, server: Hub):
+def test_an_invalid_name_is_refused(name: str, server: Hub):
     with pytest.raises(ModelNotFound):
         hub.locate(name)
     assert server.requests == []
@@ -108,7 +110,7 @@ def test_the_official_models_have_short_names(alias: str):
     assert hub.repository_of(alias) == f"perplexity-ai/{alias}"
 
 
-def test_only_what_a_model_needs_is_fetched(server: Hub):
+def test_only_files_that_a_model_needs_are_downloaded(server: Hub):
     directory = hub.locate(REPOSITORY)
     assert files_under(directory) == WANTED
     assert server.fetched() == WANTED
@@ -116,12 +118,12 @@ def test_only_what_a_model_needs_is_fetched(server: Hub):
     assert directory.name == COMMIT
 
 
-def test_no_bar_is_drawn_where_nobody_looks(server: Hub, capfd: pytest.CaptureFixture[str]):
+def test_no_progress_bar_without_a_terminal(server: Hub, capfd: pytest.CaptureFixture[str]):
     hub.locate(REPOSITORY)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_second_time_asks_nobody(server: Hub):
+def test_a_cached_model_needs_no_request(server: Hub):
     first = hub.locate(REPOSITORY)
     server.requests.clear()
     assert hub.locate(REPOSITORY) == first
@@ -130,7 +132,7 @@ def test_a_second_time_asks_nobody(server: Hub):
     assert server.requests == []
 
 
-def test_pull_moves_on_to_a_new_commit_and_resolve_does_not(server: Hub):
+def test_download_updates_to_a_new_commit_and_locate_does_not(server: Hub):
     old = hub.locate(REPOSITORY)
     server.commit = "f" * 40
     server.repositories[REPOSITORY]["model.safetensors"] = b"newer"
@@ -142,7 +144,7 @@ def test_pull_moves_on_to_a_new_commit_and_resolve_does_not(server: Hub):
     assert hub.locate(REPOSITORY, revision=COMMIT) == old
 
 
-def test_a_pinned_commit_is_what_is_fetched(server: Hub):
+def test_a_pinned_commit_is_downloaded(server: Hub):
     assert hub.locate(REPOSITORY, revision=COMMIT).name == COMMIT
 
 
@@ -153,17 +155,17 @@ def test_a_pinned_commit_is_what_is_fetched(server: Hub):
         ("*", {"onnx/model_quantized.onnx", "onnx/model.onnx", "onnx/model.onnx_data"}),
     ],
 )
-def test_graphs_come_only_when_asked_for(server: Hub, graphs: str, more: set[str]):
+def test_graphs_are_downloaded_on_request_only(server: Hub, graphs: str, more: set[str]):
     hub.locate(REPOSITORY)
     assert files_under(hub.locate(REPOSITORY, graphs=graphs)) == WANTED | more
 
 
-def test_a_repository_of_graphs_alone_is_fetched_with_them(server: Hub):
+def test_the_graphs_of_a_repository_without_weights_are_downloaded(server: Hub):
     server.repositories[REPOSITORY] = {"config.json": b"{}", "tokenizer.json": b"{}", "model.onnx": b"g", "x.py": b""}
     assert files_under(hub.locate(REPOSITORY)) == {"config.json", "tokenizer.json", "model.onnx"}
 
 
-def test_shards_are_fetched_with_their_index(server: Hub):
+def test_shards_are_downloaded_with_their_index(server: Hub):
     index = b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
     shards = {f"model-0000{i}-of-00002.safetensors": b"x" for i in (1, 2)}
     server.repositories[REPOSITORY] = {
@@ -180,7 +182,7 @@ def test_shards_are_fetched_with_their_index(server: Hub):
     assert files_under(hub.locate(REPOSITORY)) == files_under(directory)
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
+def test_a_broken_download_resumes_where_it_stopped(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
@@ -190,7 +192,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: Hub, monkeypatch
     assert ranges == ["", "bytes=4000-"]
 
 
-def test_what_arrived_before_a_download_failed_is_kept(server: Hub, no_waiting):
+def test_files_that_arrived_before_a_failure_are_kept(server: Hub, no_waiting):
     server.fails.add("model.safetensors")
     with pytest.raises(OfflineError, match=f"pplx-edge models pull {REPOSITORY}"):
         hub.locate(REPOSITORY)
@@ -212,7 +214,7 @@ def test_what_arrived_before_a_download_failed_is_kept(server: Hub, no_waiting):
         ((503, ""), OfflineError, "503"),
     ],
 )
-def test_what_the_hub_refuses_is_one_clear_line(server: Hub, answer, error: type[EdgeError], says: str, no_waiting):
+def test_a_refusal_of_the_hub_is_one_clear_error(server: Hub, answer, error: type[EdgeError], says: str, no_waiting):
     server.answers[REPOSITORY] = answer
     with pytest.raises(error, match=says) as caught:
         hub.locate(REPOSITORY)
@@ -221,7 +223,7 @@ def test_what_the_hub_refuses_is_one_clear_line(server: Hub, answer, error: type
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries follow one another at once."""
+    """Retry without waiting."""
     monkeypatch.setattr("time.sleep", lambda _: None)
 
 
@@ -231,21 +233,21 @@ def test_an_unknown_revision_is_named(server: Hub):
 
 
 @pytest.mark.parametrize("lacking", ["config.json", "tokenizer.json"])
-def test_a_repository_that_is_no_model_is_not_fetched(server: Hub, lacking: str):
+def test_a_repository_without_a_model_is_not_downloaded(server: Hub, lacking: str):
     del server.repositories[REPOSITORY][lacking]
     with pytest.raises(ModelNotFound, match=f"it has no {lacking}"):
         hub.locate(REPOSITORY)
     assert server.fetched() == set()
 
 
-def test_pickled_weights_alone_are_no_model(server: Hub):
+def test_pickled_weights_are_not_a_model(server: Hub):
     server.repositories[REPOSITORY] = dict.fromkeys(("config.json", "tokenizer.json", "pytorch_model.bin"), b"")
     with pytest.raises(ModelNotFound, match="no safetensors weights"):
         hub.locate(REPOSITORY)
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
-def test_offline_asks_nobody_and_says_how_to_fetch(server: Hub, how: str, monkeypatch: pytest.MonkeyPatch):
+def test_offline_makes_no_request_and_names_the_command(server: Hub, how: str, monkeypatch: pytest.MonkeyPatch):
     if how == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(OfflineError, match=f"pplx-edge models pull {OFFICIAL}"):
@@ -255,7 +257,7 @@ def test_offline_asks_nobody_and_says_how_to_fetch(server: Hub, how: str, monkey
     assert server.requests == []
 
 
-def test_no_network_is_said_with_the_command(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
+def test_without_a_network_the_error_names_the_command(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # discard: nobody listens
@@ -263,7 +265,7 @@ def test_no_network_is_said_with_the_command(server: Hub, monkeypatch: pytest.Mo
         hub.locate(REPOSITORY, revision="v1")
 
 
-def test_a_pull_without_network_does_not_pretend(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
+def test_a_download_without_a_network_fails(server: Hub, monkeypatch: pytest.MonkeyPatch, no_waiting):
     from huggingface_hub import constants
 
     hub.locate(REPOSITORY)
@@ -273,7 +275,7 @@ def test_a_pull_without_network_does_not_pretend(server: Hub, monkeypatch: pytes
         hub.download(REPOSITORY)
 
 
-def test_what_is_here_is_listed(server: Hub, nano_dir: Path):
+def test_available_models_are_listed(server: Hub, nano_dir: Path):
     hub.locate(REPOSITORY)
     hub.locate("pplx-embed-v1-0.6b")
     models = {model.name: model for model in hub.available()}
@@ -286,11 +288,11 @@ def test_what_is_here_is_listed(server: Hub, nano_dir: Path):
     assert models[REPOSITORY].kind == "cached"
 
 
-def test_an_empty_cache_lists_what_can_be_fetched(server: Hub):
+def test_an_empty_cache_lists_the_official_models(server: Hub):
     assert [model.name for model in hub.available()] == ["nano", *hub.OFFICIAL.values()]
 
 
-def test_remove_frees_the_repository_and_what_was_converted_from_it(server: Hub, tmp_path: Path):
+def test_remove_deletes_a_repository_and_its_conversions(server: Hub, tmp_path: Path):
     directory = hub.locate(REPOSITORY)
     hub.locate(OFFICIAL)
     converted = tmp_path / "edge" / "artifacts" / f"{COMMIT}-onnx-int8-abc"
@@ -320,7 +322,7 @@ def test_nano_and_directories_are_not_removed(tmp_path: Path):
         ("darwin", {"PPLX_EDGE_CACHE": "/mine"}, "/mine"),
     ],
 )
-def test_the_cache_is_where_the_platform_keeps_caches(
+def test_the_cache_is_in_the_cache_directory_of_the_platform(
     platform: str, environment: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name in ("XDG_CACHE_HOME", "PPLX_EDGE_CACHE"):

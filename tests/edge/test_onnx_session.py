@@ -1,4 +1,4 @@
-"""The ONNX session: vectors that depend on nothing but their own tokens, and graphs made elsewhere."""
+"""The ONNX session: a vector depends only on its own tokens; graphs made by other tools open too."""
 
 import threading
 from pathlib import Path
@@ -48,7 +48,7 @@ def rows() -> list[TokenRow]:
 
 @pytest.fixture(scope="module")
 def alone(session: PackedSession, rows: list[TokenRow]) -> np.ndarray:
-    """Each row's mean when it is encoded by itself."""
+    """The mean of each row, encoded alone."""
     return np.concatenate([session.span_means(collate([row], 0)) for row in rows])
 
 
@@ -113,7 +113,7 @@ def test_official_outputs_of_our_graph_agree_with_its_states(
 
 
 @pytest.mark.without_vnni
-def test_nano_in_a_session_that_is_not_ours_gives_our_codes(nano_dir: Path, tmp_path: Path) -> None:
+def test_nano_gives_the_same_codes_in_a_session_with_default_options(nano_dir: Path, tmp_path: Path) -> None:
     artifact = convert(nano_dir, tmp_path / "nano", "onnx-int8").directory
     embedder = pplx_edge.load(artifact)
     texts = [f"{'word ' * (i % 23)}number {i}" for i in range(60)] + ["a", "ключ к двери " * 40]
@@ -124,8 +124,8 @@ def test_nano_in_a_session_that_is_not_ours_gives_our_codes(nano_dir: Path, tmp_
     np.testing.assert_array_equal(codes, embedder.encode(texts))
 
 
-def test_codes_of_the_graph_are_ours_next_to_every_bound() -> None:
-    """The tail of the graph alone, on means at each bound and its neighbors, zeros, and what saturates."""
+def test_codes_of_the_graph_are_exact_at_every_bound() -> None:
+    """Run only the end of the graph on means at each bound, next to each bound, zeros, and means that saturate."""
     near = np.concatenate(
         [np.nextafter(CODE_BOUNDS, -9), CODE_BOUNDS, np.nextafter(CODE_BOUNDS, 9), [0, -0.0, 20, -20]]
     )
@@ -138,7 +138,7 @@ def test_codes_of_the_graph_are_ours_next_to_every_bound() -> None:
     np.testing.assert_array_equal(runtime.run(None, {"means": means})[0], int8_codes(means))
 
 
-def test_an_empty_row_beside_others_has_zero_mean(int8_dir: Path) -> None:
+def test_an_empty_row_among_others_has_a_zero_mean(int8_dir: Path) -> None:
     runtime = ort.InferenceSession(str(int8_dir / "model.onnx"))
     ids, mask = np.ones((2, 4), np.int64), np.array([[0, 0, 0, 0], [1, 1, 1, 0]], np.int64)
     means, states = runtime.run(["pooler_output", "last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
@@ -213,12 +213,12 @@ def test_a_community_int8_graph_without_pooling(tmp_path: Path, rows: list[Token
     assert np.diag(cosine_similarity(means, expected)).min() > 0.9
 
 
-def test_no_graph_says_how_to_make_one(tiny_dir: Path) -> None:
+def test_the_error_for_a_missing_graph_names_the_command(tiny_dir: Path) -> None:
     with pytest.raises(ModelNotFound, match="pplx-edge convert"):
         open_session(tiny_dir)
 
 
-def test_a_broken_graph_is_one_error(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_corrupt_graph_is_one_error(tiny_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((tiny_dir / "config.json").read_bytes())
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelError, match="cannot open"):

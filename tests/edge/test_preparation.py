@@ -1,4 +1,4 @@
-"""What a model directory becomes when it is opened: itself, or its conversion, made once and kept."""
+"""A model directory is opened directly, or converted once and then opened from the cache."""
 
 import os
 from dataclasses import replace
@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The targets of the conversions that were really made."""
+    """The targets of the conversions that ran."""
     made: list[Path] = []
 
     def counting(source: Path, out: Path, *args: object, **options: object) -> Artifact:
@@ -45,7 +45,7 @@ def test_a_checkpoint_is_converted_once(tiny_dir: Path, cache: Path, conversions
     assert conversions == [first]
 
 
-def test_each_format_has_a_conversion_of_its_own(tiny_dir: Path, cache: Path, conversions: list[Path]) -> None:
+def test_each_format_has_its_own_conversion(tiny_dir: Path, cache: Path, conversions: list[Path]) -> None:
     for format in ("onnx-int8", "onnx-fp32"):
         model = resolve_model(tiny_dir, artifact_format=format)
         assert model.artifact
@@ -53,7 +53,7 @@ def test_each_format_has_a_conversion_of_its_own(tiny_dir: Path, cache: Path, co
     assert len(conversions) == 2
 
 
-def test_changed_weights_are_converted_anew(tmp_path: Path, cache: Path, conversions: list[Path]) -> None:
+def test_changed_weights_are_converted_again(tmp_path: Path, cache: Path, conversions: list[Path]) -> None:
     source = write_checkpoint(tmp_path / "model", seed=1)
     before = pplx_edge.load(source).encode(["what is machine learning?"])
     write_checkpoint(source, seed=2)
@@ -63,7 +63,7 @@ def test_changed_weights_are_converted_anew(tmp_path: Path, cache: Path, convers
     assert not np.array_equal(before, after)
 
 
-def test_a_new_converter_converts_anew(
+def test_a_new_revision_converts_again(
     tiny_dir: Path, cache: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve_model(tiny_dir, backend="onnx")
@@ -81,7 +81,7 @@ def test_the_faster_of_two_processes_wins(tiny_dir: Path, cache: Path, monkeypat
     assert Artifact.open(resolve_model(tiny_dir, backend="onnx").directory).format == "onnx-int8"
 
 
-def test_an_artifact_is_opened_as_it_is(tiny_dir: Path, tmp_path: Path, cache: Path) -> None:
+def test_an_artifact_is_opened_directly(tiny_dir: Path, tmp_path: Path, cache: Path) -> None:
     made = convert(tiny_dir, tmp_path / "mine", "onnx-fp32").directory
     assert resolve_model(made, backend="onnx").directory == made
     assert resolve_model(made, backend="onnx", artifact_format="onnx-fp32").directory == made

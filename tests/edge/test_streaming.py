@@ -55,7 +55,7 @@ def told(vector: ChunkVector) -> tuple[Any, ...]:
 
 
 def taken(stream: Iterator[Any]) -> tuple[list[Any], Any]:
-    """What a stream gives before it raises, and what it raises."""
+    """Return the items of a stream until it raises, and the error, or None."""
     found = []
     try:
         for each in stream:

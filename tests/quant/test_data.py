@@ -11,16 +11,15 @@ from training_samples import sample_pairs, write_jsonl
 
 from pplx_edge.errors import StorageError
 from pplx_quant.checkpoint import read_model
+from pplx_quant.commands import main
+from pplx_quant.corpus import PackedCorpus, decode_teacher, encode_teacher, write_packed
 from pplx_quant.data import read_pairs
 from pplx_quant.errors import ConfigError, DataError
 from pplx_quant.model import encode_means
-from pplx_quant.overlap import main as overlap_main
 from pplx_quant.overlap import overlapping_rows, windows
 from pplx_quant.pack import PackConfig, pack
-from pplx_quant.pack import main as pack_main
-from pplx_quant.packed import PackedCorpus, decode_teacher, encode_teacher, write_packed
 from pplx_quant.sampling import DocumentOptions, DocumentSampler, PairSampler, SequenceSampler
-from pplx_quant.structure import cloze_question, crop_pair, split_sentences
+from pplx_quant.structure_pairs import cloze_question, crop_pair, split_sentences
 from pplx_quant.tokenizer import load_tokenizer
 
 BAD_ROWS = [
@@ -40,7 +39,7 @@ def test_bad_rows_are_dropped_and_counted_with_their_lines(tmp_path):
     assert len(pairs) == 3
     assert report.n_rows == 9
     assert report.lines == [3, 4, 5, 6, 7, 8]
-    assert report.dropped == {"malformed": 1, "without field": 3, "empty": 1, "query equals positive": 1}
+    assert report.dropped == {"malformed": 1, "missing field": 3, "empty": 1, "query equals positive": 1}
 
 
 def test_a_file_with_too_many_bad_rows_is_refused(tmp_path):
@@ -62,8 +61,8 @@ def test_truncated_and_missing_files_are_named(tmp_path):
 
 def test_an_empty_data_folder_is_one_line_and_exit_2(tmp_path, tokenizer_folder, capsys):
     options = ["--data", str(tmp_path), "--tokenizer", str(tokenizer_folder), "--out", str(tmp_path / "out")]
-    assert pack_main(options) == 2
-    assert capsys.readouterr().err.splitlines() == [f"error: {tmp_path}: holds no chunks.*.jsonl.gz"]
+    assert main(["pack", *options]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"error: {tmp_path}: contains no chunks.*.jsonl.gz file"]
     assert not (tmp_path / "out").exists()
 
 
@@ -112,19 +111,19 @@ def test_further_files_leave_what_was_held_out_as_it_was(packed_file, data_folde
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("more.jsonl.gz", "files named pairs"), ("pairs.sample.jsonl.gz", "'sample' already")]
+    ("name", "said"), [("more.jsonl.gz", "must be named pairs"), ("pairs.sample.jsonl.gz", "'sample' already exists")]
 )
 def test_further_files_need_a_name_that_gives_a_new_group(data_folder, tokenizer_folder, tmp_path, capsys, name, said):
     write_jsonl(tmp_path / name, sample_pairs(3))
     options = ["--data", str(data_folder), "--tokenizer", str(tokenizer_folder), "--out", str(tmp_path / "p.npz")]
-    assert pack_main([*options, "--more", str(tmp_path / name)]) == 2
+    assert main(["pack", *options, "--more", str(tmp_path / name)]) == 2
     assert said in capsys.readouterr().err
 
 
 def test_groups_are_capped_and_a_file_over_its_size_is_refused(data_folder, tokenizer_folder, tmp_path, capsys):
     options = ["--data", str(data_folder), "--tokenizer", str(tokenizer_folder), "--out", str(tmp_path / "p.npz")]
-    assert pack_main([*options, "--cap", "sample=50", "text*=7", "chunks.sample=20", "--max-mb", "0.001"]) == 2
-    assert "limit 0.001; cap groups" in capsys.readouterr().err
+    assert main(["pack", *options, "--cap", "sample=50", "text*=7", "chunks.sample=20", "--max-mb", "0.001"]) == 2
+    assert "limit 0.001; lower --cap" in capsys.readouterr().err
     packed = PackedCorpus.open(tmp_path / "p.npz")
     assert (packed.info["pairs"]["sample"], packed.info["pairs"]["text.en"], packed.n_documents) == (50, 7, 3)
 
@@ -222,11 +221,11 @@ def test_a_title_in_front_of_a_question_is_the_documents_own(packed_file):
 
 def test_teacher_vectors_are_the_teachers_to_four_bits(taught_file, tokenizer_folder, model_folder):
     packed, tokenizer = PackedCorpus.open(taught_file), load_tokenizer(tokenizer_folder)
-    assert packed.is_taught
+    assert packed.has_teacher
     numbers = np.flatnonzero(packed.arrays["taught"] >= 0)
     vectors, known = packed.teacher_vectors(np.concatenate([[np.flatnonzero(packed.arrays["taught"] < 0)[0]], numbers]))
     assert known.tolist() == list(range(1, len(numbers) + 1))
-    texts = [tokenizer.decode(packed.text(number, 128).tolist()) for number in numbers]
+    texts = [tokenizer.decode(packed.text(number, 128).tolist()) for number in numbers.tolist()]
     means = encode_means(read_model(model_folder), tokenizer, texts, 128)
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     assert packed.info["teacher"]["variance_kept"] > 0.9
@@ -287,7 +286,7 @@ def test_overlap_command_finds_a_benchmark_passage_in_training_data(tmp_path, ca
         field = {"pairs.s": "positive", "chunks.s": "chunk"}.get(name, "text")
         rows = [{"query": f"q{i}", field: text, "source": "s", "lang": "en"} for i, text in enumerate(texts)]
         write_jsonl(data / f"{name}.jsonl.gz", rows)
-    assert overlap_main(["--data", str(data), str(task)]) == 1
+    assert main(["overlap", "--data", str(data), str(task)]) == 1
     assert "text.en.jsonl.gz\t1 of 2\tfirst lines [2]" in capsys.readouterr().out
-    assert overlap_main(["--data", str(data), str(data)]) == 2
+    assert main(["overlap", "--data", str(data), str(data)]) == 2
     assert "not the corpus of a task" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.spec import ModelSpec
 from pplx_edge.vectors.codes import int8_codes
 from pplx_quant.checkpoint import hf_config, read_model, write_checkpoint
+from pplx_quant.commands import main
 from pplx_quant.export import ExportConfig, export
-from pplx_quant.export import main as export_main
 from pplx_quant.model import encode_means
 from pplx_quant.tokenizer import load_tokenizer
 
@@ -49,8 +49,8 @@ def means(shipped) -> np.ndarray:
 
 def test_a_folder_with_other_files_is_not_replaced(shipped, tmp_path, capsys):
     (tmp_path / "README.md").write_text("keep me")
-    assert export_main(["--checkpoint", str(shipped), "--out", str(tmp_path)]) == 2
-    assert "holds README.md, which is no part of a model" in capsys.readouterr().err
+    assert main(["export", "--checkpoint", str(shipped), "--out", str(tmp_path)]) == 2
+    assert "contains README.md, which does not belong to a model" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == "keep me"
 
 

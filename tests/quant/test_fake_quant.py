@@ -433,7 +433,7 @@ def test_a_named_quantisation_does_what_it_says(encoder: Qwen3Encoder, name: str
 @pytest.mark.parametrize("model", ["0.6b", "4b"])
 def test_codes_are_those_of_the_converted_model(tiny_dirs: dict[str, Path], tmp_path: Path, model: str) -> None:
     """All but a few codes: attention and norms sum in another order, which tips an activation to its neighbour."""
-    artifact = convert(tiny_dirs[model], tmp_path / "out", "onnx-int8")
+    artifact = convert(tiny_dirs[model], tmp_path / "out", "onnx-int8", equalize=False)
     ids = sample_rows((1, 2, 5, 17, 17, 40, 64, 130))
     converted = open_session(artifact.directory).span_means(collate([TokenRow(r, ((0, len(r)),)) for r in ids], 0))
     encoder = read_model(tiny_dirs[model]).eval()

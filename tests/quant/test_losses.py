@@ -1,5 +1,6 @@
 """Losses against slow, obvious NumPy."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -185,7 +186,8 @@ def gold_oracle(queries, chunks, batch, temperature, margin, within_document) ->
             if other != own and keys[other] != keys[own] and not elsewhere and score <= best + margin:
                 total += np.exp(score / temperature)
         losses.append(np.log(total) - best / temperature)
-    return float(np.mean(losses))
+    several = [not within_document or (document == document[own]).sum() > 1 for own in gold]
+    return float(np.mean(np.array(losses)[several]))
 
 
 def global_oracle(queries, documents, batch, temperature, margin) -> float:
@@ -197,7 +199,7 @@ def global_oracle(queries, documents, batch, temperature, margin) -> float:
         others = []
         for j in range(len(queries)):
             if j != i and query_keys[j] != query_keys[i] and keys[own[j]] != keys[own[i]]:
-                others += [documents[own[j]], queries[j]]
+                others.append(queries[j])
         others += [documents[m] for m in range(len(documents)) if keys[m] != keys[own[i]]]
         scores = [best, *(score for score in (cosine(query, other) for other in others) if score <= best + margin)]
         losses.append(np.log(np.sum(np.exp(np.array(scores) / temperature))) - best / temperature)
@@ -218,6 +220,20 @@ def test_contextual_losses_equal_their_oracles(seed):
         expected = beta * whole + (1 - beta) * (0.2 * sequence + 0.8 * everywhere)
         found = contextual_loss(*tensors, batch, beta, 0.1)
         assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_documents_of_one_chunk_do_not_dilute_the_sequence_loss():
+    queries, chunks, _, batch = context_sample(0)
+    several = [0, 1, 3, 4]  # query 2 asks about the document of one chunk
+    tensors = torch.tensor(queries, requires_grad=True), torch.tensor(chunks)
+    fewer = replace(batch, gold=batch.gold[several])
+    found = sequence_loss(*tensors, batch, 0.1)
+    assert found.item() == pytest.approx(sequence_loss(tensors[0][several], tensors[1], fewer, 0.1).item(), rel=1e-9)
+    nothing = sequence_loss(tensors[0][[2]], tensors[1], replace(batch, gold=batch.gold[[2]]), 0.1)
+    nothing.backward()
+    assert nothing.item() == 0
+    assert tensors[0].grad is not None
+    assert not tensors[0].grad.any()
 
 
 def test_beta_goes_from_start_to_stop_on_half_a_cosine():

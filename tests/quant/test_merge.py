@@ -18,8 +18,9 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_quant import merge as merging
 from pplx_quant.checkpoint import WEIGHTS, read_model, write_float32_weights
+from pplx_quant.commands import main
 from pplx_quant.errors import ConfigError
-from pplx_quant.merge import MergeConfig, main, merge, slerp
+from pplx_quant.merge import MergeConfig, merge, slerp
 
 VECTORS = hnp.arrays(np.float32, 6, elements=st.floats(-100, 100, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3))
 WEIGHTS_BETWEEN = st.floats(0, 1)
@@ -136,7 +137,10 @@ def pair(make_checkpoint: Callable[..., Path]) -> tuple[Path, Path]:
 
 def test_every_tensor_is_merged(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "BLOCK_ITEMS", 100)  # blocks that do not divide a tensor
-    assert main(["--first", str(pair[0]), "--second", str(pair[1]), "--out", str(tmp_path / "m"), "--weight=0.3"]) == 0
+    assert (
+        main(["merge", "--first", str(pair[0]), "--second", str(pair[1]), "--out", str(tmp_path / "m"), "--weight=0.3"])
+        == 0
+    )
     first, second, merged = (Checkpoint.open(folder) for folder in (*pair, tmp_path / "m"))
     for name in first.spec.tensor_shapes():
         expected = oracle(first.read(name), second.read(name), 0.3)
@@ -164,7 +168,7 @@ def test_an_opposite_tensor_is_named_and_nothing_is_written(pair: tuple[Path, Pa
     spec = ModelSpec.from_config(tiny_config())
     weights, name = random_weights(spec, 1), "layers.1.mlp.up_proj.weight"
     write_weights(pair[1], weights | {name: -weights[name]})
-    arguments = ["--first", str(pair[0]), "--second", str(pair[1]), "--out", str(tmp_path / "m")]
+    arguments = ["merge", "--first", str(pair[0]), "--second", str(pair[1]), "--out", str(tmp_path / "m")]
     assert main(arguments) == 2
     assert f"error: tensor {name}: the checkpoints are opposite (180.0000°)" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
@@ -200,7 +204,16 @@ def test_another_tokenizer_is_refused(pair: tuple[Path, Path], tmp_path: Path) -
 
 @pytest.mark.parametrize("weight", ["-0.1", "1.5", "nan"])
 def test_a_weight_out_of_range_is_refused(pair: tuple[Path, Path], tmp_path: Path, capsys, weight: str) -> None:
-    arguments = ["--first", str(pair[0]), "--second", str(pair[1]), "--out", str(tmp_path / "m"), f"--weight={weight}"]
+    arguments = [
+        "merge",
+        "--first",
+        str(pair[0]),
+        "--second",
+        str(pair[1]),
+        "--out",
+        str(tmp_path / "m"),
+        f"--weight={weight}",
+    ]
     assert main(arguments) == 2
     assert "must be in 0…1" in capsys.readouterr().err
 
@@ -210,12 +223,12 @@ def test_inputs_and_foreign_folders_are_never_replaced(pair: tuple[Path, Path], 
         MergeConfig(*pair, pair[1])
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "notes.txt").write_text("keep me")
-    with pytest.raises(ConfigError, match=r"holds notes\.txt"):
+    with pytest.raises(ConfigError, match=r"contains notes\.txt"):
         merge(MergeConfig(*pair, tmp_path / "m"))
 
 
 def test_a_missing_checkpoint_is_one_line(pair: tuple[Path, Path], tmp_path: Path, capsys) -> None:
-    arguments = ["--first", str(pair[0]), "--second", str(tmp_path / "none"), "--out", str(tmp_path / "m")]
+    arguments = ["merge", "--first", str(pair[0]), "--second", str(tmp_path / "none"), "--out", str(tmp_path / "m")]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from pplx_edge.errors import CheckpointError, StorageError
 from pplx_edge.types import TokenRow
 from pplx_quant import checkpoint as checkpoints
-from pplx_quant import training
+from pplx_quant import optimizers
+from pplx_quant.commands import main
 from pplx_quant.errors import ConfigError, DivergedError
 from pplx_quant.loop import train
 from pplx_quant.model import bag_means, encoder_means, plan_calls, whole_rows
 from pplx_quant.options import parse_config
-from pplx_quant.stages import pair
 from pplx_quant.stages.pair import PairConfig, PairStage
 from pplx_quant.validation import ndcg
 
@@ -39,7 +39,7 @@ def cfg(packed_file, tokenizer_folder, tmp_path) -> PairConfig:
         warmup=2,
         save_every=3,
         log_every=1,
-        bf16=False,
+        precision="float32",
         validate_on=("sample",),
     )
 
@@ -158,7 +158,7 @@ def test_a_run_stops_after_its_minutes_and_goes_on(cfg, tmp_path, capsys):
         train_pairs(replace(sliced, minutes=1e-6))
         slices += 1
     assert slices == 8
-    assert "stopped at step 1 of 8; the same command goes on" in capsys.readouterr().err
+    assert "stopped at step 1 of 8; repeat the command to continue" in capsys.readouterr().err
     assert all(torch.equal(weight, weights(sliced)[name]) for name, weight in weights(whole).items())
 
 
@@ -166,7 +166,7 @@ def test_a_run_of_another_stage_is_not_gone_on_with(cfg):
     train_pairs(replace(cfg, steps=1))
     state = cfg.out / "checkpoint" / checkpoints.STATE_VALUES
     state.write_text(json.dumps({"step": 1, "stage": "diffuse"}))
-    with pytest.raises(ConfigError, match="is a checkpoint of stage diffuse"):
+    with pytest.raises(ConfigError, match="contains a checkpoint of stage diffuse"):
         train_pairs(replace(cfg, steps=1))
 
 
@@ -183,9 +183,16 @@ def test_matryoshka_dims_over_the_models_are_refused(cfg):
         train_pairs(replace(cfg, dims=(64,)))
 
 
+@pytest.mark.parametrize(("option", "packed"), [("max_query", 64), ("max_positive", 160)])
+def test_limits_above_those_of_the_packed_file_are_refused(cfg, option, packed):
+    PairStage(replace(cfg, **{option: packed}))
+    with pytest.raises(ConfigError, match=f"no more than {packed} tokens of a text; lower it, or pack again with"):
+        PairStage(replace(cfg, **{option: packed + 1}))
+
+
 def test_other_options_in_the_same_folder_are_refused(cfg):
     train_pairs(replace(cfg, steps=1))
-    with pytest.raises(ConfigError, match=r"holds a run with other options \(temperature=0.05\)"):
+    with pytest.raises(ConfigError, match=r"contains a run with other options \(temperature=0.05\)"):
         train_pairs(replace(cfg, steps=1, temperature=0.1))
 
 
@@ -225,29 +232,28 @@ def test_damaged_training_state_is_refused(cfg):
     [
         (["--steps", "0"], "--steps 0 must be at least 1"),
         (["--temperature", "0"], "--temperature 0.0 must be above 0"),
-        (["--dims", "0"], r"--dims \(0,\) must be at least 1"),
+        (["--dims", "0"], "--dims 0 must be at least 1"),
         (["--optimizer", "sgd"], "--optimizer sgd must be one of"),
-        (["--init", "x"], "one of them"),
+        (["--init", "x"], "give either"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
     base = ["--data", "d", "--out", "o", "--tokenizer", "t"]
     with pytest.raises(ConfigError, match=message):
-        parse_config(PairConfig, base + options, "")
+        parse_config(PairConfig, base + options)
 
 
 def test_options_have_the_types_of_their_fields():
     cfg = parse_config(
         PairConfig,
         ["--data", "d", "--out", "o", "--init", "i", "--dims", "64", "32", "--no-blocks", "--boost", "a=1", "b*=2"],
-        "",
     )
     assert (cfg.data, cfg.init, cfg.dims, cfg.blocks) == (Path("d"), Path("i"), (64, 32), False)
     assert cfg.boost == ("a=1", "b*=2")
 
 
 def test_learning_rate_rises_holds_and_falls():
-    factor = partial(training.learning_rate_factor, n_steps=100, warmup=9, decay_share=0.2)
+    factor = partial(optimizers.learning_rate_factor, n_steps=100, warmup=9, decay_share=0.2)
     assert factor(0) == pytest.approx(0.1)
     assert factor(9) == factor(80) == 1
     assert factor(90) == pytest.approx(0.5)
@@ -256,5 +262,5 @@ def test_learning_rate_rises_holds_and_falls():
 
 def test_missing_packed_file_is_one_line_and_exit_2(tmp_path, capsys):
     options = ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "o"), "--tokenizer", "t"]
-    assert pair.main(options) == 2
+    assert main(["pair", *options]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -15,22 +15,21 @@ from safetensors.torch import load_file
 
 from pplx_quant import checkpoint as checkpoints
 from pplx_quant.ablation import AblationConfig, ablate, causal_states
-from pplx_quant.contrast import backward
+from pplx_quant.commands import main
+from pplx_quant.corpus import PackedCorpus
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError, DataError
+from pplx_quant.gradient_cache import backward
 from pplx_quant.loop import train
 from pplx_quant.losses import info_nce
-from pplx_quant.mine import main as mine_main
 from pplx_quant.model import encoder_means, whole_rows
 from pplx_quant.pack import PackConfig, pack
-from pplx_quant.packed import PackedCorpus
-from pplx_quant.plot import main as plot_main
 from pplx_quant.stages.context import ContextConfig, ContextStage, document_row
-from pplx_quant.stages.diffuse import DiffuseConfig, DiffuseStage, add_noise
+from pplx_quant.stages.diffuse import DiffuseConfig, DiffuseStage, add_noise, stratified_noise
 from pplx_quant.stages.pair import PairConfig, PairStage
 from pplx_quant.stages.triplet import TripletConfig, TripletStage
 
-QUICK = {"steps": 6, "warmup": 2, "save_every": 4, "log_every": 1, "bf16": False, "call_tokens": 256}
+QUICK = {"steps": 6, "warmup": 2, "save_every": 4, "log_every": 1, "precision": "float32", "call_tokens": 256}
 CONTRAST = {"block": 8, "dims": (32, 16)}
 
 
@@ -110,12 +109,13 @@ def test_a_stage_lowers_its_loss(name, request):
 @pytest.mark.parametrize(("name", "extra"), [*((name, []) for name in STAGES), ("pair", ["--grad-cache"])])
 def test_two_processes_train_as_one(name, extra, request, tmp_path):
     cfg, _ = request.getfixturevalue(name)
-    options = ["--data", cfg.data, "--init", cfg.init, "--steps", 4, "--warmup", 2, "--log-every", 1, "--no-bf16"]
+    options = ["--data", cfg.data, "--init", cfg.init, "--steps", 4, "--warmup", 2, "--log-every", 1]
+    options += ["--precision", "float32"]
     options += ["--call-tokens", 128, "--batch", cfg.batch, "--threads", 1, *extra]
     if name == "triplet":
         options += ["--negatives", cfg.negatives]
     options += ["--length", cfg.length] if name == "diffuse" else ["--block", 8, "--dims", 32, 16]
-    module = [f"pplx_quant.stages.{name}", *map(str, options), "--out"]
+    module = ["pplx_quant", name, *map(str, options), "--out"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for command, folder in (([sys.executable, "-m"], "one"), (launch, "two")):
@@ -161,7 +161,8 @@ def test_recomputed_blocks_have_the_same_gradients(pair, tmp_path):
 
 def test_noise_masks_each_sequence_with_its_own_probability():
     texts = [np.arange(1, length, dtype=np.uint16) for length in (400, 300, 2)]
-    batch = add_noise(texts, mask_id=999, generator=np.random.default_rng(1))
+    draws = np.random.default_rng(1).random((3, 512), np.float32)
+    batch = add_noise(texts, 999, np.array([0.3, 0.8, 0.5], np.float32), draws)
     for row, text in enumerate(texts):
         hidden = batch.places[batch.rows == row].numpy()
         assert 0 not in hidden
@@ -172,6 +173,23 @@ def test_noise_masks_each_sequence_with_its_own_probability():
     shares = [(batch.rows == row).float().mean() * len(batch.rows) / len(texts[row]) for row in (0, 1)]
     noise = [batch.noise[batch.rows == row][0] for row in (0, 1)]
     assert [float(share) for share in shares] == pytest.approx([float(n) for n in noise], abs=0.08)
+
+
+def test_noise_is_stratified_over_the_batch():
+    noise = stratified_noise(64, np.random.default_rng(2))
+    assert np.array_equal(np.sort((noise - 1e-3) / (1 - 1e-3) * 64).astype(int), np.arange(64))
+    assert (np.diff(noise) < 0).any()
+    assert noise.min() >= 1e-3
+    assert noise.max() <= 1
+
+
+def test_the_noise_of_a_step_does_not_depend_on_its_calls(diffuse):
+    cfg, stage = diffuse
+    found = []
+    for call_tokens in (24, 10_000):
+        one = stage(replace(cfg, call_tokens=call_tokens))
+        found.append(one.accumulate(one.start_model(), 0, World()).loss)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_a_mask_token_that_is_not_there_is_refused(diffuse):
@@ -199,22 +217,31 @@ def test_plain_pairs_are_documents_of_one_chunk_and_alone_have_a_teacher(context
     rows, batch = stage.rows(drawn, separator=0)
     assert len(drawn.chunks) == cfg.batch + cfg.plain
     assert [len(chunks) for chunks in drawn.chunks[cfg.batch :]] == [1] * cfg.plain
-    numbers = stage.taught_numbers(drawn)
+    numbers = stage.teacher_texts(drawn)
     n_means = sum(len(row.bounds) for row in rows)
     assert len(numbers) == n_means
-    taught = stage.packed.arrays["taught"]
     in_context = len(drawn.queries) + sum(len(chunks) + 1 for chunks in drawn.chunks[: cfg.batch])
     questions = len(drawn.queries) - cfg.plain
-    assert (taught[numbers[:questions]] < 0).all()
-    assert (taught[numbers[len(drawn.queries) : in_context]] < 0).all()
+    assert (numbers[:questions] < 0).all()
+    assert (numbers[len(drawn.queries) : in_context] < 0).all()
     assert (numbers[in_context::2] == [chunks[0] for chunks in drawn.chunks[cfg.batch :]]).all()
     assert batch.chunk_keys[batch.gold[-1]] == drawn.chunks[-1][0]
+
+
+def test_context_trains_when_every_text_is_taught(context):
+    cfg, make = context
+    stage = make(cfg)
+    stage.packed.arrays["taught"][:] = np.arange(len(stage.packed.lengths)) % len(stage.packed.arrays["teacher"])
+    drawn = stage.draw(0)
+    numbers = stage.teacher_texts(drawn)
+    assert len(stage.packed.teacher_vectors(numbers)[1]) == 2 * cfg.plain
+    assert np.isfinite(stage.accumulate(stage.start_model(), 0, World()).loss)
 
 
 def test_negatives_of_another_packed_file_are_refused(triplet, tmp_path):
     cfg, stage = triplet
     np.save(tmp_path / "short.npy", np.zeros((3, 2), np.int32))
-    with pytest.raises(DataError, match=r"int32 \(3, 2\), wanted integers"):
+    with pytest.raises(DataError, match=r"int32 \(3, 2\), expected integers"):
         stage(replace(cfg, negatives=tmp_path / "short.npy"))
     with pytest.raises(DataError, match="not an array of negatives"):
         stage(replace(cfg, negatives=tmp_path / "none.npy"))
@@ -233,7 +260,7 @@ def test_drawn_negatives_are_mined_ones_and_differ_by_step(triplet):
 
 def test_a_teacher_that_is_not_there_is_asked_for(pair, packed_file):
     cfg, stage = pair
-    with pytest.raises(ConfigError, match="holds no teacher vectors"):
+    with pytest.raises(ConfigError, match="contains no teacher vectors"):
         stage(replace(cfg, data=packed_file))
 
 
@@ -251,7 +278,7 @@ def test_fake_quantisation_is_switched_on_in_any_stage(pair, tmp_path):
 
 def test_pairs_are_mined_among_their_groups(taught_file, model_folder, tmp_path, capsys):
     options = ["--data", str(taught_file), "--model", str(model_folder), "--out", str(tmp_path / "mined"), "--n", "3"]
-    assert mine_main([*options, "--group", "sample", "--cap", "sample=40", "--margin", "1.0"]) == 0
+    assert main(["mine", *options, "--group", "sample", "--cap", "sample=40", "--margin", "1.0"]) == 0
     packed, negatives = PackedCorpus.open(taught_file), np.load(tmp_path / "mined" / "negatives.npy")
     mined = np.flatnonzero((negatives >= 0).any(axis=1))
     assert 0 < len(mined) <= 40
@@ -262,8 +289,8 @@ def test_pairs_are_mined_among_their_groups(taught_file, model_folder, tmp_path,
         found = negatives[row][negatives[row] >= 0].tolist()
         assert set(found) <= passages - {int(packed.pairs[row, 1])}
         assert len(set(found)) == len(found)
-    assert mine_main([*options, "--group", "nothing"]) == 2
-    assert "leaves no pair; groups are" in capsys.readouterr().err
+    assert main(["mine", *options, "--group", "nothing"]) == 2
+    assert "selects no pair; groups are" in capsys.readouterr().err
 
 
 def test_the_ablation_has_a_row_for_each_cell_and_sees_no_later_token(
@@ -291,10 +318,10 @@ def test_the_ablation_has_a_row_for_each_cell_and_sees_no_later_token(
 def test_loss_curves_are_drawn_and_a_run_without_log_is_named(pair, tmp_path, capsys):
     cfg, stage = pair
     train(cfg, stage(cfg))
-    assert plot_main([str(cfg.out), "--out", str(tmp_path / "loss.png")]) == 0
+    assert main(["plot", str(cfg.out), "--out", str(tmp_path / "loss.png")]) == 0
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert plot_main([str(tmp_path / "none"), "--out", str(tmp_path / "x.png")]) == 2
-    assert "not a run's log" in capsys.readouterr().err
+    assert main(["plot", str(tmp_path / "none"), "--out", str(tmp_path / "x.png")]) == 2
+    assert "not the log of a run" in capsys.readouterr().err
 
 
 def test_a_large_vocabulary_is_packed_in_32_bits(data_folder, tokenizer_folder, tmp_path, monkeypatch):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pplx_quant.commands import main
 from pplx_quant.errors import TrainError
 from pplx_quant.tokenizer import END_OF_TEXT, MASK, load_tokenizer, sample_texts, save_tokenizer, train_tokenizer
-from pplx_quant.tokenizer import main as tokenizer_main
 
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
 
@@ -60,16 +60,16 @@ def test_small_languages_are_repeated_up_to_their_share():
 
 
 def test_text_too_small_for_the_vocabulary_is_refused():
-    with pytest.raises(TrainError, match="text too small"):
+    with pytest.raises(TrainError, match="not enough text"):
         train_tokenizer(iter(["a few words"]), vocab_size=1000)
 
 
 def test_the_command_writes_what_loads(data_folder, tmp_path, capsys):
     options = ["--data", str(data_folder), "--out", str(tmp_path), "--chars", "5000", "--vocab-size"]
-    assert tokenizer_main([*options, "300"]) == 0
+    assert main(["tokenizer", *options, "300"]) == 0
     assert load_tokenizer(tmp_path).get_vocab_size() == 300
-    assert tokenizer_main([*options, "3000"]) == 2
-    assert capsys.readouterr().err.startswith("error: text too small")
+    assert main(["tokenizer", *options, "3000"]) == 2
+    assert capsys.readouterr().err.startswith("error: not enough text")
 
 
 def test_damaged_tokenizer_is_named(tokenizer, tmp_path):

@@ -7,9 +7,9 @@ from training_samples import TINY
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_quant.checkpoint import read_model, write_checkpoint
+from pplx_quant.commands import main
 from pplx_quant.model import encoder_means, new_model, whole_rows
 from pplx_quant.tokenizer import load_tokenizer
-from pplx_quant.widen import main as widen_main
 from pplx_quant.widen import spread_constant, widen
 
 WIDE = 44
@@ -79,11 +79,11 @@ def test_it_writes_a_checkpoint_and_refuses_what_it_cannot_widen(
     source, out = tmp_path / "narrow", tmp_path / "wide"
     write_checkpoint(source, trained, tokenizer_folder)
     options = ["--checkpoint", str(source), "--out", str(out), "--hidden-size"]
-    assert widen_main([*options, "31"]) == 2
+    assert main(["widen", *options, "31"]) == 2
     assert "must be at least the 32" in capsys.readouterr().err
-    assert widen_main([*options, "32", "--constants", "33"]) == 2
+    assert main(["widen", *options, "32", "--constants", "33"]) == 2
     assert "must be in 1…32" in capsys.readouterr().err
-    assert widen_main([*options, str(WIDE)]) == 0
+    assert main(["widen", *options, str(WIDE)]) == 0
     assert read_model(out).spec.hidden_size == WIDE
-    assert widen_main(["--checkpoint", str(model_folder), "--out", str(tmp_path / "no"), "--hidden-size", "64"]) == 2
-    assert "lets the last component through" in capsys.readouterr().err
+    assert main(["widen", "--checkpoint", str(model_folder), "--out", str(tmp_path / "no"), "--hidden-size", "64"]) == 2
+    assert "does not set the last component to zero" in capsys.readouterr().err

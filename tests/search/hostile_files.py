@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
 
@@ -315,8 +316,8 @@ def write_hostile_folder(folder: Path) -> dict[str, str | None]:
 def _write_what_is_passed_over(folder: Path) -> dict[str, str | None]:
     (folder / "traversal.zip").write_bytes(zipped({"../../etc/passwd": "x"}))
     os.mkfifo(folder / "pipe.txt")
-    with socket.socket(socket.AF_UNIX) as plug:
-        plug.bind(os.path.relpath(folder / "plug.txt"))  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as plug, chdir(folder):
+        plug.bind("plug.txt")  # macOS limits the path of a socket to 104 bytes
     (folder / "loop").mkdir()
     (folder / "loop" / "again").symlink_to(folder, target_is_directory=True)
     (folder / "self.txt").symlink_to(folder / "self.txt")

@@ -71,7 +71,7 @@ class App:
             time.sleep(0.01)
 
     def embedded(self) -> list[tuple[float, int]]:
-        """When so many tokens were given to the model, since this was last asked."""
+        """Return the time and the token count of each call of the model since the last time this was called."""
         lines = self._notes.read_text().splitlines()
         self._notes.write_text("")
         return [(float(when), int(count)) for when, count in (line.split() for line in lines)]
@@ -89,7 +89,7 @@ def indexed(home: Path) -> dict[str, list[tuple[int, int, bytes]]]:
 
 
 def require_sound(home: Path) -> None:
-    """What a user may ask for after an interruption works and says that nothing is wrong."""
+    """Check that the commands a user may run after an interruption work and find nothing wrong."""
     if (home / DATABASE_FILE).exists():
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             assert program.main(["--home", str(home), "check"]) == 0

@@ -235,7 +235,7 @@ def test_watching_looks_at_the_start_and_when_files_change(folder: Path) -> None
 
 
 class Terminal(io.StringIO):
-    """What people look at."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True

@@ -23,18 +23,20 @@ class Benchmark:
 
 BENCHMARKS = {
     "speed": Benchmark(
-        "pplx_bench.speed",
+        "pplx_bench.speed.command",
         "measure tokens per second next to other runtimes, with weights of the true 0.6b shape",
         "",
     ),
-    "memory": Benchmark("pplx_bench.memory", "measure peak memory of converting, opening and encoding", "--shape 0.6b"),
+    "memory": Benchmark(
+        "pplx_bench.memory.command", "measure peak memory of converting, opening and encoding", "--shape 0.6b"
+    ),
     "convert": Benchmark(
-        "pplx_bench.convert",
+        "pplx_bench.convert.command",
         "convert a model to every format and report seconds, peak memory, size and parity",
         "--model nano --formats onnx-int8,mlx-q8,coreml-int8",
     ),
     "rough": Benchmark(
-        "pplx_bench.rough",
+        "pplx_bench.rough.command",
         "make a model as rough as real checkpoints are, and convert it with and without equalization",
         "data/bench/squad-dev --formats onnx-int8,coreml-fp16",
         "quality",
@@ -52,19 +54,19 @@ BENCHMARKS = {
         "quality",
     ),
     "search": Benchmark(
-        "pplx_bench.search",
+        "pplx_bench.search.command",
         "measure pplx-search: its index at scale next to others, and the whole app on real files",
         "retrieval data/bench --tasks squad-dev",
         "search",
     ),
     "mteb": Benchmark(
-        "pplx_bench.mteb",
+        "pplx_bench.mteb.command",
         "run tasks and benchmarks of mteb and ConTEB, which are downloaded from the hub",
         "--model pplx-embed-v1-0.6b --tasks MIRACLRetrieval --languages deu",
         "mteb",
     ),
     "plot": Benchmark(
-        "pplx_bench.plot", "plot the results that speed wrote with --json", "speed.jsonl --out speed.svg"
+        "pplx_bench.speed.plot", "plot the results that speed wrote with --json", "speed.jsonl --out speed.svg"
     ),
 }
 

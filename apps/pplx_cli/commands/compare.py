@@ -95,7 +95,7 @@ def _results(output: str | None) -> Path | None:
 
 
 def _texts(args: argparse.Namespace) -> tuple[str, list[str]]:
-    """What the texts are called, and the texts; empty lines are no texts to compare vectors of."""
+    """Return the name of the sample and its texts. Empty lines are left out, because they have no vector to compare."""
     if args.texts is None:
         from pplx_convert.parity import PROBE_TEXTS
 

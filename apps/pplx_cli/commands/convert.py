@@ -41,6 +41,9 @@ def add_parser(commands: Any) -> None:
         help="Convert the weights as they are, without folding the scales of outlier channels into their neighbors.",
     )
     parser.add_argument("--max-mb", type=positive, metavar="MB", help="mlx-mixed: Budget for all weights.")
+    parser.add_argument(
+        "--max-tokens", type=positive, metavar="N", help="coreml: Longest input in tokens, up to 2048 (default: 512)."
+    )
     add_hub_options(parser)
     parser.set_defaults(run=run)
 
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     directory = hub.locate(args.source, revision=args.revision, offline=offline(args))
     name = hub.source_name(args.source)
     with conversion_bar(name or args.source) as show:
-        options = ConvertOptions(overrides=dict(args.override), max_mb=args.max_mb)
+        options = ConvertOptions(overrides=dict(args.override), max_mb=args.max_mb, max_tokens=args.max_tokens)
         artifact = convert(
             directory,
             out,

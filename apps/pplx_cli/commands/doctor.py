@@ -6,12 +6,14 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pplx_cli import COMMANDS, self_test
 from pplx_cli.availability import BackendState, backend_states
 from pplx_cli.self_test import Outcome
 from pplx_edge import __version__, backends
+from pplx_edge.errors import InputError
 from pplx_edge.weights import hub
 from pplx_kit.host import Host, describe_host
 from pplx_kit.options import add_command
@@ -32,10 +34,22 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--no-test", action="store_true", help="Only report what is installed; run nothing.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    parser.add_argument(
+        "--report", metavar="FILE", help="Write everything about this machine to a JSON file; takes about five minutes."
+    )
+    parser.add_argument("--quick", action="store_true", help="--report: Take one minute instead.")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.quick and not args.report:
+        raise InputError("--quick needs --report FILE")
+    if args.report:
+        from pplx_cli.report.writing import summary, write_report
+
+        print(summary(write_report(Path(args.report), quick=args.quick, say=say)))
+        print(args.report)
+        return _OK
     started = time.monotonic()
     host, states = describe_host(), backend_states()
     outcomes: list[Outcome] = []

@@ -4,7 +4,7 @@ Every query has a nearest passage. How similar that passage is depends on the qu
 rest of the index, so a fixed threshold does not work. An index therefore has a null baseline: the evidence for
 questions that it cannot answer (see `pplx_search.null_baseline`). The probability comes from a logistic regression on
 the evidence for a query, both as it is and in standard deviations above the null baseline. The regression was fitted to
-questions whose documents either were or were not in an index. `pplx-edge bench search DATA --what relevance` fits it,
+questions whose documents either were or were not in an index. `pplx-edge bench search relevance DATA` fits it,
 and reports its error on held-out tasks.
 """
 
@@ -104,6 +104,6 @@ def _parse(text: str, name: str) -> Calibration:
             raise ValueError(f"expected {len(FEATURES)} coefficients, got {len(calibration.coefficients)}")
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"{name}: invalid calibration ({error}); create it again with: pplx-edge bench search DATA --what relevance"
+            f"{name}: invalid calibration ({error}); create it again with: pplx-edge bench search relevance DATA"
         ) from error
     return calibration

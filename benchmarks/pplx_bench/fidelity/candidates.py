@@ -53,10 +53,10 @@ class Candidate:
 def find_candidates(
     names: Sequence[str], *, revision: str | None = None, offline: bool | None = None
 ) -> list[Candidate]:
-    """What the names mean, in their order; a checkpoint that is named with a format is converted now if it was not.
+    """Return the candidates with these names, in order. `NAME@FORMAT` converts a checkpoint if it is not converted yet.
 
-    Raises InputError for a name that comes twice, and for one whose vectors have another width than the first's;
-    ModelNotFound, MissingExtra and what converters raise for one that cannot be had.
+    Raises InputError for a repeated name, and for a model whose vectors do not have the dimensions of the first one.
+    Raises ModelNotFound, MissingExtra or the error of the converter if a model cannot be provided.
     """
     found: list[Candidate] = []
     for name in names:

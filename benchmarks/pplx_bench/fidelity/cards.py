@@ -24,7 +24,7 @@ _BLOCK = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What is read: texts under a name, and retrieval tasks in BEIR layout. A text is cut to `max_tokens`."""
+    """The texts to encode, the name of their source, and retrieval tasks. A text is truncated to `max_tokens`."""
 
     name: str
     texts: Sequence[str]

@@ -14,11 +14,9 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.types import BatchPolicy, TokenBatch, TokenRow
 from pplx_edge.vectors.pooling import packed_span_means
 
-_FIXED_LENGTHS = "all"  # the compute units whose functions have fixed lengths, which are the ones that are evaluated
-
 
 def needs_evaluation() -> bool:
-    """Whether this machine has no Core ML that could run a package."""
+    """Return whether this machine cannot run Core ML packages."""
     try:
         require_macos()
     except InputError:
@@ -27,14 +25,14 @@ def needs_evaluation() -> bool:
 
 
 class ProgramSession:
-    """A Core ML artifact read operator by operator, rounded to float16 where its program says so. For figures only."""
+    """A session that evaluates a Core ML artifact in NumPy, rounding to float16 wherever its program declares it."""
 
     backend, device = "coreml", "evaluated in NumPy"
     policy = BatchPolicy(max_tokens=8192)  # rows go side by side, so that each weight is decoded once
 
     def __init__(self, directory: Path):
         spec = ModelSpec.from_directory(directory)
-        longest = row_lengths(open_artifact(directory), spec, _FIXED_LENGTHS).limit
+        longest = row_lengths(open_artifact(directory)).limit
         self.spec = replace(spec, max_tokens=min(spec.max_tokens, longest))
         self._directory = directory
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pplx_bench.fidelity.candidates import Candidate
 from pplx_bench.fidelity.cards import LEAST_TEXTS, NDCG_PRECISIONS, TOP, Card
-from pplx_bench.report import table
+from pplx_bench.tables import table
 
 BENCHMARK = "fidelity"
 MEGABYTE = 1e6

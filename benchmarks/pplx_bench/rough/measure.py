@@ -3,32 +3,37 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from pplx_bench.fidelity.program import ProgramSession, needs_evaluation
-from pplx_bench.retrieval.beir import Passage, RetrievalTask
-from pplx_bench.retrieval.metrics import DEPTH, evaluate_task
+from pplx_bench.retrieval.beir import RetrievalTask
+from pplx_bench.retrieval.encoders import EdgeEncoder
+from pplx_bench.retrieval.metrics import DEPTH, MAIN, evaluate_task
+from pplx_bench.retrieval.ranking import rank_means
 from pplx_bench.rough.plants import PLANTS, SAME_FUNCTION, write_rough
 from pplx_convert import convert
+from pplx_convert.conversion import copy_text_files
 from pplx_convert.parity import ParityReport
+from pplx_edge import layout
 from pplx_edge.backends import open_session
+from pplx_edge.embedder import Embedder
 from pplx_edge.errors import ParityError
-from pplx_edge.registry import COREML, MLX, ONNX, ParityLimits, require_format
+from pplx_edge.registry import COREML, EXACT_FORMAT, MLX, ONNX, ParityLimits, require_format
 from pplx_edge.spec import ModelSpec
-from pplx_edge.text.batching import collate, plan_batches
 from pplx_edge.text.tokenization import Tokenizer
-from pplx_edge.vectors.codes import int8_codes
-from pplx_edge.vectors.similarity import paired_cosines, similarity, top_k
+from pplx_edge.types import Session
+from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.artifact import Artifact
 
-ALL = "all"
+FLOAT32, ALL = "float32", "all"
 SETS: dict[str, tuple[str, ...]] = {"none": (), **{name: (name,) for name in PLANTS}, ALL: tuple(PLANTS)}
 DELIMITERS = (".", ",", "\n", " the")
-_ANY = ParityLimits(min_cosine=-1, mean_cosine=-1, largest_step=254)
+_NO_LIMITS = ParityLimits(min_cosine=-1, mean_cosine=-1, largest_step=254)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,128 +54,113 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """Mean vectors of the passages of a task, then of its queries: float32 `[N, D]`."""
+    """Mean vectors of the passages and the queries of a task: float32 `[N, D]` and `[Q, D]`."""
 
-    means: np.ndarray
-    n_passages: int
+    passages: np.ndarray
+    queries: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The checkpoint to make rough, the task to encode, the number of tokens to keep of each text, and work files."""
+
+    model: Path
+    task: RetrievalTask
+    max_tokens: int
+    work: Path
+
+    def rows(self, sets: Sequence[str], formats: Sequence[str], report: Callable[[str], None]) -> Iterator[Row]:
+        """Yield a row of the float32 model for each set of plants, and two for each format: as it is, and equalized.
+
+        Plants that keep the function are compared with the model itself, others with the rough copy in float32.
+        """
+        tokenizer = Tokenizer.open(self.model, ModelSpec.from_directory(self.model))
+        delimiters = [int(token) for row in tokenizer.text_rows(DELIMITERS) for token in row.ids]
+        smooth = self._float32(self.model)
+        for name in sets:
+            rough = write_rough(self.model, self.work / "rough", SETS[name], delimiters=delimiters)
+            keeps = all(plant in SAME_FUNCTION for plant in SETS[name])
+            oracle = smooth if keeps else self._float32(rough)
+            yield Row(plants=name, format=FLOAT32, equalized=False, refused=False, error=0.0, ndcg=self._ndcg(oracle))
+            for format in formats:
+                for equalized in (False, True):
+                    report(f"{name}: {format}, {'equalized' if equalized else 'as it is'}")
+                    found = self._converted(rough, format, equalized, oracle)
+                    yield Row(plants=name, format=format, equalized=equalized, **found)
+            shutil.rmtree(rough)
+
+    def _converted(self, rough: Path, format: str, equalized: bool, oracle: Vectors) -> dict[str, Any]:
+        """Return the fields `refused`, `error` and `ndcg` of a conversion."""
+        try:
+            artifact = convert(
+                rough, self.work / "converted", format, replace=True, limits=_NO_LIMITS, equalize=equalized
+            )
+        except ParityError:  # NaN or infinity
+            return {"refused": True}
+        vectors = self._vectors(artifact.directory)
+        pairs = ((oracle.passages, vectors.passages), (oracle.queries, vectors.queries))
+        cosines = np.concatenate([paired_cosines(a, b) for a, b in pairs])
+        return {"refused": _is_refused(artifact), "error": 1 - float(cosines.mean()), "ndcg": self._ndcg(vectors)}
+
+    def _float32(self, checkpoint: Path) -> Vectors:
+        out = self.work / "float32"
+        return self._vectors(convert(checkpoint, out, EXACT_FORMAT, replace=True, equalize=False).directory)
+
+    def _vectors(self, directory: Path) -> Vectors:
+        """Encode the task with an artifact of any format."""
+        backend = require_format(Artifact.open(directory).format)
+        if backend is COREML and needs_evaluation():
+            session: Session = ProgramSession(directory)
+        elif backend is MLX and not _has_metal():
+            session = open_session(ONNX, self._decoded(directory))
+        else:
+            session = open_session(backend, directory)
+        with Embedder(session, Tokenizer.open(directory, session.spec)) as embedder:
+            encoder = EdgeEncoder(embedder, self.max_tokens, self.max_tokens)
+            texts = ([item.text for item in items] for items in (self.task.corpus, self.task.queries))
+            return Vectors(*(encoder.texts(each).means for each in texts))
+
+    def _decoded(self, directory: Path) -> Path:
+        """Return an artifact in float32 with the decoded weights of an MLX artifact: MLX needs hours on a CPU."""
+        from pplx_edge.models.mlx_quantization import CONFIG_KEYS
+        from pplx_edge.models.mlx_weights import StoredWeights
+
+        spec, checkpoint = ModelSpec.from_directory(directory), self.work / "decoded"
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        checkpoint.mkdir()
+        copy_text_files(directory, checkpoint)
+        config = json.loads((directory / layout.CONFIG).read_text(encoding="utf-8"))
+        config = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+        (checkpoint / layout.CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        stored = StoredWeights(directory, spec)
+        save_file({name: stored.read(name) for name in spec.tensor_shapes()}, checkpoint / layout.WEIGHTS)
+        out = self.work / "decoded-float32"
+        return convert(checkpoint, out, EXACT_FORMAT, replace=True, equalize=False).directory
+
+    def _ndcg(self, vectors: Vectors) -> float:
+        return evaluate_task(self.task, rank_means(vectors.queries, vectors.passages, "int8", DEPTH))[MAIN]
 
 
 def part_of_task(task: RetrievalTask, n_queries: int, n_passages: int) -> RetrievalTask:
     """Return a smaller task: the first queries, the passages judged for them, and others up to `n_passages`."""
     queries = task.queries[:n_queries]
     qrels = {query.id: task.qrels[query.id] for query in queries}
-    wanted = {passage for grades in qrels.values() for passage in grades}
-    others = [passage.id for passage in task.corpus if passage.id not in wanted]
-    step = max(1, len(others) // max(1, n_passages - len(wanted)))
-    kept = wanted | set(others[::step][: max(0, n_passages - len(wanted))])
-    corpus: tuple[Passage, ...] = tuple(passage for passage in task.corpus if passage.id in kept)
-    return RetrievalTask(task.name, corpus, queries, qrels)
-
-
-def measure(
-    model: Path,
-    sets: Sequence[str],
-    formats: Sequence[str],
-    task: RetrievalTask,
-    work: Path,
-    max_tokens: int,
-    report: Callable[[str], None],
-) -> Iterator[Row]:
-    """Yield a row of the float32 model for each set of plants, then two rows for each format: as it is, and equalized.
-
-    Plants that keep the function are compared with the model itself, others with the rough copy in float32.
-    """
-    ids = [
-        int(i) for row in Tokenizer.open(model, ModelSpec.from_directory(model)).text_rows(DELIMITERS) for i in row.ids
-    ]
-    smooth = _float32_vectors(model, work, task, max_tokens)
-    for name in sets:
-        rough = write_rough(model, work / "rough", SETS[name], delimiters=ids)
-        keeps = all(plant in SAME_FUNCTION for plant in SETS[name])
-        oracle = smooth if keeps else _float32_vectors(rough, work, task, max_tokens)
-        yield Row(plants=name, format="float32", equalized=False, refused=False, error=0.0, ndcg=_ndcg(task, oracle))
-        for format in formats:
-            for equalized in (False, True):
-                report(f"{name}: {format}, {'equalized' if equalized else 'as it is'}")
-                yield _row(name, format, equalized, rough, oracle, task, work, max_tokens)
-        shutil.rmtree(rough)
-
-
-def _row(
-    plants: str, format: str, equalized: bool, rough: Path, oracle: Vectors, task: RetrievalTask, work: Path, cut: int
-) -> Row:
-    try:
-        artifact = convert(rough, work / "converted", format, replace=True, limits=_ANY, equalize=equalized)
-    except ParityError:
-        return Row(plants=plants, format=format, equalized=equalized, refused=True)
-    vectors = _vectors(artifact.directory, work, task, cut)
-    return Row(
-        plants=plants,
-        format=format,
-        equalized=equalized,
-        refused=_is_refused(artifact),
-        error=1 - float(paired_cosines(oracle.means, vectors.means).mean()),
-        ndcg=_ndcg(task, vectors),
-    )
+    judged = {passage for grades in qrels.values() for passage in grades}
+    others = [passage.id for passage in task.corpus if passage.id not in judged]
+    n_others = max(0, n_passages - len(judged))
+    kept = judged | set(others[:: max(1, len(others) // max(1, n_others))][:n_others])
+    return replace(task, corpus=tuple(p for p in task.corpus if p.id in kept), queries=queries, qrels=qrels)
 
 
 def _is_refused(artifact: Artifact) -> bool:
-    parity = dict(artifact.parity)
-    parity["layer_cosines"] = tuple(parity["layer_cosines"])
     try:
-        ParityReport(**parity).require(require_format(artifact.format).formats[artifact.format])
+        ParityReport(**artifact.parity).require(require_format(artifact.format).formats[artifact.format])
     except ParityError:
         return True
     return False
-
-
-def _float32_vectors(model: Path, work: Path, task: RetrievalTask, cut: int) -> Vectors:
-    artifact = convert(model, work / "float32", "onnx-fp32", replace=True, equalize=False)
-    return _vectors(artifact.directory, work, task, cut)
-
-
-def _vectors(directory: Path, work: Path, task: RetrievalTask, cut: int) -> Vectors:
-    """Encode a task with an artifact of any format, each input cut to `cut` tokens."""
-    backend = require_format(Artifact.open(directory).format)
-    if backend is COREML and needs_evaluation():
-        session = ProgramSession(directory)
-    elif backend is MLX and not _has_metal():
-        session = open_session(ONNX, _decoded(directory, work))
-    else:
-        session = open_session(backend, directory)
-    tokenizer = Tokenizer.open(directory, session.spec)
-    rows = [row.cut(cut) for row in tokenizer.text_rows([item.text for item in (*task.corpus, *task.queries)])]
-    means = np.zeros((len(rows), session.spec.dim), np.float32)
-    for picked in plan_batches([len(row) for row in rows], session.policy):
-        means[picked] = session.span_means(collate([rows[i] for i in picked], tokenizer.sep_id))
-    return Vectors(means, len(task.corpus))
 
 
 def _has_metal() -> bool:
     import mlx.core as mx
 
     return mx.metal.is_available()
-
-
-def _decoded(directory: Path, work: Path) -> Path:
-    """Return an onnx-fp32 artifact with the decoded weights of an MLX artifact: without a GPU, MLX takes hours."""
-    from pplx_edge.models.mlx_weights import StoredWeights
-
-    spec = ModelSpec.from_directory(directory)
-    stored, checkpoint = StoredWeights(directory, spec), work / "decoded"
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    checkpoint.mkdir()
-    for path in directory.glob("*.json"):
-        shutil.copy(path, checkpoint)
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config = {key: value for key, value in config.items() if not key.startswith("quantization")}
-    (checkpoint / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    save_file({name: stored.read(name) for name in spec.tensor_shapes()}, checkpoint / "model.safetensors")
-    return convert(checkpoint, work / "decoded-onnx", "onnx-fp32", replace=True, equalize=False).directory
-
-
-def _ndcg(task: RetrievalTask, vectors: Vectors) -> float:
-    codes = int8_codes(vectors.means)
-    scores = similarity(codes[vectors.n_passages :], codes[: vectors.n_passages])
-    ranked = [top_k(row, min(DEPTH, len(task.corpus))) for row in scores]
-    return evaluate_task(task, np.array(ranked))["ndcg@10"]

@@ -5,11 +5,14 @@ oracle. Each plant changes a dictionary of float32 tensors in place.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from pplx_convert.conversion import copy_text_files
+from pplx_edge import layout
 from pplx_edge.spec import ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint
 
@@ -98,21 +101,12 @@ def write_rough(
     checkpoint = Checkpoint.open(source)
     spec, rng = checkpoint.spec, np.random.default_rng(seed)
     tensors = {name: np.array(checkpoint.read(name)) for name in spec.tensor_shapes()}
+    chosen = PLANTS | {"tokens": partial(massive_tokens, ids=delimiters)}
     for name in plants:
-        if name == "tokens":
-            massive_tokens(tensors, spec, rng, delimiters)
-        else:
-            PLANTS[name](tensors, spec, rng)
+        chosen[name](tensors, spec, rng)
     directory.mkdir(parents=True)
-    for path in source.iterdir():
-        if (
-            path.is_file()
-            and path.suffix == ".json"
-            and "safetensors" not in path.name
-            and path.name != "equalization.json"
-        ):
-            (directory / path.name).write_bytes(path.read_bytes())
-    save_file(tensors, directory / "model.safetensors")
+    copy_text_files(source, directory)
+    save_file(tensors, directory / layout.WEIGHTS)
     return directory
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from pplx_bench.panels import BAR_INCHES, COLORS, OTHER_COLOR, bars, figure_of, finish, save
-from pplx_bench.report import table
 from pplx_bench.results import FAILED
 from pplx_bench.retrieval.metrics import MAIN
 from pplx_bench.stream.fidelity import CLOSE, recommended
 from pplx_bench.stream.quality import BARE, BOOKS, TITLED, share_kept
 from pplx_bench.stream.size import FEW_BURSTS, FLAT_MEMORY, FLAT_PACE, STREAM, evenness, is_flat
+from pplx_bench.tables import table
 
 Line = Mapping[str, Any]
 Lines = Sequence[Line]

@@ -176,7 +176,7 @@ def _measured(setup: Setup, spec: ModelSpec, method: str, n_tokens: int, n_chara
         "overlap": 0 if method == WHOLE else args.overlap,
     }
     log = setup.work / "logs" / f"stream-{method.replace(' ', '-')}-{n_tokens}.log"
-    task = "stream" if method == STREAM else "whole"
+    task = f"{__name__}:stream_once" if method == STREAM else "pplx_bench.stream.whole:late_chunk_once"
     try:
         (message,) = run_task(task, request, setup.threads, log, 2 * args.limit + _TIMEOUT_SPARE)
     except ChildFailed as error:

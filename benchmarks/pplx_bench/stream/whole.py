@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pplx_bench.child import Send
 from pplx_bench.machine import peak_rss, reset_peak_rss
-from pplx_bench.peers.stock import load_stock, require_bidirectional
+from pplx_bench.speed.peers.stock import load_stock, require_bidirectional
 from pplx_bench.stream.books import pieces, read_books
 from pplx_bench.timing import CpuWatch
 from pplx_edge.spec import ModelSpec

@@ -1,14 +1,9 @@
 """Convert a checkpoint to Core ML packages and an embedding table, and evaluate saved packages layer by layer.
 
-`model.mlpackage` contains one function for each fixed length, with shared weights, because the Neural Engine requires
-fixed shapes. `flexible.mlpackage` contains one function for any length, for the GPU. It is a separate package because
-Core ML reportedly rejects models that mix inputs of fixed and variable shape, on some systems by terminating the
-process, and such a failure must not affect the other functions. The weight file of the second package is a hard link to
-that of the first if the file system supports hard links, otherwise a copy.
+`model.mlpackage` contains functions of fixed lengths with shared weights, because the Neural Engine requires fixed
+shapes: two for each length, with the two forms of attention described in `graph`.
 """
 
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,9 +14,8 @@ from pplx_convert.conversion import Job, Written
 from pplx_convert.coreml.graph import FINAL_NORM, EncoderGraph, layer_output, store_layer, store_rotation
 from pplx_convert.coreml.mil import restart_names
 from pplx_convert.coreml.mil_oracle import MilProgram
-from pplx_convert.coreml.package import WEIGHT_FILE, WEIGHT_FOLDER, PackageWeights, data_folder, write_package
+from pplx_convert.coreml.package import WEIGHT_FOLDER, PackageWeights, data_folder, write_package
 from pplx_convert.coreml.weights import WEIGHT_FORMATS
-from pplx_convert.tensors import row_blocks
 from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends.coreml_table import CODES, SCALES, TABLE, EmbeddingTable
@@ -36,12 +30,12 @@ _USUAL_LENGTH = 128  # the length of the default function, if there is one of th
 
 
 def write(job: Job) -> Written:
-    """Write the packages and the table, and return the result.
+    """Write the package and the table, and return the result.
 
     The states are computed from the saved files, with rounding to float16 wherever the program declares it.
     """
-    job.options.require_only(job.artifact_format)
-    lengths = io.model_lengths(job.checkpoint.spec.max_tokens)
+    job.options.require_only(job.artifact_format, "max_tokens")
+    lengths = io.model_lengths(job.checkpoint.spec.max_tokens, job.options.max_tokens or io.USUAL_LIMIT)
     divided = job.checkpoint.divided()
     write_files(divided, job.artifact_format, job.directory, lengths, job.step, residual=divided.residual)
     return Written(
@@ -60,11 +54,11 @@ def write_files(
     *,
     residual: int = 0,
 ) -> None:
-    """Write the packages, with functions of the given lengths, and the table. Calls `step` after each layer.
+    """Write the package, with functions of the given lengths, and the table. Calls `step` after each layer.
 
     `residual` is the exponent by which the residual stream of the checkpoint is divided.
     """
-    package, flexible = directory / layout.COREML_PACKAGE, directory / layout.COREML_FLEXIBLE
+    package = directory / layout.COREML_PACKAGE
     weight_format, spec = WEIGHT_FORMATS[artifact_format], checkpoint.spec
     weights = PackageWeights(data_folder(package) / WEIGHT_FOLDER)
     for index in range(spec.n_layers):
@@ -75,14 +69,10 @@ def write_files(
         store_rotation(spec, length, weights)
     restart_names()
     graph = EncoderGraph(spec, weight_format, weights, residual)
-    functions = {io.function_name(length): graph.fixed(length) for length in lengths}
-    any_length = {io.FLEXIBLE_FUNCTION: graph.flexible()}
+    functions = {io.function_name(length, form): graph.fixed(length, form) for form in io.FORMS for length in lengths}
     weights.close()
     usual = _USUAL_LENGTH if _USUAL_LENGTH in lengths else max(lengths)
     write_package(package, functions, weights, default=io.function_name(usual))
-    _link(data_folder(package) / WEIGHT_FOLDER / WEIGHT_FILE, data_folder(flexible) / WEIGHT_FOLDER / WEIGHT_FILE)
-    longest = io.flexible_limit(spec.max_tokens)
-    write_package(flexible, any_length, weights, default=io.FLEXIBLE_FUNCTION, longest=longest)
     write_table(checkpoint, directory / layout.COREML_TABLE, as_int8=artifact_format != "coreml-fp16")
 
 
@@ -96,7 +86,7 @@ def evaluate(directory: Path, rows: Sequence[TokenRow], *, half: bool = True) ->
     spec = ModelSpec.from_directory(directory)
     table = open_table(directory, spec)
     program = MilProgram.open(directory / layout.COREML_PACKAGE)
-    lengths = io.FixedLengths(tuple(io.function_length(name) for name in program.functions))
+    lengths = io.FixedLengths(io.function_lengths(program.functions))
     if too_long := [len(row) for row in rows if len(row) > lengths.limit]:
         raise InputError(f"a row has {max(too_long):,} tokens, limit {lengths.limit:,} (the longest function)")
     embedded = [table.rows(row.ids) for row in rows]
@@ -133,19 +123,10 @@ def write_table(checkpoint: Checkpoint, path: Path, *, as_int8: bool) -> None:
     n_rows, dim = checkpoint.spec.vocab_size, checkpoint.spec.hidden_size
     tensors = {CODES: ("I8", (n_rows, dim)), SCALES: ("F32", (n_rows,))} if as_int8 else {TABLE: ("F16", (n_rows, dim))}
     with SafetensorsWriter(path, tensors, {"format": "np"}) as file:
-        for block in row_blocks(checkpoint, TABLE):
+        for block in checkpoint.row_blocks(TABLE):
             if as_int8:
                 codes, scales = quantize_rows(block)
                 file.append(CODES, codes)
                 file.append(SCALES, scales)
             else:
                 file.append(TABLE, block.astype(np.float16))
-
-
-def _link(source: Path, target: Path) -> None:
-    """Create a hard link to a file, or a copy if the file system does not support hard links."""
-    target.parent.mkdir(parents=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -2,19 +2,22 @@
 
 All computation is float16, except that the output states and the pooling are float32. Two measures make float16 safe.
 The norm first divides by the largest magnitude, because the activations of this architecture reach tens of thousands
-and their squares would overflow. Rotary cosines and sines are constants or inputs, because the angles of late positions
+and their squares would overflow. Rotary cosines and sines are constants, because the angles of late positions
 need float32.
 
 Queries that share a key head become additional queries of that head. `q_proj` and `o_proj` are stored with their heads
 in (group, key head) order, so `[1, T, H, d]` can be reshaped to `[1, T * group, K, d]`. Keys and values are therefore
 never repeated, although fused attention requires the same number of heads for all three.
+
+Attention has two forms: one fused operator, and its parts (matmul, maximum, exp, sum, reciprocal, matmul) for systems
+whose compiler rejects the fused one or moves it off the Neural Engine. The session tests both before their first use.
 """
 
 from typing import Any
 
 import numpy as np
 
-from pplx_convert.coreml.mil import TARGET, Function, Var, mb, new_symbol, types
+from pplx_convert.coreml.mil import TARGET, Function, Var, mb, types
 from pplx_convert.coreml.package import PackageWeights
 from pplx_convert.coreml.weights import WeightFormat
 from pplx_convert.tensors import layer_tensors
@@ -40,33 +43,25 @@ class EncoderGraph:
 
     def __init__(self, spec: ModelSpec, weight_format: WeightFormat, weights: PackageWeights, residual: int = 0):
         self.spec, self.weight_format, self.weights = spec, weight_format, weights
+        self.form = io.FUSED
         self.root_eps = np.float16(np.sqrt(spec.rms_norm_eps))
         self.divided_root_eps = np.maximum(np.float16(np.sqrt(spec.rms_norm_eps) / 2**residual), _LEAST_ROOT_EPS)
 
-    def fixed(self, length: int) -> Function:
-        """Return a function for rows of up to `length` tokens; `rotary.{length}.*` must already be stored."""
+    def fixed(self, length: int, form: str = io.FUSED) -> Function:
+        """Return a function for rows of up to `length` tokens with a form of attention.
+
+        `rotary.{length}.*` must already be stored.
+        """
 
         @mb.function(input_specs=self._inputs(length), opset_version=TARGET)
         def function(inputs_embeds: Var, key_bias: Var, span_weights: Var) -> tuple[Var, Var]:
             cos, sin = (self.weights.const(name) for name in rotary_names(length))
+            self.form = form
             return self._encoder(inputs_embeds, key_bias, span_weights, (cos, sin))
 
         return function
 
-    def flexible(self) -> Function:
-        """Return a function for rows of any length, which also takes the rotary cosines and sines as inputs."""
-        length = new_symbol()
-        rotation = [mb.TensorSpec((1, length, 1, self.spec.head_dim // 2), types.fp16) for _ in ("cos", "sin")]
-
-        @mb.function(input_specs=[*self._inputs(length), *rotation], opset_version=TARGET)
-        def function(
-            inputs_embeds: Var, key_bias: Var, span_weights: Var, rotary_cos: Var, rotary_sin: Var
-        ) -> tuple[Var, Var]:
-            return self._encoder(inputs_embeds, key_bias, span_weights, (rotary_cos, rotary_sin))
-
-        return function
-
-    def _inputs(self, length: Any) -> list[Any]:
+    def _inputs(self, length: int) -> list[Any]:
         dim = self.spec.hidden_size
         return [
             mb.TensorSpec((1, length, dim), types.fp16),
@@ -119,10 +114,26 @@ class EncoderGraph:
         )
         q = mb.reshape(x=q, shape=[1, -1, spec.n_kv_heads, spec.head_dim], name=f"{name}q_grouped")  # [1, T * G, K, d]
         q, k, v = (mb.transpose(x=value, perm=[0, 2, 1, 3], name=f"{value.name}_heads") for value in (q, k, v))
-        mixed = mb.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=bias, name=f"{name}mixed")
+        if self.form == io.FUSED:
+            mixed = mb.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=bias, name=f"{name}mixed")
+        else:
+            mixed = self.unfused_attention(q, k, v, bias, name)
         mixed = mb.transpose(x=mixed, perm=[0, 2, 1, 3], name=f"{name}mixed_tokens")  # [1, T * G, K, d]
         mixed = mb.reshape(x=mixed, shape=[1, -1, spec.q_size], name=f"{name}mixed_row")  # [1, T, H * d]
         return self.linear(mixed, prefix + "o_proj.weight")
+
+    def unfused_attention(self, q: Var, k: Var, v: Var, bias: Var, name: str) -> Var:
+        """Add attention in parts, which compilers do not recognize as a softmax between two products."""
+        q = mb.mul(x=q, y=np.float16(self.spec.head_dim**-0.5), name=f"{name}q_divided")
+        scores = mb.matmul(x=q, y=k, transpose_y=True, name=f"{name}scores")  # [1, K, T * G, T]
+        scores = mb.add(x=scores, y=bias, name=f"{name}scores_masked")
+        largest = mb.reduce_max(x=scores, axes=[-1], keep_dims=True, name=f"{name}scores_largest")
+        weights = mb.exp(x=mb.sub(x=scores, y=largest, name=f"{name}scores_below"), name=f"{name}exp")
+        total = mb.reduce_sum(x=weights, axes=[-1], keep_dims=True, name=f"{name}exp_sum")
+        mixed = mb.matmul(x=weights, y=v, name=f"{name}mixed_sum")
+        return mb.mul(
+            x=mixed, y=mb.inverse(x=total, epsilon=np.float16(0), name=f"{name}exp_share"), name=f"{name}mixed"
+        )
 
     def heads(self, x: Var, prefix: str, which: str, n_heads: int) -> Var:
         """Return projected queries or keys, normalized per head: `[1, T, heads, d]`."""

@@ -14,7 +14,6 @@ with quiet():
     from coremltools.converters.mil.backend.mil import helper
     from coremltools.converters.mil.backend.mil import load as backend
     from coremltools.converters.mil.mil import types as mil_types
-    from coremltools.converters.mil.mil.types import symbolic
     from coremltools.libmilstoragepython import _BlobStorageWriter  # type: ignore[attr-defined]
 
 Var = Any  # a value of a program
@@ -22,8 +21,6 @@ Function = Any
 Program = mil.Program
 mb: Any = mil.Builder
 types: Any = mil_types
-new_symbol: Any = mil.get_new_symbol
-is_symbolic: Any = symbolic.is_symbolic
 
 proto: Any = _proto
 ProgramExporter = backend.MILProtoExporter

@@ -26,19 +26,15 @@ from pplx_convert.coreml.mil import (
     ProgramExporter,
     Var,
     file_value,
-    is_symbolic,
     mb,
     proto,
     proto_type,
     types,
 )
-from pplx_edge.backends.coreml_io import FLEXIBLE_FUNCTION
 
 AUTHOR = "com.apple.CoreML"  # the folder in which Core ML expects the files of a package
 MODEL_FILE, WEIGHT_FOLDER, WEIGHT_FILE = "model.mlmodel", "weights", "weight.bin"
-ONLY_FUNCTION = FLEXIBLE_FUNCTION  # Core ML's name for the function of a model with a single function
 _WEIGHT_ADDRESS = f"@model_path/{WEIGHT_FOLDER}/{WEIGHT_FILE}"
-_USUAL_LENGTH = 128  # the default length of a flexible input
 _ID_SPACE = uuid.UUID("6f1a7d7e-6d3c-5a43-9a37-0f5b7f8f4c11")  # any constant: ids need only differ from each other
 
 
@@ -127,24 +123,18 @@ def write_package(
     weights: PackageWeights,
     *,
     default: str,
-    longest: int | None = None,
 ) -> None:
     """Write the model and the manifest of a package whose weight file is complete.
 
-    `default` is the name of the default function. Input dimensions without a fixed size range from 1 to `longest`. A
-    function named ONLY_FUNCTION must be the only one in its package, and is described as the model itself.
+    `default` is the name of the default function.
     """
     program = Program()
     for name, function in functions.items():
         program.add_function(name, function)
     program.default_function_name = default
     exported = _Exporter(program, weights).export()
-    described = [_function_description(name, function, longest) for name, function in functions.items()]
-    if default == ONLY_FUNCTION:
-        (only,) = described
-        description = proto.Model_pb2.ModelDescription(input=only.input, output=only.output)
-    else:
-        description = proto.Model_pb2.ModelDescription(functions=described, defaultFunctionName=default)
+    described = [_function_description(name, function) for name, function in functions.items()]
+    description = proto.Model_pb2.ModelDescription(functions=described, defaultFunctionName=default)
     model = proto.Model_pb2.Model(description=description, specificationVersion=TARGET.value)
     model.mlProgram.CopyFrom(exported)
     (data_folder(package) / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
@@ -156,39 +146,22 @@ def data_folder(package: Path) -> Path:
     return package / "Data" / AUTHOR
 
 
-def _function_description(name: str, function: Function, longest: int | None) -> Any:
+def _function_description(name: str, function: Function) -> Any:
     return proto.Model_pb2.FunctionDescription(
         name=name,
-        input=[_input(key, var, longest) for key, var in function.inputs.items()],
-        output=[_feature(var.name, var, _fixed_sizes(var)) for var in function.outputs],
+        input=[_feature(key, var) for key, var in function.inputs.items()],
+        output=[_feature(var.name, var) for var in function.outputs],
     )
 
 
-def _input(name: str, var: Var, longest: int | None) -> Any:
-    sizes = _fixed_sizes(var)
-    if longest is None or all(sizes):
-        return _feature(name, var, sizes)
-    usual = min(longest, _USUAL_LENGTH)
-    feature = _feature(name, var, [size or usual for size in sizes])
-    for size in sizes:
-        feature.type.multiArrayType.shapeRange.sizeRanges.add(lowerBound=size or 1, upperBound=size or longest)
-    return feature
-
-
-def _feature(name: str, var: Var, sizes: list[int | None]) -> Any:
-    """Return the description of an input or output, without a shape if not all of its sizes are fixed."""
+def _feature(name: str, var: Var) -> Any:
+    """Return the description of an input or output."""
     array = proto.FeatureTypes_pb2.ArrayFeatureType
     kinds = {types.fp16: array.ArrayDataType.FLOAT16, types.fp32: array.ArrayDataType.FLOAT32}
     feature = proto.Model_pb2.FeatureDescription(name=name)
     feature.type.multiArrayType.dataType = kinds[var.dtype]
-    if all(sizes):
-        feature.type.multiArrayType.shape.extend(size for size in sizes if size)
+    feature.type.multiArrayType.shape.extend(int(size) for size in var.shape)
     return feature
-
-
-def _fixed_sizes(var: Var) -> list[int | None]:
-    """Return the sizes of the dimensions of a value, None for variable dimensions."""
-    return [None if is_symbolic(size) else int(size) for size in var.shape]
 
 
 def _write_manifest(package: Path) -> None:

@@ -7,6 +7,7 @@ memory. The result can be opened by mlx-lm, mlx-embeddings and the MLX session o
 import fnmatch
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 
 from pplx_convert.conversion import Job, Written
 from pplx_convert.mlx.plan import plan_with_default, size_limited_plan
-from pplx_convert.tensors import row_blocks
 from pplx_edge import layout
 from pplx_edge.errors import InputError
 from pplx_edge.models.mlx_quantization import (
@@ -28,39 +28,52 @@ from pplx_edge.models.mlx_quantization import (
     weight_format_named,
 )
 from pplx_edge.models.mlx_weights import StoredWeights, as_numpy, matrices, open_model, uniform_plan
-from pplx_edge.models.qwen3_mlx import PREFIX
+from pplx_edge.models.qwen3_mlx import PREFIX, Rows, is_stream_norm
 from pplx_edge.models.qwen3_numpy import block, rms_norm
-from pplx_edge.spec import ModelSpec
+from pplx_edge.spec import DIVIDED_MODEL_TYPE, DIVISOR_KEY, ModelSpec
 from pplx_edge.weights.checkpoint import Checkpoint
+from pplx_edge.weights.rounding import residual_share
 from pplx_edge.weights.safetensors import SafetensorsWriter, n_bytes
 
+FLOAT16 = "mlx-fp16"
 MIXED = "mlx-mixed"
 SHARD_BYTES = 5_000_000_000
 _MOST_PRODUCTS = 5e10  # parameters times tokens, up to which MLX runs the probe rows on a CPU
+_TYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}
 _METADATA = {"format": "mlx"}
 _POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
 Tensor = tuple[str, tuple[int, ...]]
 
 
 def write(job: Job) -> Written:
-    """Write weights, index and config."""
-    spec = job.checkpoint.spec
+    """Write weights, index and config. In float16, the residual stream is divided as for Core ML."""
+    if job.artifact_format == FLOAT16:
+        job = replace(job, checkpoint=job.checkpoint.divided())
+    spec, residual = job.checkpoint.spec, job.checkpoint.residual
     plan = _requested_plan(job)
-    write_weights(job.checkpoint, plan, job.directory, job.step)
-    _write_config(job.directory, plan)
+    floats = mx.float16 if job.artifact_format == FLOAT16 else mx.bfloat16
+    write_weights(job.checkpoint, plan, job.directory, job.step, floats)
+    _write_config(job.directory, plan, residual if job.artifact_format == FLOAT16 else None)
     _write_pooling(job.directory, spec)
     in_mlx = _runs_in_mlx(job)
     states = _row_states(job) if in_mlx else _decoded_states(job)
     checked = {"checked": "run by MLX" if in_mlx else "weights decoded, run by NumPy in float32"}
-    return Written(states=states, weights=dict(_described(plan, spec)) | checked)
+    described = dict(_described(plan, spec, job.artifact_format)) | checked
+    return Written(states=states, weights=described, residual=residual)
 
 
-def write_weights(checkpoint: Checkpoint, plan: QuantizationPlan, directory: Path, step: Callable[[], None]) -> None:
+def write_weights(
+    checkpoint: Checkpoint,
+    plan: QuantizationPlan,
+    directory: Path,
+    step: Callable[[], None],
+    floats: mx.Dtype = mx.bfloat16,
+) -> None:
     """Write the weights to one file, or to shards of at most SHARD_BYTES with an index.
 
-    Calls `step` after each layer.
+    `floats` is the type of what is not quantized; in float16, norms of the residual stream are float32. Calls `step` after each layer.
     """
-    shards = _shards(checkpoint.spec, plan, SHARD_BYTES)
+    shards = _shards(checkpoint.spec, plan, SHARD_BYTES, floats)
     single = len(shards) == 1
     names = [layout.WEIGHTS_SHARD.format(i, len(shards)) for i in range(1, len(shards) + 1)]
     names = [layout.WEIGHTS] if single else names
@@ -68,7 +81,7 @@ def write_weights(checkpoint: Checkpoint, plan: QuantizationPlan, directory: Pat
         tensors = {PREFIX + name: tensor for parts in shard.values() for name, tensor in parts.items()}
         with SafetensorsWriter(directory / file_name, tensors, _METADATA) as file:
             for name in shard:
-                for part, values in _parts(checkpoint, plan, name):
+                for part, values in _parts(checkpoint, plan, name, floats):
                     file.append(PREFIX + part, values)
                 if name.endswith("mlp.down_proj.weight"):  # the last tensor of a layer
                     step()
@@ -83,7 +96,7 @@ def _requested_plan(job: Job) -> QuantizationPlan:
         options.require_only(job.artifact_format, "overrides", "max_mb")
         plan = size_limited_plan(job.checkpoint, job.rows, options.max_mb)
     else:
-        options.require_only(job.artifact_format, "overrides")
+        options.require_only(job.artifact_format, *([] if job.artifact_format == FLOAT16 else ["overrides"]))
         name = job.artifact_format.removeprefix("mlx-")
         plan = uniform_plan(spec, WEIGHT_FORMATS[name]) if name in WEIGHT_FORMATS else QuantizationPlan()
     return plan_with_default(
@@ -112,12 +125,14 @@ def _named(spec: ModelSpec, overrides: Mapping[str, str]) -> dict[str, WeightFor
     return found
 
 
-def _shards(spec: ModelSpec, plan: QuantizationPlan, limit: int) -> list[dict[str, dict[str, Tensor]]]:
+def _shards(
+    spec: ModelSpec, plan: QuantizationPlan, limit: int, floats: mx.Dtype
+) -> list[dict[str, dict[str, Tensor]]]:
     """Return, for each file, the checkpoint tensors in order with the tensors that each is stored as."""
     shards: list[dict[str, dict[str, Tensor]]] = [{}]
     size = 0
     for name, shape in spec.tensor_shapes().items():
-        parts = _stored(name, shape, plan)
+        parts = _stored(name, shape, plan, floats)
         added = sum(n_bytes(*tensor) for tensor in parts.values())
         if shards[-1] and size + added > limit:
             shards.append({})
@@ -127,12 +142,17 @@ def _shards(spec: ModelSpec, plan: QuantizationPlan, limit: int) -> list[dict[st
     return shards
 
 
-def _stored(name: str, shape: tuple[int, ...], plan: QuantizationPlan) -> dict[str, Tensor]:
+def _float_type(name: str, floats: mx.Dtype) -> mx.Dtype:
+    """Return the type of a tensor that is not quantized. Folded norms may exceed float16, but not bfloat16."""
+    return mx.float32 if floats == mx.float16 and is_stream_norm(name) else floats
+
+
+def _stored(name: str, shape: tuple[int, ...], plan: QuantizationPlan, floats: mx.Dtype) -> dict[str, Tensor]:
     """Return the names, types and shapes of the tensors that a checkpoint tensor is stored as."""
     path = name.removesuffix(".weight")
     weight_format = plan.weight_format(path) if len(shape) == 2 else None
     if weight_format is None:
-        return {name: ("BF16", shape)}
+        return {name: (_TYPE_NAMES[_float_type(name, floats)], shape)}
     n_rows, n_columns = shape
     groups = (n_rows, n_columns // weight_format.group_size)
     codes = {name: ("U32", (n_rows, n_columns * weight_format.bits // 32))}
@@ -141,17 +161,19 @@ def _stored(name: str, shape: tuple[int, ...], plan: QuantizationPlan) -> dict[s
     return codes | {f"{path}.scales": ("BF16", groups), f"{path}.biases": ("BF16", groups)}
 
 
-def _parts(checkpoint: Checkpoint, plan: QuantizationPlan, name: str) -> Iterator[tuple[str, np.ndarray]]:
+def _parts(
+    checkpoint: Checkpoint, plan: QuantizationPlan, name: str, floats: mx.Dtype
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield `(name, values)` for the tensors that a checkpoint tensor is stored as, one block of rows at a time."""
     shape = checkpoint.spec.tensor_shapes()[name]
     path = name.removesuffix(".weight")
     if len(shape) == 1:
-        yield name, _raw(mx.array(checkpoint.read(name)).astype(mx.bfloat16))
+        yield name, _raw(mx.array(checkpoint.read(name)).astype(_float_type(name, floats)))
         return
     weight_format = plan.weight_format(path)
-    for rows in row_blocks(checkpoint, name):
+    for rows in checkpoint.row_blocks(name):
         values = mx.array(rows)
-        parts = quantized(values, weight_format) if weight_format else {"weight": values.astype(mx.bfloat16)}
+        parts = quantized(values, weight_format) if weight_format else {"weight": values.astype(floats)}
         for part, array in parts.items():
             yield f"{path}.{part}", _raw(array)
 
@@ -170,15 +192,21 @@ def _write_index(directory: Path, names: list[str], shards: list[dict[str, dict[
     _write_json(directory / layout.WEIGHTS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_config(directory: Path, plan: QuantizationPlan) -> None:
-    """Add the plan to config.json, under both names that MLX tools read."""
+def _write_config(directory: Path, plan: QuantizationPlan, residual: int | None) -> None:
+    """Add the plan to config.json, under both names that MLX tools read.
+
+    `residual` is the exponent of the residual divisor for float16; then the model type becomes one that other tools
+    refuse, because they would use the wrong eps and keep the stream in float16.
+    """
     path = directory / layout.CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in CONFIG_KEYS:
         config.pop(key, None)
         if block := plan.as_config():
             config[key] = block
-    config["torch_dtype"] = "bfloat16"
+    config["torch_dtype"] = "bfloat16" if residual is None else "float16"
+    if residual is not None:
+        config |= {"model_type": DIVIDED_MODEL_TYPE, DIVISOR_KEY: 2**residual}
     config.pop("dtype", None)
     _write_json(path, config)
 
@@ -200,11 +228,11 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _described(plan: QuantizationPlan, spec: ModelSpec) -> Mapping[str, Any]:
+def _described(plan: QuantizationPlan, spec: ModelSpec, artifact_format: str) -> Mapping[str, Any]:
     """Return the number of matrices in each weight format, for the manifest."""
     kept: dict[str, int] = {}
     for path in matrices(spec):
-        name = _name_of(plan.weight_format(path))
+        name = "fp16" if artifact_format == FLOAT16 else _name_of(plan.weight_format(path))
         kept[name] = kept.get(name, 0) + 1
     return {"matrices": kept}
 
@@ -227,18 +255,21 @@ def _runs_in_mlx(job: Job) -> bool:
 def _row_states(job: Job) -> Iterator[list[np.ndarray]]:
     """Yield the states of the probe rows, computed by MLX from the written files, one row at a time."""
     encoder = open_model(job.directory).model
-    passes = [encoder.states(mx.array(row.ids[None])) for row in job.rows]
+    passes = [encoder.states(mx.array(row.ids), Rows(1, len(row.ids))) for row in job.rows]
     for _ in range(job.checkpoint.spec.n_layers + 2):
-        yield [as_numpy(next(states))[0] for states in passes]
+        yield [as_numpy(next(states)) for states in passes]
 
 
 def _decoded_states(job: Job) -> Iterator[list[np.ndarray]]:
-    """Yield the states of the probe rows, computed by NumPy in float32 from the decoded weights."""
+    """Yield the states of the probe rows, computed by NumPy in float32 from the decoded weights, undivided."""
     spec, written = job.checkpoint.spec, StoredWeights(job.directory, job.checkpoint.spec)
-    states = [written.rows("embed_tokens", row.ids) for row in job.rows]
+    exponent = ModelSpec.from_directory(job.directory).residual_divisor.bit_length() - 1
+    shares = {name: residual_share(name, exponent) for name in spec.tensor_shapes()}
+    states = [np.ldexp(written.rows("embed_tokens", row.ids), shares["embed_tokens.weight"]) for row in job.rows]
     yield states
     for layer in range(spec.n_layers):
-        weights = {name: written.read(f"layers.{layer}.{name}") for name in spec.layer_shapes()}
+        names = {name: f"layers.{layer}.{name}" for name in spec.layer_shapes()}
+        weights = {name: np.ldexp(written.read(full), shares[full]) for name, full in names.items()}
         states = [block(x, weights, spec) for x in states]
         yield states
     norm = written.read("norm.weight")

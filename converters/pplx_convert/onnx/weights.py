@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 
 from pplx_convert.onnx.builder import GraphBuilder, WeightFile
-from pplx_convert.tensors import row_blocks
 from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE, quantize_projection, quantize_rows
 
@@ -60,7 +59,7 @@ class Float32:
     def store_table(self, graph: GraphBuilder, file: WeightFile, name: str, checkpoint: Checkpoint) -> None:
         spec = checkpoint.spec
         offset, length = file.begin(), 0
-        for block in row_blocks(checkpoint, name):
+        for block in checkpoint.row_blocks(name):
             length += file.write(block)
         graph.stored_weight(name, np.dtype(np.float32), (spec.vocab_size, spec.hidden_size), file, offset, length)
 
@@ -85,7 +84,7 @@ class Int8:
     def store_table(self, graph: GraphBuilder, file: WeightFile, name: str, checkpoint: Checkpoint) -> None:
         spec = checkpoint.spec
         offset, length, all_scales = file.begin(), 0, []
-        for block in row_blocks(checkpoint, name):
+        for block in checkpoint.row_blocks(name):
             codes, scales = quantize_rows(block)
             length += file.write(codes)
             all_scales.append(scales)

@@ -1,1 +1,1 @@
-"""Training stages, one script each over the shared parts of `pplx_quant`."""
+"""The training stages: each defines its objective and its options."""

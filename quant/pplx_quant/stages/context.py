@@ -1,13 +1,12 @@
-"""Stage `context`: late chunking, contrastive training of chunks in the context of their documents.
+"""Train on chunks in the context of their documents (late chunking).
 
-python -m pplx_quant.stages.context --data PACKED --init DIR --out DIR [options]
+python -m pplx_quant context --data PACKED --init DIR --out DIR [options]
 
-L = β·L_global + (1−β)·L_local, L_local = 0.2·L_seq + 0.8·L_batch, β from 0.2 to 0.5 on a cosine (arXiv 2602.11151). A
-document's chunks are joined by the separator and encoded in one pass. `--plain` adds that many ordinary pairs to each
-batch as documents of one chunk, so that one model goes on serving both.
+L = β·L_global + (1−β)·L_local, with L_local = 0.2·L_seq + 0.8·L_batch and β from 0.2 to 0.5 on a cosine (arXiv
+2602.11151). The chunks of a document are joined by the separator and encoded in one pass. `--plain` adds ordinary pairs
+to each batch, as documents of one chunk, so that the model keeps its quality on texts without context.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,29 +17,33 @@ from torch import Tensor
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.types import TokenRow
+from pplx_quant.corpus import PackedCorpus
 from pplx_quant.distributed import World
-from pplx_quant.loop import StepResult, command
+from pplx_quant.loop import StepResult, run_stage
 from pplx_quant.losses import ContextBatch, contextual_loss, cosine_schedule, matryoshka
 from pplx_quant.model import whole_rows
-from pplx_quant.packed import PackedCorpus
+from pplx_quant.options import option
 from pplx_quant.sampling import DocumentOptions, DocumentSampler, DrawnDocuments, PairSampler
 from pplx_quant.stages.contrastive import ContrastiveConfig, ContrastiveStage
 
 
 @dataclass(frozen=True)
 class ContextConfig(ContrastiveConfig):
-    """Options of the stage: `batch` documents and `plain` pairs a step."""
+    """Options of `context`."""
 
-    batch: int = 16
-    plain: int = 128
-    max_document: int = 2048
-    questions: int = 6
-    beta_start: float = 0.2
-    beta_stop: float = 0.5
+    batch: int = option(16, "Documents in a step.")
+    plain: int = option(128, "Pairs without context in a step.")
+    max_document: int = option(2048, "Cut documents to this many tokens, at the end of a chunk.")
+    questions: int = option(6, "Maximum number of questions about a document.")
+    beta_start: float = option(0.2, "Weight of the loss of whole documents at the first step.")
+    beta_stop: float = option(0.5, "Weight of the loss of whole documents at the last step.")
 
 
 def document_row(chunks: Sequence[np.ndarray], separator: int) -> TokenRow:
-    """Chunks joined by the separator: one span a chunk, and a last span over all of it, separators included."""
+    """Return the row of chunks that are joined by the separator.
+
+    It has a span for each chunk, and a last span over the whole row, including separators.
+    """
     parts: list[np.ndarray] = []
     bounds, place = [], 0
     for number, chunk in enumerate(chunks):
@@ -53,10 +56,8 @@ def document_row(chunks: Sequence[np.ndarray], separator: int) -> TokenRow:
     return TokenRow(np.concatenate(parts), (*bounds, (0, place)))
 
 
-class ContextStage(ContrastiveStage):
-    """Chunks, documents and questions."""
-
-    cfg: ContextConfig
+class ContextStage(ContrastiveStage[ContextConfig]):
+    """Contrastive losses of questions with chunks and documents."""
 
     def __init__(self, cfg: ContextConfig):
         super().__init__(cfg, PackedCorpus.open(cfg.data), name="context")
@@ -75,13 +76,13 @@ class ContextStage(ContrastiveStage):
         ]
 
     def start_model(self) -> Qwen3Encoder:
-        """The model of `--init`, which from here on knows chunks and their separator."""
+        """Return the model of `--init`, marked as contextual."""
         model = super().start_model()
         model.spec = replace(model.spec, contextual=True)
         return model
 
     def accumulate(self, model: Qwen3Encoder, step: int, world: World) -> StepResult:
-        """The gradient of one batch of documents and plain pairs."""
+        """Add the gradient of a batch to the parameters."""
         drawn = self.draw(step)
         rows, batch = self.rows(drawn, model.spec.sep_id)
         beta = cosine_schedule(step, self.cfg.steps, self.cfg.beta_start, self.cfg.beta_stop)
@@ -89,7 +90,7 @@ class ContextStage(ContrastiveStage):
         return StepResult(loss, sum(map(len, rows)), {"beta": beta})
 
     def draw(self, step: int) -> DrawnDocuments:
-        """The documents of a step, plain pairs after them as documents of one chunk."""
+        """Return the documents of a step, followed by plain pairs as documents of one chunk."""
         cfg = self.cfg
         drawn = self.documents.batch(step, cfg.batch, cfg.seed)
         if cfg.plain:
@@ -102,7 +103,7 @@ class ContextStage(ContrastiveStage):
         return drawn
 
     def rows(self, drawn: DrawnDocuments, separator: int) -> tuple[list[TokenRow], ContextBatch]:
-        """Rows of the questions, then of the documents; and who belongs to whom."""
+        """Return the rows of the questions and of the documents, and the relations between them."""
         texts = [self.packed.texts(chunks, self.cfg.max_positive) for chunks in drawn.chunks]
         rows = whole_rows(drawn.queries) + [document_row(chunks, separator) for chunks in texts]
         sizes = [len(chunks) for chunks in drawn.chunks]
@@ -118,7 +119,7 @@ class ContextStage(ContrastiveStage):
         return rows, batch
 
     def loss(self, drawn: DrawnDocuments, batch: ContextBatch, beta: float, means: Tensor) -> Tensor:
-        """The loss of means `[Q + C + M, D]`: questions, then each document's chunks and the document itself."""
+        """Return the loss of means `[Q + C + M, D]`: questions, then the chunks of each document and the document."""
         cfg, n_queries = self.cfg, len(drawn.queries)
         batch = ContextBatch(**{name: value.to(means.device) for name, value in vars(batch).items()})
         is_document = torch.zeros(len(means) - n_queries, dtype=torch.bool, device=means.device)
@@ -127,27 +128,22 @@ class ContextStage(ContrastiveStage):
         part = partial(contextual_loss, batch=batch, beta=beta, temperature=cfg.temperature, margin=cfg.margin)
         loss = matryoshka(part, (queries, rest[~is_document], rest[is_document]), cfg.dims, cfg.binary_weight)
         if cfg.teacher_weight:
-            loss = loss + self.teacher_loss(means, self.taught_numbers(drawn))
+            loss = loss + self.teacher_loss(means, self.teacher_texts(drawn))
         return loss
 
-    def taught_numbers(self, drawn: DrawnDocuments) -> np.ndarray:
-        """Text numbers of the means, for the teacher: of plain pairs only; a text that has no teacher vector elsewhere.
+    def teacher_texts(self, drawn: DrawnDocuments) -> np.ndarray:
+        """Return the text ids of the means: those of plain pairs, and elsewhere -1, which has no teacher vector.
 
-        A chunk in context must not be pulled to the vector that its text has alone.
+        The vector of a chunk in context must not be trained towards the teacher vector of its text alone.
         """
         n_plain = self.cfg.plain
         documents = len(drawn.chunks) - n_plain
         in_context = sum(len(chunks) + 1 for chunks in drawn.chunks[:documents])
-        untaught = int(np.flatnonzero(self.packed.arrays["taught"] < 0)[0])
-        queries = [untaught] * (len(drawn.queries) - n_plain) + drawn.query_keys[len(drawn.queries) - n_plain :]
-        plain = [number for chunks in drawn.chunks[documents:] for number in (chunks[0], untaught)]
-        return np.array(queries + [untaught] * in_context + plain)
+        queries = [-1] * (len(drawn.queries) - n_plain) + drawn.query_keys[len(drawn.queries) - n_plain :]
+        plain = [number for chunks in drawn.chunks[documents:] for number in (chunks[0], -1)]
+        return np.array(queries + [-1] * in_context + plain)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit status."""
-    return command(ContextConfig, ContextStage, "Contextual training with late chunking.", argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(cfg: ContextConfig) -> None:
+    """Train the stage."""
+    run_stage(cfg, ContextStage)

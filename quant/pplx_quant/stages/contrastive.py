@@ -1,9 +1,10 @@
-"""What the contrastive stages share: options, the model they start from, encoding, the teacher's part of the loss."""
+"""The common part of the contrastive stages: options, initial model, encoding, and the loss to teacher vectors."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,14 +14,15 @@ from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.types import TokenRow
 from pplx_quant.checkpoint import read_model
 from pplx_quant.context_prior import give_context
-from pplx_quant.contrast import backward
+from pplx_quant.corpus import PackedCorpus
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError
 from pplx_quant.fake_quant import int8_straight_through
+from pplx_quant.gradient_cache import backward
 from pplx_quant.loop import RunConfig
 from pplx_quant.losses import distillation
 from pplx_quant.model import bag_means, encoder_means
-from pplx_quant.packed import PackedCorpus
+from pplx_quant.options import option
 from pplx_quant.validation import validate
 
 
@@ -28,26 +30,20 @@ from pplx_quant.validation import validate
 class ContrastiveConfig(RunConfig):
     """Options of every contrastive stage."""
 
-    batch: int = 256
-    block: int = 64
-    max_query: int = 48
-    max_positive: int = 128
-    temperature: float = 0.05
-    margin: float = 0.1
-    dims: tuple[int, ...] = (384, 256, 128)
-    binary_weight: float = field(default=0.0, metadata={"help": "weight of the same loss on binary codes"})
-    teacher_weight: float = field(
-        default=0.0, metadata={"help": "weight of 1 - cos to teacher vectors in the packed file"}
-    )
-    grad_cache: bool = field(
-        default=False, metadata={"help": "GradCache: memory of one call, for batches of thousands"}
-    )
-    block_scale: float = field(default=1.0, metadata={"help": "scale what the blocks of --init add, once, at step 0"})
-    context_prior: float = field(
-        default=0.0, metadata={"help": "put attention to the document into the blocks, this strong, once, at step 0"}
-    )
-    validate_on: tuple[str, ...] = ()
-    pool: int = 4000
+    batch: int = option(256, "Pairs in a step.")
+    block: int = option(64, "Consecutive pairs of a batch that come from one group.")
+    max_query: int = option(48, "Cut queries to this many tokens.")
+    max_positive: int = option(128, "Cut passages and chunks to this many tokens.")
+    temperature: float = option(0.05, "Temperature of the softmax.")
+    margin: float = option(0.1, "Ignore negatives whose cosine is higher than that of the positive by more than this.")
+    dims: tuple[int, ...] = option((384, 256, 128), "Matryoshka dimensions.")
+    binary_weight: float = option(0.0, "Weight of the loss of binary codes.")
+    teacher_weight: float = option(0.0, "Weight of 1 - cosine to the teacher vectors in the packed file.")
+    grad_cache: bool = option(False, "Use GradCache, so that only the activations of one call are in memory.")
+    block_scale: float = option(1.0, "At step 0, scale the outputs of all blocks by this factor.")
+    context_prior: float = option(0.0, "At step 0, initialize attention to the document, with this strength.")
+    validate_on: tuple[str, ...] = option((), "Groups to report nDCG@10 of held-out questions for.")
+    pool: int = option(4000, "Number of candidates in validation.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,38 +55,38 @@ class ContrastiveConfig(RunConfig):
         for name in ("binary_weight", "context_prior", "teacher_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
+        if self.validate_every and not self.validate_on:
+            raise ConfigError("--validate-every needs --validate-on")
         if min(self.dims) < 1:
-            raise ConfigError(f"--dims {self.dims} must be at least 1")
+            raise ConfigError(f"--dims {show(self.dims)} must be at least 1")
+
+
+Config = TypeVar("Config", bound=ContrastiveConfig)
 
 
 @dataclass
-class ContrastiveStage:
-    """Base of the contrastive stages: a packed corpus, and how its rows become means."""
+class ContrastiveStage(Generic[Config]):
+    """Base of the contrastive stages: a packed corpus, the initial model, and the encoding of rows."""
 
-    cfg: ContrastiveConfig
+    cfg: Config
     packed: PackedCorpus
     name: str = "contrastive"
     with_blocks: bool = True
     head: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        if self.cfg.teacher_weight and not self.packed.is_taught:
-            raise ConfigError(f"{self.cfg.data}: holds no teacher vectors; run python -m pplx_quant.teach first")
+        self.packed.require_lengths(self.cfg.max_query, self.cfg.max_positive)
+        if self.cfg.teacher_weight and not self.packed.has_teacher:
+            raise ConfigError(f"{self.cfg.data}: contains no teacher vectors; add them with the teach command")
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where the tokenizer of step 0 lies."""
-        return self._init
-
-    @property
-    def _init(self) -> Path:
-        if self.cfg.init is None:
-            raise ConfigError("give --init, the checkpoint to start from")
-        return self.cfg.init
+        """The directory of the tokenizer at step 0."""
+        return self.cfg.init_checkpoint
 
     def start_model(self) -> Qwen3Encoder:
-        """The model of `--init`, its blocks scaled as asked."""
-        model = read_model(self._init)
+        """Return the model of `--init`, with `--block-scale` and `--context-prior` applied."""
+        model = read_model(self.cfg.init_checkpoint)
         require_dims(self.cfg, model)
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -101,27 +97,27 @@ class ContrastiveStage:
         return model
 
     def encode(self, model: Qwen3Encoder, rows: Sequence[TokenRow]) -> Tensor:
-        """Means `[N, D]` of the spans of rows, by the whole model or by its embedding table alone."""
+        """Return the means `[N, D]` of the spans of rows, by the whole model or by its embedding table alone."""
         return encoder_means(model, rows) if self.with_blocks else bag_means(model, rows)
 
     def backward(
         self, model: Qwen3Encoder, rows: Sequence[TokenRow], loss: Callable[[Tensor], Tensor], world: World
     ) -> float:
-        """Value of `loss(means)` over all spans of `rows`; its gradient is added to the parameters."""
+        """Return `loss(means)` for all spans of `rows`, and add its gradient to the parameters."""
         cfg = self.cfg
         encode, autocast = partial(self.encode, model), partial(cfg.autocast, world.device)
-        # Without blocks a call costs a pass over the whole table, and its tokens next to nothing: one call a process.
+        # Without blocks, the cost of a call is that of the whole table, not of its tokens: use one call per process.
         call_tokens = cfg.call_tokens if self.with_blocks else -(-len(rows) * max(map(len, rows)) // world.size)
         return backward(rows, loss, encode, autocast, world, call_tokens, cfg.grad_cache)
 
     def teacher_loss(self, means: Tensor, numbers: np.ndarray) -> Tensor:
-        """The weighted distillation loss of means `[N, D]` of the texts `numbers` int `[N]`: a scalar."""
+        """Return the weighted distillation loss of means `[N, D]` of texts, whose ids are `numbers` `[N]`, a scalar."""
         vectors, known = self.packed.teacher_vectors(numbers)
         codes = int8_straight_through(means[torch.from_numpy(known).to(means.device)])
         return self.cfg.teacher_weight * matryoshka_distillation(codes, vectors, self.cfg.dims)
 
     def validate(self, model: Qwen3Encoder) -> dict[str, float]:
-        """nDCG@10 of held-out questions with int8 and with binary vectors, per group of `--validate-on`."""
+        """Return nDCG@10 of held-out questions with int8 and binary vectors, for each group of `--validate-on`."""
         cfg = self.cfg
         with cfg.autocast(model.embed_tokens.weight.device):
             return validate(
@@ -136,12 +132,17 @@ class ContrastiveStage:
 
 
 def matryoshka_distillation(codes: Tensor, vectors: np.ndarray, dims: Sequence[int]) -> Tensor:
-    """Mean over `dims` of the distillation loss of the first `dim` components: a scalar."""
+    """Return the mean over `dims` of the distillation loss of the first `dim` components, a scalar."""
     teacher = torch.from_numpy(vectors).to(codes.device)
     return torch.stack([distillation(codes[:, :dim], teacher) for dim in dims]).mean()
 
 
+def show(dims: Sequence[int]) -> str:
+    """Return dimensions as on the command line."""
+    return " ".join(map(str, dims))
+
+
 def require_dims(cfg: ContrastiveConfig, model: Qwen3Encoder) -> None:
-    """Raise ConfigError for a matryoshka dim that the model does not have."""
+    """Raise ConfigError for a matryoshka dimension that the model does not have."""
     if max(cfg.dims) > model.spec.dim:
-        raise ConfigError(f"--dims {cfg.dims} must be in 1…{model.spec.dim}")
+        raise ConfigError(f"--dims {show(cfg.dims)} must be in 1…{model.spec.dim}")

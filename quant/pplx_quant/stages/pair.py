@@ -1,14 +1,12 @@
-"""Stage `pair`: contrastive training on query and passage.
+"""Train on pairs of query and passage with InfoNCE.
 
-python -m pplx_quant.stages.pair --data PACKED --out DIR (--tokenizer DIR | --init DIR) [options]
+python -m pplx_quant pair --data PACKED --out DIR (--tokenizer DIR | --init DIR) [options]
 
-Writes DIR/options.json, DIR/log.jsonl and DIR/checkpoint in the Hugging Face layout. The same command goes on where a
-killed run stopped; a run that resumes ends with the weights of one that was never stopped.
+Writes DIR/options.json, DIR/log.jsonl and DIR/checkpoint, which is a model directory in the Hugging Face layout. Repeat
+the command to continue an interrupted run; it ends with the same weights as an uninterrupted one.
 """
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,12 +16,13 @@ from torch import Tensor
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_edge.spec import ModelSpec
+from pplx_quant.corpus import PackedCorpus
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError
-from pplx_quant.loop import StepResult, command
+from pplx_quant.loop import StepResult, run_stage
 from pplx_quant.losses import info_nce, matryoshka
 from pplx_quant.model import new_model, whole_rows
-from pplx_quant.packed import PackedCorpus
+from pplx_quant.options import option
 from pplx_quant.sampling import PairSampler
 from pplx_quant.stages.contrastive import ContrastiveConfig, ContrastiveStage, require_dims
 from pplx_quant.tokenizer import load_tokenizer
@@ -31,29 +30,27 @@ from pplx_quant.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class PairConfig(ContrastiveConfig):
-    """Options of the stage. A new model needs `tokenizer` and its sizes, a further stage `init`."""
+    """Options of `pair`. A new model needs `tokenizer` and sizes, a pretrained one `init`."""
 
-    tokenizer: Path | None = None
-    layers: int = 6
-    hidden_size: int = 384
-    heads: int = 6
-    kv_heads: int = 2
-    head_dim: int = 64
-    intermediate_size: int = 1024
-    max_tokens: int = 8192
-    rope_theta: float = 1e6
-    blocks: bool = field(default=True, metadata={"help": "train the whole model; without: its table and final norm"})
+    tokenizer: Path | None = option(None, "Train a new model with the tokenizer in this directory.")
+    layers: int = option(6, "New model: number of layers.")
+    hidden_size: int = option(384, "New model: dimensions.")
+    heads: int = option(6, "New model: number of attention heads.")
+    kv_heads: int = option(2, "New model: number of key and value heads.")
+    head_dim: int = option(64, "New model: dimensions of a head.")
+    intermediate_size: int = option(1024, "New model: intermediate dimensions of the MLP.")
+    max_tokens: int = option(8192, "New model: maximum tokens of a text.")
+    rope_theta: float = option(1e6, "New model: base of the rotary positions.")
+    blocks: bool = option(True, "Train the whole model; --no-blocks trains the embedding table and the final norm.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.tokenizer is None) == (self.init is None):
-            raise ConfigError("give --tokenizer for a new model or --init for a further stage, one of them")
+            raise ConfigError("give either --tokenizer, for a new model, or --init")
 
 
-class PairStage(ContrastiveStage):
-    """InfoNCE on pairs, drawn group by group."""
-
-    cfg: PairConfig
+class PairStage(ContrastiveStage[PairConfig]):
+    """InfoNCE on pairs."""
 
     def __init__(self, cfg: PairConfig):
         super().__init__(cfg, PackedCorpus.open(cfg.data), name="pair", with_blocks=cfg.blocks)
@@ -61,10 +58,11 @@ class PairStage(ContrastiveStage):
 
     @property
     def tokenizer_folder(self) -> Path:
-        return self.cfg.tokenizer or self._init
+        """The directory of the tokenizer at step 0."""
+        return self.cfg.tokenizer or self.cfg.init_checkpoint
 
     def start_model(self) -> Qwen3Encoder:
-        """A checkpoint's model, or a new one of the configured sizes."""
+        """Return the model of `--init`, or a new one."""
         cfg = self.cfg
         if cfg.tokenizer is None:
             return super().start_model()
@@ -89,7 +87,7 @@ class PairStage(ContrastiveStage):
         return model
 
     def accumulate(self, model: Qwen3Encoder, step: int, world: World) -> StepResult:
-        """The gradient of one batch."""
+        """Add the gradient of a batch to the parameters."""
         cfg = self.cfg
         texts = self.packed.pairs[self.sampler.batch(step, cfg.batch, cfg.block, cfg.seed)]  # [B, 2]
         queries = self.packed.texts(texts[:, 0], cfg.max_query)
@@ -98,7 +96,7 @@ class PairStage(ContrastiveStage):
         return StepResult(loss, sum(map(len, rows)))
 
     def loss(self, texts: np.ndarray, means: Tensor) -> Tensor:
-        """The loss of means `[2B, D]`, queries first, of pairs of texts `[B, 2]`."""
+        """Return the loss of the means `[2B, D]`, queries first, of pairs of text ids `[B, 2]`."""
         cfg = self.cfg
         keys = torch.from_numpy(texts).to(means.device)
         pair_loss = partial(
@@ -110,10 +108,6 @@ class PairStage(ContrastiveStage):
         return loss
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit status."""
-    return command(PairConfig, PairStage, "Contrastive training on pairs.", argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(cfg: PairConfig) -> None:
+    """Train the stage."""
+    run_stage(cfg, PairStage)

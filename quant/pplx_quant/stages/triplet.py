@@ -1,14 +1,11 @@
-"""Stage `triplet`: pairs with mined hard negatives.
+"""Train on pairs with mined hard negatives.
 
-python -m pplx_quant.stages.triplet --data PACKED --init DIR --negatives FILE --out DIR [options]
+python -m pplx_quant triplet --data PACKED --init DIR --negatives FILE --out DIR [options]
 
 InfoNCE over the passages of the batch and the mined negatives of all its queries (arXiv 2602.11151). `--negatives` is
-an int32 array `[N, n]` of text numbers, one row a pair of the packed file, -1 where there is none: what
-`python -m pplx_quant.mine` writes.
+the file that `mine` wrote: text ids, int32 `[N, n]`, one row for each pair of the packed file, padded with -1.
 """
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,42 +15,41 @@ import torch
 from torch import Tensor
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
+from pplx_quant.corpus import PackedCorpus
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError, DataError
-from pplx_quant.loop import StepResult, command
+from pplx_quant.loop import StepResult, run_stage
 from pplx_quant.losses import info_nce, matryoshka
 from pplx_quant.model import whole_rows
-from pplx_quant.packed import PackedCorpus
+from pplx_quant.options import option
 from pplx_quant.sampling import PairSampler
 from pplx_quant.stages.contrastive import ContrastiveConfig, ContrastiveStage
 
 
 @dataclass(frozen=True)
 class TripletConfig(ContrastiveConfig):
-    """Options of the stage: `batch` pairs a step, up to `hard` mined negatives each."""
+    """Options of `triplet`."""
 
-    negatives: Path | None = None
-    hard: int = 1
+    negatives: Path | None = option(None, "File of hard negatives from the mine command.")
+    hard: int = option(1, "Maximum number of hard negatives for each pair.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.negatives is None:
-            raise ConfigError("give --negatives, what python -m pplx_quant.mine wrote")
+            raise ConfigError("--negatives is required: the file that the mine command wrote")
 
 
-class TripletStage(ContrastiveStage):
+class TripletStage(ContrastiveStage[TripletConfig]):
     """InfoNCE with hard negatives."""
-
-    cfg: TripletConfig
 
     def __init__(self, cfg: TripletConfig):
         super().__init__(cfg, PackedCorpus.open(cfg.data), name="triplet")
         self.negatives = read_negatives(cfg.negatives or Path(), len(self.packed))
-        mined = (self.negatives >= 0).any(axis=1)
+        mined = self.negatives.max(axis=1) >= 0
         self.sampler = PairSampler.build(self.packed, cfg.exponent, cfg.boost, only=mined)
 
     def accumulate(self, model: Qwen3Encoder, step: int, world: World) -> StepResult:
-        """The gradient of one batch."""
+        """Add the gradient of a batch to the parameters."""
         cfg = self.cfg
         drawn = self.sampler.batch(step, cfg.batch, cfg.block, cfg.seed)
         texts, negatives = self.packed.pairs[drawn], self.draw_negatives(drawn, step)
@@ -64,14 +60,14 @@ class TripletStage(ContrastiveStage):
         return StepResult(loss, sum(map(len, rows)))
 
     def draw_negatives(self, drawn: np.ndarray, step: int) -> np.ndarray:
-        """Distinct text numbers int64 of up to `hard` negatives of each drawn pair."""
+        """Return the distinct text ids of up to `hard` negatives of each pair, int64."""
         generator = np.random.default_rng((self.cfg.seed, step, 1))
         found = generator.permuted(self.negatives[drawn], axis=1)
         found = np.take_along_axis(found, np.argsort(found < 0, axis=1, kind="stable"), axis=1)[:, : self.cfg.hard]
         return np.unique(found[found >= 0])
 
     def loss(self, texts: np.ndarray, negatives: np.ndarray, means: Tensor) -> Tensor:
-        """The loss of means `[2B + M, D]`: queries, their passages, the negatives of all."""
+        """Return the loss of means `[2B + M, D]`: queries, their passages, and the negatives of all queries."""
         cfg, n_pairs = self.cfg, len(texts)
         keys, extra = torch.from_numpy(texts).to(means.device), torch.from_numpy(negatives).to(means.device)
 
@@ -88,20 +84,16 @@ class TripletStage(ContrastiveStage):
 
 
 def read_negatives(path: Path, n_pairs: int) -> np.ndarray:
-    """Mined negatives int32 `[N, n]`; DataError when they are not those of the packed file."""
+    """Return mined negatives int32 `[N, n]`. Raises DataError if they do not belong to the packed file."""
     try:
         negatives = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not an array of negatives ({error}); run python -m pplx_quant.mine") from error
+        raise DataError(f"{path}: not an array of negatives ({error}); create it with the mine command") from error
     if negatives.ndim != 2 or len(negatives) != n_pairs or negatives.dtype.kind != "i":
-        raise DataError(f"{path}: {negatives.dtype} {negatives.shape}, wanted integers [{n_pairs}, n]; mine again")
+        raise DataError(f"{path}: {negatives.dtype} {negatives.shape}, expected integers [{n_pairs}, n]; mine again")
     return negatives
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit status."""
-    return command(TripletConfig, TripletStage, "Contrastive training with hard negatives.", argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(cfg: TripletConfig) -> None:
+    """Train the stage."""
+    run_stage(cfg, TripletStage)

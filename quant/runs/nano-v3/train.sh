@@ -13,11 +13,11 @@ held_out="qed tydiqa openstax jaquad iapp-wiki-qa arcd cmrc2018 text.en text2.hi
 stage() {
     name=$1; shift
     echo "$(date +%T) $name" >&2
-    python -m "pplx_quant.stages.$name" --data "$packed" "$@"
+    python -m pplx_quant "$name" --data "$packed" "$@"
 }
 
-[ -f "$docstrings" ] || python -m pplx_quant.docstrings --out "$docstrings"
-[ -f "$packed" ] || python -m pplx_quant.pack --data "$data" --more "$docstrings" --tokenizer pplx_edge/nano \
+[ -f "$docstrings" ] || python -m pplx_quant docstring-pairs --out "$docstrings"
+[ -f "$packed" ] || python -m pplx_quant pack --data "$data" --more "$docstrings" --tokenizer pplx_edge/nano \
     --out "$packed" --per-paragraph 2 \
     --cap oewn=50000 omw-definitions=16000 tldr=50000 ntrex-parallel=70000 omw-parallel=90000 tldr-parallel=30000 \
     fastapi-docs-parallel=14000 python-docs-parallel=14000 edgeai-course-parallel=10000 edgeai-course=10000 \
@@ -31,35 +31,35 @@ stage() {
            --save-every 100 --log-every 10 --validate-on $held_out"
     stage pair --init "$start" --out "$runs/table" $table --steps 300 --embedding-rate 0.01 --vector-rate 0.005 \
         --dims 384 256 192 128 --binary-weight 1.5 --boost $mix
-    [ -d "$runs/wide" ] || python -m pplx_quant.widen --checkpoint "$runs/table/checkpoint" --out "$runs/wide" \
+    [ -d "$runs/wide" ] || python -m pplx_quant widen --checkpoint "$runs/table/checkpoint" --out "$runs/wide" \
         --hidden-size 512
     stage pair --init "$runs/wide" --out "$runs/wide-table" $table --steps 350 --embedding-rate 0.03 \
         --vector-rate 0.01 --dims 512 384 256 128 --binary-weight 1.0 --boost $mix
 
-    [ -d "$runs/spread" ] || python -m pplx_quant.widen --checkpoint "$runs/wide-table/checkpoint" \
+    [ -d "$runs/spread" ] || python -m pplx_quant widen --checkpoint "$runs/wide-table/checkpoint" \
         --out "$runs/spread" --hidden-size 512 --constants 8
 
     common="--dims 512 384 256 128 --binary-weight 1.0 --max-query 48 --max-positive 128 --call-tokens 4096
             --embedding-rate 0.002 --matrix-rate 0.0005 --vector-rate 0.002 --warmup 4 --decay-share 0.5 --save-every 12
             --log-every 4"
-    quantised="--weights int8 --table int8 --activations"
+    quantized="--weights int8 --table int8 --activations"
     stage pair --init "$runs/spread" --out "$runs/pair" --context-prior 0.7 --compile --steps 24 \
         --batch 256 --block 64 $common --validate-on qed tydiqa jaquad --pool 300 --boost $mix
     stage context --init "$runs/pair/checkpoint" --out "$runs/context" --steps 16 --batch 12 --plain 64 --block 32 \
-        --max-document 4096 $common $quantised --embedding-rate 0.0005 --matrix-rate 0.00003 --vector-rate 0.0005 \
+        --max-document 4096 $common $quantized --embedding-rate 0.0005 --matrix-rate 0.00003 --vector-rate 0.0005 \
         --warmup 2 --boost $mix
-    [ -d "$runs/miner" ] || python -m pplx_quant.export --checkpoint "$runs/pair/checkpoint" --out "$runs/miner" \
+    [ -d "$runs/miner" ] || python -m pplx_quant export --checkpoint "$runs/pair/checkpoint" --out "$runs/miner" \
         --quiet-constant 0.25
-    python -m pplx_quant.mine --data "$packed" --model "$runs/miner" --out "$runs/mined" --cap *=500 \
+    python -m pplx_quant mine --data "$packed" --model "$runs/miner" --out "$runs/mined" --cap *=500 \
         --group qed tydiqa jaquad iapp-wiki-qa arcd cmrc2018 openstax medquad scitldr python-docs tldr seal-tools \
         apibench oewn gesetze thealgorithms fastapi-docs text.en docstrings
     stage triplet --init "$runs/pair/checkpoint" --out "$runs/triplet" --negatives "$runs/mined/negatives.npy" \
-        --steps 12 --batch 192 --block 64 $common $quantised --boost qed=3 tydiqa=3 text.en=2
+        --steps 12 --batch 192 --block 64 $common $quantized --boost qed=3 tydiqa=3 text.en=2
 }
-[ -d "$runs/merged" ] || python -m pplx_quant.merge --first "$runs/context/checkpoint" \
+[ -d "$runs/merged" ] || python -m pplx_quant merge --first "$runs/context/checkpoint" \
     --second "$runs/triplet/checkpoint" --out "$runs/merged" --weight 0.5
-[ -d "$runs/wide-v2" ] || python -m pplx_quant.widen --checkpoint "$start" --out "$runs/wide-v2" --hidden-size 512 \
+[ -d "$runs/wide-v2" ] || python -m pplx_quant widen --checkpoint "$start" --out "$runs/wide-v2" --hidden-size 512 \
     --constants 8
-[ -d "$runs/souped" ] || python -m pplx_quant.merge --first "$runs/merged" --second "$runs/wide-v2" \
+[ -d "$runs/souped" ] || python -m pplx_quant merge --first "$runs/merged" --second "$runs/wide-v2" \
     --out "$runs/souped" --weight 0.5
-python -m pplx_quant.export --checkpoint "$runs/souped" --out "$model" --quiet-constant 0.25
+python -m pplx_quant export --checkpoint "$runs/souped" --out "$model" --quiet-constant 0.25

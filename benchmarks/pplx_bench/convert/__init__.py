@@ -1,0 +1,1 @@
+"""Time, peak memory, size and parity of the conversions of a model."""

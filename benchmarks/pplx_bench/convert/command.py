@@ -1,0 +1,39 @@
+"""`pplx-edge bench convert`: convert a model to every format, each in its own process."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from pplx_bench import machine
+from pplx_bench.convert.measure import measure
+from pplx_bench.convert.report import convert_report
+from pplx_bench.options import add_run_options, one_of, require_writable
+from pplx_bench.shapes import add_shape_options, checkpoint_of, shape_name
+from pplx_bench.workdir import append_lines
+from pplx_edge.registry import all_formats
+from pplx_edge.weights import hub
+from pplx_edge.weights.hub import BUILT_IN
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("--model", default=BUILT_IN, metavar="MODEL", help="Model to convert (default: %(default)s).")
+    add_shape_options(parser, None)
+    parser.add_argument(
+        "--formats", type=one_of(all_formats()), default=all_formats(), metavar="F,F", help="Formats (default: all)."
+    )
+    parser.add_argument("--limit-gb", type=float, metavar="GB", help="Fail if a conversion has a higher peak.")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="Keep the converted models in this folder.")
+    add_run_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Convert and print. Return 0 if every conversion succeeded within the limit."""
+    require_writable(args.json, ".jsonl")
+    name = f"{shape_name(args.shape, args.layers)} shape, random" if args.shape else args.model
+    checkpoint = checkpoint_of(args) if args.shape else hub.locate(args.model)
+    header = {"benchmark": "convert", "model": name, "layers": args.layers, "threads": args.threads} | machine.run()
+    results = list(measure(checkpoint, args.formats, args.threads, args.work, args.keep, args.limit_gb))
+    if args.json is not None:
+        append_lines(args.json, [header | result for result in results])
+    print(convert_report(header, results))
+    return 0 if all(result["passed"] for result in results) else 1

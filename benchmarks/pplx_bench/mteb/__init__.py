@@ -1,0 +1,1 @@
+"""Tasks and benchmarks of mteb and ConTEB on our models."""
