@@ -121,7 +121,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     if program == "pplx-edge":
         from pplx_cli import build_parser
     else:
-        from pplx_search.cli import build_parser
+        from pplx_search.program import build_parser
     return build_parser()
 
 

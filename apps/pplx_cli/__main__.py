@@ -1,7 +1,8 @@
-"""`python -m pplx_cli`: the command without its console script."""
+"""Run pplx-edge as `python -m pplx_cli`."""
 
 import sys
 
 from pplx_cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,7 @@ import os
 import sys
 from typing import TextIO
 
-_COLOURS = {"path": "35", "line": "32", "score": "36"}
+_COLORS = {"path": "35", "line": "32", "score": "36"}
 _UNIT = 1000
 _JOINERS = "\u200c\u200d"  # not printable by themselves, but part of emoji and of several scripts
 
@@ -29,11 +29,11 @@ def human_bytes(n_bytes: int) -> str:
     return f"{size:.1f} TB"
 
 
-def colours(stream: TextIO) -> bool:
+def colors(stream: TextIO) -> bool:
     """Return whether a stream is a terminal whose user has not turned colors off."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def paint(text: str, role: str, wanted: bool) -> str:
     """Return the text in the color of its role, or unchanged unless colors are wanted."""
-    return f"\x1b[{_COLOURS[role]}m{text}\x1b[0m" if wanted else text
+    return f"\x1b[{_COLORS[role]}m{text}\x1b[0m" if wanted else text

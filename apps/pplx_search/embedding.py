@@ -1,6 +1,6 @@
 """Embed the texts of a store: short texts together in batches, long ones resuming where they stopped.
 
-Background threads encode (see `encoding_ahead`), while the caller submits more texts and commits finished vectors.
+Background threads encode (see `encoder_threads`), while the caller submits more texts and commits finished vectors.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from itertools import islice
 from types import TracebackType
 
 from pplx_edge import ChunkVector, Embedder, StreamOptions
-from pplx_search.encoding_ahead import Completed, EncodingAhead, Ended, Made, Message, Restarted, Work
+from pplx_search.encoder_threads import Completed, EncodingAhead, Ended, Made, Message, Restarted, Work
 from pplx_search.ids import EmbeddingId, TextId
 from pplx_search.store import EmbeddingProgress, Generation, Store
 

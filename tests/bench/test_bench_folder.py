@@ -19,7 +19,7 @@ from pplx_bench.search.report import folder_table
 from pplx_cli import main
 from pplx_edge import StreamOptions
 from pplx_edge.errors import InputError
-from pplx_search.indexing import Indexer
+from pplx_search.indexer import Indexer
 from pplx_search.settings import settings_of
 from pplx_search.store import Store
 

@@ -20,7 +20,7 @@ from pplx_bench.search.retrieval import sampled, score
 from pplx_cli import main
 from pplx_edge import Embedder, StreamOptions
 from pplx_search.ids import ChunkId, DocumentId, TextId
-from pplx_search.indexing import Indexer
+from pplx_search.indexer import Indexer
 from pplx_search.settings import settings_of
 from pplx_search.store import Hit, Store
 

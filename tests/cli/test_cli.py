@@ -11,7 +11,7 @@ from fakes import FakeSession, fake_embedder
 
 import pplx_cli as cli
 import pplx_edge
-from pplx_cli import golden
+from pplx_cli import published_vectors
 from pplx_cli.commands import embed
 
 HELPS = [
@@ -134,7 +134,7 @@ def test_several_files_and_stdin_are_read_in_order(run: Run, session: FakeSessio
 
 
 def test_a_long_input_is_encoded_in_blocks(run: Run, session: FakeSession, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("pplx_cli.reading._BLOCK_RECORDS", 7)
+    monkeypatch.setattr("pplx_cli.records._BLOCK_RECORDS", 7)
     texts = [f"text {i}" for i in range(50)]
     run("embed", "-o", tmp_path / "x.npy", stdin="\n".join(texts))
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), fake_embedder().encode(texts))
@@ -242,7 +242,7 @@ def test_verify_finds_that_weights_are_not_the_official_ones(run: Run, tiny_dir:
 def test_published_vectors_are_told_from_others():
     codes = np.random.default_rng(0).integers(-90, 91, 1024).astype(np.int8)
     wide = codes.astype(int)
-    fact = golden.GoldenFact(
+    fact = published_vectors.GoldenFact(
         text="",
         first_codes=tuple(wide[:24]),
         total=wide.sum(),
@@ -253,12 +253,12 @@ def test_published_vectors_are_told_from_others():
     near, far = codes.copy(), codes.copy()
     near[3] += 2
     far[3] += 3
-    assert golden.deviations(fact, codes) == []
-    assert golden.deviations(fact, near) == []
-    assert golden.deviations(fact, far) == ["first codes are off by up to 3"]
-    assert any(words.startswith("sum ") for words in golden.deviations(fact, np.roll(codes, 1) + np.int8(1)))
-    assert any("squares" in words for words in golden.deviations(fact, codes // 2))
-    assert any("least" in words for words in golden.deviations(fact, np.maximum(codes, -50)))
+    assert published_vectors.deviations(fact, codes) == []
+    assert published_vectors.deviations(fact, near) == []
+    assert published_vectors.deviations(fact, far) == ["first codes are off by up to 3"]
+    assert any(words.startswith("sum ") for words in published_vectors.deviations(fact, np.roll(codes, 1) + np.int8(1)))
+    assert any("squares" in words for words in published_vectors.deviations(fact, codes // 2))
+    assert any("least" in words for words in published_vectors.deviations(fact, np.maximum(codes, -50)))
 
 
 def test_models_are_listed_found_and_refused(run: Run, nano_dir: Path, tmp_path: Path, monkeypatch):

@@ -17,14 +17,14 @@ from command_line import Run, run_fixture  # noqa: F401 (fixture)
 from fakes import FakeSession, fake_embedder
 
 import pplx_edge
-from pplx_cli import selftest, usable
-from pplx_cli.selftest import REFERENCE, Measurement, Outcome, Trial, texts
+from pplx_cli import availability, self_test
+from pplx_cli.self_test import REFERENCE, Measurement, Outcome, Trial, texts
 from pplx_edge import backends
 from pplx_edge.errors import EdgeError
 from pplx_edge.registry import BACKENDS, COREML, MLX, ONNX
 from pplx_kit import host
 
-_, INT8, STORED, _ = selftest.trials()
+_, INT8, STORED, _ = self_test.trials()
 
 
 def measurement(codes: np.ndarray, **known: Any) -> Measurement:
@@ -57,7 +57,7 @@ def trials(monkeypatch: pytest.MonkeyPatch, on_linux: None) -> Callable[[dict[st
 
     def give(found: dict[str, Measurement | Outcome]) -> None:
         late = lambda trial: Outcome(trial=trial, verdict="unfinished", why="no time was left for it")  # noqa: E731
-        monkeypatch.setattr(selftest, "run_trial", lambda trial, *_: found.get(trial.label) or late(trial))
+        monkeypatch.setattr(self_test, "run_trial", lambda trial, *_: found.get(trial.label) or late(trial))
 
     return give
 
@@ -93,10 +93,10 @@ def test_json_has_the_same_facts(run: Run, on_linux: None):
 
 def test_an_old_mac_has_no_core_ml_for_us_and_a_new_one_needs_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(platform, "mac_ver", lambda: ("14.5", ("", "", ""), ""))
-    assert "macOS 15 or later, this is macOS 14.5" in usable.backend_states()["coreml"].why
+    assert "macOS 15 or later, this is macOS 14.5" in availability.backend_states()["coreml"].why
     monkeypatch.setattr(platform, "mac_ver", lambda: ("15.1", ("", "", ""), ""))
     monkeypatch.setitem(BACKENDS, "coreml", replace(COREML, package="no_such_package"))
-    assert usable.backend_states()["coreml"].why == "the coreml backend needs: pip install 'pplx-edge[coreml]'"
+    assert availability.backend_states()["coreml"].why == "the coreml backend needs: pip install 'pplx-edge[coreml]'"
 
 
 @pytest.mark.parametrize(
@@ -143,13 +143,13 @@ def test_a_processor_without_exact_int8_makes_the_backend_unusable(on_linux: Non
         raise EdgeError("ONNX Runtime does not multiply int8 exactly on this processor; use --format onnx-fp32")
 
     monkeypatch.setattr("pplx_edge.backends.onnx_options.needs_wide_int8", inexact)
-    state = usable.backend_states()["onnx"]
+    state = availability.backend_states()["onnx"]
     assert (state.usable, state.why.split(";")[0]) == (
         False,
         "ONNX Runtime does not multiply int8 exactly on this processor",
     )
     monkeypatch.setattr("pplx_edge.backends.onnx_options.needs_wide_int8", lambda: True)
-    assert "no VNNI" in usable.backend_states()["onnx"].why
+    assert "no VNNI" in availability.backend_states()["onnx"].why
 
 
 def test_a_mac_is_described_by_its_kernel(monkeypatch: pytest.MonkeyPatch):
@@ -181,9 +181,9 @@ def test_the_self_test_runs_each_backend_in_a_process_of_its_own(
     run: Run, tiny_dir: Path, tmp_path: Path, on_linux: None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PPLX_EDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(selftest, "BUILT_IN", str(tiny_dir))
-    monkeypatch.setattr(selftest, "BUDGET_SECONDS", 500.0)  # of a machine that others use too
-    monkeypatch.setattr(selftest, "trials", lambda: [REFERENCE, INT8])
+    monkeypatch.setattr(self_test, "BUILT_IN", str(tiny_dir))
+    monkeypatch.setattr(self_test, "BUDGET_SECONDS", 500.0)  # of a machine that others use too
+    monkeypatch.setattr(self_test, "trials", lambda: [REFERENCE, INT8])
     status, out, err = run("doctor", "--json")
     assert status == 0, out + err
     assert err.splitlines() == ["pplx-edge: self-test: onnx-fp32", "pplx-edge: self-test: onnx-int8"]
@@ -237,9 +237,9 @@ def test_codes_that_are_not_the_models_fail_with_status_1(run: Run, trials, code
 def test_one_bad_text_among_many_is_enough_to_fail(codes: np.ndarray):
     bad = codes.copy()
     bad[17] = -bad[17]
-    outcome = selftest.judged(INT8, measurement(bad), measurement(codes))
+    outcome = self_test.judged(INT8, measurement(bad), measurement(codes))
     assert (outcome.verdict, outcome.min_cosine) == ("failed", pytest.approx(-1))
-    short = selftest.judged(INT8, measurement(bad[:10]), measurement(codes))
+    short = self_test.judged(INT8, measurement(bad[:10]), measurement(codes))
     assert (short.verdict, short.min_cosine, short.largest_step) == ("ok", pytest.approx(1), 0)
 
 
@@ -249,7 +249,7 @@ def test_a_format_is_held_to_what_it_can_keep(trial: Trial, codes: np.ndarray):
     far = np.sqrt(1 / trial.least_cosine**2 - 1) * np.linalg.norm(codes, axis=1, keepdims=True)
     for share, verdict in ((0.7, "ok"), (1.3, "failed")):
         moved = codes + share * far * noise / np.linalg.norm(noise, axis=1, keepdims=True)
-        assert selftest.judged(trial, measurement(moved), measurement(codes)).verdict == verdict
+        assert self_test.judged(trial, measurement(moved), measurement(codes)).verdict == verdict
 
 
 def test_another_backend_that_fails_is_enough_for_status_1_and_one_that_is_late_is_not(
@@ -269,8 +269,8 @@ def test_another_backend_that_fails_is_enough_for_status_1_and_one_that_is_late_
     assert "failed: crashed by SIGSEGV" in out
 
 
-def usable_state() -> usable.BackendState:
-    return usable.BackendState(usable=True, why="", versions={})
+def usable_state() -> availability.BackendState:
+    return availability.BackendState(usable=True, why="", versions={})
 
 
 def test_a_default_that_was_not_tested_is_not_called_sound(run: Run, trials, codes: np.ndarray):
@@ -292,19 +292,19 @@ def test_trials_go_reference_first_and_then_the_default(monkeypatch: pytest.Monk
         return measurement(codes)
 
     monkeypatch.setattr(backends, "default_backend", lambda: MLX)
-    monkeypatch.setattr(selftest, "run_trial", measured)
-    outcomes = selftest.run_trials(["onnx", "mlx"], lambda _: None, 28.0)
+    monkeypatch.setattr(self_test, "run_trial", measured)
+    outcomes = self_test.run_trials(["onnx", "mlx"], lambda _: None, 28.0)
     assert [label for label, *_ in asked] == ["onnx-fp32", "mlx, as stored", "onnx-int8"]
     assert [outcome.trial.is_default for outcome in outcomes] == [False, True, False]
     for (_, seconds, limit), share in zip(asked, (1 / 3, 1 / 2, 1), strict=True):
         assert seconds == pytest.approx(share * limit)
         assert limit == pytest.approx(28, abs=2)
-    assert selftest.passed(outcomes)
+    assert self_test.passed(outcomes)
 
 
 def test_an_error_of_a_process_is_told(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(selftest, "BUILT_IN", str(tiny_dir / "nowhere"))
-    outcome = selftest.run_trial(INT8, 100.0, 100.0)
+    monkeypatch.setattr(self_test, "BUILT_IN", str(tiny_dir / "nowhere"))
+    outcome = self_test.run_trial(INT8, 100.0, 100.0)
     assert isinstance(outcome, Outcome)
     assert outcome.verdict == "failed"
     assert "nowhere: no such directory" in outcome.why
@@ -328,23 +328,23 @@ def fake_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) ->
 )
 def test_a_process_that_gives_no_result_has_failed(tmp_path: Path, monkeypatch, script: str, said: str):
     fake_python(tmp_path, monkeypatch, script)
-    outcome = selftest.run_trial(INT8, 10.0, 60.0)
+    outcome = self_test.run_trial(INT8, 10.0, 60.0)
     assert isinstance(outcome, Outcome)
     assert (outcome.verdict, outcome.why) == ("failed", said)
 
 
 def test_a_process_that_hangs_is_ended_in_time_even_when_it_does_not_want_to(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(selftest, "_ENDING_SECONDS", 0.3)
-    monkeypatch.setattr(selftest, "_LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(self_test, "_ENDING_SECONDS", 0.3)
+    monkeypatch.setattr(self_test, "_LEAST_SECONDS", 0.5)
     fake_python(tmp_path, monkeypatch, f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.1; done")
     started = time.monotonic()
-    outcome = selftest.run_trial(INT8, 1.0, 2.3)
+    outcome = self_test.run_trial(INT8, 1.0, 2.3)
     assert time.monotonic() - started < 8  # 2 and 0.3 seconds on a machine of one's own
     assert isinstance(outcome, Outcome)
     assert outcome.verdict == "unfinished"
     assert "run doctor again" in outcome.why
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
-    late = selftest.run_trial(INT8, 1.0, 0.4)
+    late = self_test.run_trial(INT8, 1.0, 0.4)
     assert isinstance(late, Outcome)
     assert (late.verdict, late.why) == ("unfinished", "no time was left for it")
 
@@ -364,8 +364,8 @@ def test_a_slow_backend_reads_as_many_texts_as_it_has_time_for(monkeypatch, seco
     SlowSession.seconds = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: SlowSession.seconds)
     monkeypatch.setattr(time, "perf_counter", lambda: SlowSession.seconds)
-    monkeypatch.setattr(selftest, "load", lambda *_, **__: fake_embedder(SlowSession()))
-    found = selftest.measure("nano", "mlx", None, seconds)
+    monkeypatch.setattr(self_test, "load", lambda *_, **__: fake_embedder(SlowSession()))
+    found = self_test.measure("nano", "mlx", None, seconds)
     assert SlowSession.seconds <= seconds
     assert found.tokens_per_second == pytest.approx(100)
     expected = fake_embedder().encode(texts()[: found.n_texts])
@@ -377,7 +377,7 @@ def test_a_slow_backend_reads_as_many_texts_as_it_has_time_for(monkeypatch, seco
 
 def test_the_texts_are_many_different_and_of_rising_length():
     lengths = [len(text) for text in texts()]
-    assert len(set(texts())) == selftest.N_TEXTS == 32
+    assert len(set(texts())) == self_test.N_TEXTS == 32
     assert max(lengths) > 5 * min(lengths)
     assert sum(lengths[:8]) < sum(lengths[8:16]) < sum(lengths[16:24]) < sum(lengths[24:])
 
@@ -391,7 +391,7 @@ def test_looking_only_loads_neither_torch_nor_matplotlib_nor_the_benchmarks():
 
 
 def test_what_is_measured_is_kept_apart_from_what_is_judged(codes: np.ndarray):
-    outcome = selftest.judged(REFERENCE, measurement(codes), None)
+    outcome = self_test.judged(REFERENCE, measurement(codes), None)
     assert (outcome.verdict, outcome.min_cosine) == ("ok", None)
-    assert not selftest.passed([outcome])
-    assert not selftest.passed([replace(outcome, verdict="failed")])
+    assert not self_test.passed([outcome])
+    assert not self_test.passed([replace(outcome, verdict="failed")])

@@ -26,6 +26,6 @@ def load(*args: Any, **options: Any) -> pplx_edge.Embedder:
 
 if __name__ == "__main__":
     pplx_edge.load = load
-    from pplx_search.cli import main
+    from pplx_search.program import main
 
     sys.exit(main(sys.argv[2:]))

@@ -5,7 +5,7 @@ import io
 import stub_parsers
 from hostile_files import STUB_PDF
 
-from pplx_search.ingest.opening import OpenedFile
+from pplx_search.ingest.opened_file import OpenedFile
 from pplx_search.ingest.output import Output
 from pplx_search.ingest.parsers import pdf
 

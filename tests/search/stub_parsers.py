@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from pplx_search.ingest.opening import OpenedFile
+from pplx_search.ingest.opened_file import OpenedFile
 from pplx_search.ingest.output import Output
 
 

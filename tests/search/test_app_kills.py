@@ -20,7 +20,7 @@ from fakes import FakeSession, fake_embedder
 from hostile_files import docx, paragraph, text_pdf
 from test_store_faults import faulty
 
-from pplx_search import cli
+from pplx_search import program
 from pplx_search.store import Store
 from pplx_search.store.database import DATABASE_FILE
 
@@ -92,9 +92,9 @@ def require_sound(home: Path) -> None:
     """Check that the commands a user may run after an interruption work and find nothing wrong."""
     if (home / DATABASE_FILE).exists():
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            assert cli.main(["--home", str(home), "check"]) == 0
-            assert cli.main(["--home", str(home), "search", "lease", "--words-only", "--all"]) in (0, 1)
-            assert cli.main(["--home", str(home), "status", "--files"]) == 0
+            assert program.main(["--home", str(home), "check"]) == 0
+            assert program.main(["--home", str(home), "search", "lease", "--words-only", "--all"]) in (0, 1)
+            assert program.main(["--home", str(home), "status", "--files"]) == 0
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store_on(vfs: str) -> Iterator[None]:
     """Indexes are on that virtual file system for a while."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pplx_search.cli.opening.Store.open", partial(Store.open, vfs=vfs))
+        patch.setattr("pplx_search.access.Store.open", partial(Store.open, vfs=vfs))
         yield
 
 
@@ -157,7 +157,7 @@ def test_a_disk_that_fails_at_any_write_of_a_run_loses_nothing(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], error: type[apsw.Error], message: str
 ):
     def add(home: Path) -> int:
-        return cli.main(["--home", str(home), "add", str(files)])
+        return program.main(["--home", str(home), "add", str(files)])
 
     assert add(tmp_path / "whole") == 0
     expected, survived = indexed(tmp_path / "whole"), 0
@@ -185,7 +185,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-from pplx_search.cli import main
+from pplx_search.program import main
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -216,8 +216,8 @@ def test_a_database_that_was_only_just_begun_is_taken_for_an_empty_index(tmp_pat
     home.mkdir()
     (home / DATABASE_FILE).touch()
     for command in (("status",), ("check",), ("search", "x"), ("doctor",)):
-        assert cli.main(["--home", str(home), *command]) in (0, 1, 2)
-    assert cli.main(["--home", str(home), "add", str(files)]) == 0
+        assert program.main(["--home", str(home), *command]) in (0, 1, 2)
+    assert program.main(["--home", str(home), "add", str(files)]) == 0
     require_sound(home)
 
 
@@ -238,11 +238,11 @@ def test_an_interruption_is_told_with_what_is_done(files: Path, tmp_path: Path, 
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("pplx_edge.load", lambda *_, **__: fake_embedder(session))
-            assert cli.main(["--home", str(tmp_path / "home"), "add", str(files)]) == 130
+            assert program.main(["--home", str(tmp_path / "home"), "add", str(files)]) == 130
     finally:
         signal.signal(signal.SIGINT, before)
     said = capsys.readouterr().err
     far = "interrupted at 0 of 6 files"
     assert said == f"pplx-search: {far}; what is indexed so far is searchable; run the command again to continue\n"
     require_sound(tmp_path / "home")
-    assert cli.main(["--home", str(tmp_path / "home"), "add", str(files)]) == 0
+    assert program.main(["--home", str(tmp_path / "home"), "add", str(files)]) == 0

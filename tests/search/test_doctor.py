@@ -15,10 +15,11 @@ import pytest
 from fakes import FakeSession, fake_embedder
 
 from pplx_edge.errors import EdgeError, OfflineError
-from pplx_search import cli
-from pplx_search.cli import index_health, installation
-from pplx_search.cli.filesystems import FileSystem, file_system_of, holder, linux_mounts, mac_mounts
-from pplx_search.cli.sample_files import SENTENCE, samples, unread_kinds
+from pplx_search import program
+from pplx_search.health import index as index_health
+from pplx_search.health import installation
+from pplx_search.health.file_systems import FileSystem, file_system_of, holder, linux_mounts, mac_mounts
+from pplx_search.health.sample_files import SENTENCE, samples, unread_kinds
 from pplx_search.store import Store
 from pplx_search.store.writer_lock import LOCK_FILE
 
@@ -57,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def index(home: Path, folder: Path, model: SimpleNamespace) -> Path:
     """An index of one file."""
-    assert cli.main(["--home", str(home), "add", "--quiet", str(folder)]) == 0
+    assert program.main(["--home", str(home), "add", "--quiet", str(folder)]) == 0
     return home
 
 
@@ -70,7 +71,7 @@ def doctor(
 
     def call() -> tuple[int, dict[str, dict[str, Any]]]:
         capsys.readouterr()
-        status = cli.main(["--home", str(home), "doctor", "--json"])
+        status = program.main(["--home", str(home), "doctor", "--json"])
         out, err = capsys.readouterr()
         assert err == ""
         facts = json.loads(out)
@@ -113,11 +114,11 @@ def test_a_sound_index_is_told_part_by_part(doctor: Doctor, index: Path, folder:
 def test_lines_for_people_end_with_a_verdict(
     doctor: Doctor, index: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert cli.main(["--home", str(index), "doctor"]) == 0
+    assert program.main(["--home", str(index), "doctor"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("verdict      sound (")
     (folder / "lease.txt").unlink()
     folder.rmdir()
-    assert cli.main(["--home", str(index), "doctor"]) == 1
+    assert program.main(["--home", str(index), "doctor"]) == 1
     *_, told, advice, _, last = ["", *capsys.readouterr().out.splitlines()][-5:]
     lines = [told, advice, last]
     assert any(line.startswith("verdict      not sound: folder (") for line in lines), lines
@@ -226,7 +227,7 @@ def test_damaged_bits_are_mended_by_the_next_writer(doctor: Doctor, index: Path,
     status, found = doctor()
     assert (status, found["bits"]["verdict"]) == (0, "note")
     assert found["bits"]["advice"] == "pplx-search update"
-    assert cli.main(["--home", str(index), "update", "--quiet"]) == 0
+    assert program.main(["--home", str(index), "update", "--quiet"]) == 0
     assert doctor()[1]["bits"]["verdict"] == "ok"
 
 
@@ -295,13 +296,13 @@ def test_what_is_not_installed_is_named(doctor: Doctor, monkeypatch, module: str
 
 
 def test_it_runs_where_the_extra_is_not_installed(tmp_path: Path):
-    program = (
+    script = (
         "import sys; sys.modules.update(dict.fromkeys(['apsw', 'watchfiles', 'numkong', 'pypdfium2', 'selectolax']));"
-        "from pplx_search.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from pplx_search.program import main; sys.exit(main(sys.argv[1:]))"
     )
 
     def run(*argv: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", program, "--home", str(tmp_path / "home"), *argv]
+        command = [sys.executable, "-c", script, "--home", str(tmp_path / "home"), *argv]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = run("doctor")
@@ -320,7 +321,7 @@ def test_samples_are_read_by_the_real_parsers():
 
 def test_a_parser_that_does_not_work_is_found_out(monkeypatch: pytest.MonkeyPatch, doctor: Doctor):
     spoiled = samples() | {"pdf": b"%PDF-1.4\nnothing", "txt": b"another text"}
-    monkeypatch.setattr("pplx_search.cli.sample_files.samples", lambda: spoiled)
+    monkeypatch.setattr("pplx_search.health.sample_files.samples", lambda: spoiled)
     unread = unread_kinds()
     assert unread["txt"] == "read as 'another text'"
     assert "incomplete or damaged PDF" in unread["pdf"]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hostile_files import dig, docx, laughing_pdf, paragraph, text_pdf, write_hostile_folder
 
-from pplx_search import cli
+from pplx_search import program
 
 MEMORY_MB = 256
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -38,7 +38,8 @@ PROGRAM = """
 import json, resource, sys
 from functools import partial
 from pplx_kit.host import peak_rss
-from pplx_search.cli import add, main, update
+from pplx_search.commands import add, update
+from pplx_search.program import main
 from pplx_search.ingest.parsers import PARSERS
 from pplx_search.ingest.reading import ReadLimits
 PARSERS["pdf"] = "pdf_stub"
@@ -64,7 +65,7 @@ class App:
     def __call__(self, *argv: object) -> str:
         """Runs a command that must succeed and returns what it printed; `said` keeps what it said on stderr."""
         self.capsys.readouterr()
-        status = cli.main(["--home", str(self.home), *map(str, argv)])
+        status = program.main(["--home", str(self.home), *map(str, argv)])
         out, self.said = self.capsys.readouterr()
         assert status == 0, self.said
         self._require_printable(out, self.said)

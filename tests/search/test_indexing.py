@@ -12,8 +12,8 @@ from fakes import FakeSession, fake_embedder
 
 from pplx_edge import Embedder, StreamOptions
 from pplx_edge.errors import EdgeError, InputError
-from pplx_search.indexing import Indexer, Report
-from pplx_search.reading_ahead import ReadAhead, Task
+from pplx_search.indexer import Indexer, Report
+from pplx_search.reader_thread import ReadAhead, Task
 from pplx_search.settings import INDEX_OPTIONS, fingerprint_of, options_for, options_from, settings_of
 from pplx_search.store import FileState, Filter, Query, Store, database, schema
 

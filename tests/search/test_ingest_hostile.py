@@ -13,7 +13,7 @@ from hostile_files import HOSTILE, docx, long_line, paragraph, sparse_line
 
 from pplx_search.ingest.child import _failure_of
 from pplx_search.ingest.failures import CODES
-from pplx_search.ingest.opening import OpenedFile
+from pplx_search.ingest.opened_file import OpenedFile
 from pplx_search.ingest.output import Output
 from pplx_search.ingest.parsers import PARSERS
 from pplx_search.ingest.reading import Reader, ReadFailed

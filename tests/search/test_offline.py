@@ -14,7 +14,7 @@ def watch(event, args):
         used.append(event)
         raise RuntimeError(f"the network was used: {event} {args!r}")
 sys.addaudithook(watch)
-from pplx_search.cli import main
+from pplx_search.program import main
 status = main(json.loads(sys.argv[1]))
 assert not used, used
 sys.exit(status)
@@ -57,7 +57,7 @@ def test_no_command_uses_a_socket(tmp_path: Path) -> None:
 
 def test_the_watch_itself_works() -> None:
     probe = _WATCHED.replace(
-        "from pplx_search.cli import main\nstatus = main(json.loads(sys.argv[1]))",
+        "from pplx_search.program import main\nstatus = main(json.loads(sys.argv[1]))",
         "import socket\nsocket.create_connection(('127.0.0.1', 9), timeout=1)\nstatus = 0",
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)

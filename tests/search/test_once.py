@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fakes import FakeSession, fake_embedder
 
-from pplx_search import cli
+from pplx_search import program
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -21,7 +21,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
 
     def call(*argv: object) -> tuple[int, str, str]:
-        status = cli.main(["--home", str(tmp_path / "home"), *map(str, argv)])
+        status = program.main(["--home", str(tmp_path / "home"), *map(str, argv)])
         return status, *capsys.readouterr()
 
     return call

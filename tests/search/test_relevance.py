@@ -15,7 +15,7 @@ from small_index import Basket, make_codes, make_text
 import pplx_edge
 from pplx_edge import Embedder
 from pplx_edge.errors import InputError
-from pplx_search import cli
+from pplx_search import program
 from pplx_search.null_baseline import measure_null_baseline, sentence_of
 from pplx_search.query import relevance
 from pplx_search.query.ranking import rank
@@ -66,7 +66,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         first, second = text.split(". ", 1)
         (folder / f"{name}-1.txt").write_text(f"{first}.\n")
         (folder / f"{name}-2.txt").write_text(f"{second}\n")
-    assert cli.main(["--home", str(home), "add", str(folder), "--quiet", "--threads", "1"]) == 0
+    assert program.main(["--home", str(home), "add", str(folder), "--quiet", "--threads", "1"]) == 0
     return home
 
 
@@ -252,7 +252,7 @@ def counting(function: Callable[..., Any], counts: list[int]) -> Callable[..., A
 
 def test_search_finds_answers_and_reports_when_there_are_none(home: Path, capsys: pytest.CaptureFixture[str]):
     def search(*argv: str) -> tuple[int, str, str]:
-        status = cli.main(["--home", str(home), "search", *argv, "--threads", "1"])
+        status = program.main(["--home", str(home), "search", *argv, "--threads", "1"])
         return status, *capsys.readouterr()
 
     status, out, err = search("when does the lease of the flat end?")

@@ -16,14 +16,13 @@ from fakes import FakeSession, fake_embedder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplx_search import cli
-from pplx_search.cli import watch
-from pplx_search.cli.open import command_for
-from pplx_search.cli.opening import shown_path
-from pplx_search.cli.progress import Bar, described, duration
-from pplx_search.cli.update import tell
-from pplx_search.indexing import Progress, Report
+from pplx_search import program
+from pplx_search.commands import watch
+from pplx_search.commands.open import command_for
+from pplx_search.console import shown_path
+from pplx_search.indexer import Progress, Report
 from pplx_search.ingest.walk import MissingRoot
+from pplx_search.progress import Bar, described, duration, say_summary
 from pplx_search.query.snippets import snippet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -40,7 +39,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> FakeSession:
 def run(tmp_path: Path, session: FakeSession, capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*argv: object) -> tuple[int, str, str]:
         try:
-            status = cli.main(["--home", str(tmp_path / "home"), *map(str, argv)])
+            status = program.main(["--home", str(tmp_path / "home"), *map(str, argv)])
         except SystemExit as error:
             status = int(error.code or 0)
         return status, *capsys.readouterr()
@@ -196,9 +195,9 @@ def test_a_second_writer_is_refused_and_told_who_writes(run: Run, folder: Path, 
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    for command in cli.COMMANDS:
+    for command in program.COMMANDS:
         done = subprocess.run(
-            [sys.executable, "-c", f"from pplx_search.cli import main; main(['{command}', '--help'])"],
+            [sys.executable, "-c", f"from pplx_search.program import main; main(['{command}', '--help'])"],
             capture_output=True,
             text=True,
             check=True,
@@ -220,7 +219,7 @@ def test_what_could_run_is_revealed_not_opened(run: Run, folder: Path, monkeypat
     run("add", folder)
     number = json.loads(run("search", "lease", "--json", "-k", "1")[1])["document"]
     asked: list[list[str]] = []
-    monkeypatch.setattr("pplx_search.cli.open.subprocess.run", lambda command, **_: asked.append(command))
+    monkeypatch.setattr("pplx_search.commands.open.subprocess.run", lambda command, **_: asked.append(command))
     assert run("open", number)[0] == 0
     assert asked == [command_for(folder / "sub" / "lease.txt", reveal=True)]
 
@@ -305,7 +304,7 @@ def test_long_paths_lose_their_middle_and_those_at_home_begin_with_a_tilde(monke
 
 def test_folders_that_cannot_be_looked_into_are_told_and_not_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     missing = [MissingRoot(Path(f"/nowhere/{i}"), "Permission denied") for i in range(8)]
-    tell(Report(missing=missing), 0.5, quiet=True)
+    say_summary(Report(missing=missing), 0.5, quiet=True)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "pplx-search: /nowhere/0: Permission denied; its files stay in the index"
     assert said[-1] == "pplx-search: and 3 more folders could not be read"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pplx_cli import COMMANDS
-from pplx_cli.reading import LineFormat, read_records
-from pplx_cli.writing import require_output
+from pplx_cli.records import LineFormat, read_records
+from pplx_cli.vector_writers import require_output
 from pplx_edge.errors import InputError
 from pplx_edge.registry import BACKENDS
 from pplx_kit.options import MODEL_HELP, add_command, add_hub_options, offline, positive

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pplx_cli import COMMANDS, selftest
-from pplx_cli.selftest import Outcome
-from pplx_cli.usable import BackendState, backend_states
+from pplx_cli import COMMANDS, self_test
+from pplx_cli.availability import BackendState, backend_states
+from pplx_cli.self_test import Outcome
 from pplx_edge import __version__, backends
 from pplx_edge.errors import InputError
 from pplx_edge.weights import hub
@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         COMMANDS["doctor"],
         "pplx-edge doctor\npplx-edge doctor --no-test --json",
         description=f"Runs {hub.BUILT_IN} on each usable backend and compares its int8 codes with those "
-        f"of {selftest.REFERENCE.label}. The exit status is 0 when the default backend is sound and no backend fails, "
+        f"of {self_test.REFERENCE.label}. The exit status is 0 when the default backend is sound and no backend fails, "
         "otherwise 1. Running out of time does not count as a failure.",
     )
     parser.add_argument("--no-test", action="store_true", help="Only report what is installed; run nothing.")
@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     if not args.no_test:
         usable = [name for name, state in states.items() if state.usable]
-        outcomes = selftest.run_trials(usable, say, selftest.BUDGET_SECONDS - (time.monotonic() - started))
+        outcomes = self_test.run_trials(usable, say, self_test.BUDGET_SECONDS - (time.monotonic() - started))
     default = backends.default_backend().name
-    good = states[default].usable if args.no_test else selftest.passed(outcomes)
+    good = states[default].usable if args.no_test else self_test.passed(outcomes)
     seconds = time.monotonic() - started
     if args.json:
         print(json.dumps(_facts(host, states, None if args.no_test else outcomes, good, seconds)))
@@ -94,7 +94,7 @@ def _test_lines(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
     """A line for each trial, its columns aligned, and what was read."""
     cells = [_cells(outcome) for outcome in outcomes]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]) - 1)] if cells else []
-    about = f"{hub.BUILT_IN}, up to {selftest.N_TEXTS} texts in {len(cells)} processes, one after the other"
+    about = f"{hub.BUILT_IN}, up to {self_test.N_TEXTS} texts in {len(cells)} processes, one after the other"
     lines = [("self-test", about)]
     for line in cells:
         aligned = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
@@ -107,7 +107,7 @@ def _cells(outcome: Outcome) -> list[str]:
     measured = outcome.measured
     if measured is None:
         return [outcome.trial.label, *[""] * 4, f"{outcome.verdict}: {outcome.why}"]
-    finding = "the reference" if outcome.trial is selftest.REFERENCE else ""
+    finding = "the reference" if outcome.trial is self_test.REFERENCE else ""
     if outcome.min_cosine is not None:
         finding = f"cosine at least {outcome.min_cosine:.5f}, largest step {outcome.largest_step}"
     verdict = outcome.verdict if outcome.verdict == "ok" else f"{outcome.verdict}: {outcome.why}"

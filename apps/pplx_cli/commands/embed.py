@@ -1,6 +1,6 @@
 """`pplx-edge embed`: lines or JSON Lines to vectors, block by block, so that the input may be of any length.
 
-`--stream`, for whole files, is in `stream`.
+`--stream`, for whole files, is in `document_stream`.
 """
 
 import argparse
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pplx_cli import COMMANDS, stream
-from pplx_cli.reading import STDIN, LineFormat, Record, blocks, read_records
-from pplx_cli.writing import open_writer, require_output
+from pplx_cli import COMMANDS, document_stream
+from pplx_cli.records import STDIN, LineFormat, Record, blocks, read_records
+from pplx_cli.vector_writers import open_writer, require_output
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError, NumericalError, TextTooLong
 from pplx_edge.types import PRECISIONS
@@ -52,14 +52,14 @@ def add_parser(commands: Any) -> None:
         help="Read each line as a document: a JSON list of chunks, or an object with one in --field. Each chunk gets a "
         "vector in the context of the whole document; .npy stacks the chunks of all documents.",
     )
-    stream.add_stream_options(parser)
+    document_stream.add_stream_options(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.stream:
-        return stream.run(args)
+        return document_stream.run(args)
     if args.output is not None:
         require_output(args.output)  # said before the model is opened, not after
     line_format = LineFormat(jsonl=args.jsonl, contextual=args.contextual, field=args.field)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pplx_cli import COMMANDS
-from pplx_cli.golden import CODE_TOLERANCE, GOLDEN, deviations, texts
+from pplx_cli.published_vectors import CODE_TOLERANCE, GOLDEN, deviations, texts
 from pplx_edge.embedder import load
 from pplx_edge.errors import InputError, ModelError, ModelNotFound
 from pplx_edge.registry import EXACT_FORMAT

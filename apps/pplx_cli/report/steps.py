@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_cli.selftest import texts
+from pplx_cli.self_test import texts
 from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pplx_cli.report.steps import STEPS
-from pplx_cli.usable import backend_states
+from pplx_cli.availability import backend_states
 from pplx_edge import __version__
 from pplx_edge.backends.coreml_io import FORMS
 from pplx_edge.files import replacing_file

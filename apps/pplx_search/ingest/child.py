@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from pplx_search.ingest import wire
 from pplx_search.ingest.failures import ParseFailed
-from pplx_search.ingest.opening import MAX_HASHED_BYTES, OpenedFile
+from pplx_search.ingest.opened_file import MAX_HASHED_BYTES, OpenedFile
 from pplx_search.ingest.output import Output
 
 _GRACE_SECONDS = 5  # time for the parent to end a late child before the system does

@@ -17,7 +17,7 @@ from typing import Any
 from pplx_edge.errors import EdgeError, InputError, MissingExtra, StorageError
 from pplx_search.ingest.failures import ParseFailed
 from pplx_search.ingest.kinds import kind_of, suffix_of
-from pplx_search.ingest.opening import MAX_HASHED_BYTES, OpenedFile
+from pplx_search.ingest.opened_file import MAX_HASHED_BYTES, OpenedFile
 from pplx_search.ingest.parsers import PARSERS
 from pplx_search.ingest.process import Child, Watch
 from pplx_search.ingest.spool import Spool, SpooledDocuments

@@ -17,7 +17,7 @@ def main() -> int:
     """Run the command, and return its exit status."""
     import pplx_edge
     from pplx_edge import Embedder
-    from pplx_search import cli
+    from pplx_search import program
     from pplx_search.store import Store
 
     started = float(sys.argv[1])
@@ -39,7 +39,7 @@ def main() -> int:
     timed(pplx_edge, "load", "opening the model")
     timed(Embedder, "encode_query", "encoding the question")
     timed(Store, "search", "search")
-    status = cli.main(sys.argv[2:])
+    status = program.main(sys.argv[2:])
     sys.stdout.flush()
     whole = time.time() - started
     print(json.dumps(seconds | {"the rest": whole - sum(seconds.values()), "whole": whole}))

@@ -11,7 +11,7 @@ from pplx_bench.child import ChildFailed
 
 _FOUND, _NOTHING = 0, 1
 _PHASES = Path(__file__).with_name("phases.py")
-_COMMAND = ("-m", "pplx_search.cli")
+_COMMAND = ("-m", "pplx_search")
 
 
 def update(home: Path, n_files: int, threads: int) -> float:

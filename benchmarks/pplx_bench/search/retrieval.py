@@ -31,7 +31,7 @@ from pplx_edge import Embedder, StreamOptions
 from pplx_edge.errors import InputError, MissingExtra
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.options import positive
-from pplx_search.indexing import Indexer
+from pplx_search.indexer import Indexer
 from pplx_search.settings import CHUNK_TOKENS, INDEX_OPTIONS, options_for, settings_of
 from pplx_search.store import Hit, Query, Store
 

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 from pplx_search.ingest.decoding import decode
 from pplx_search.ingest.failures import ParseFailed
-from pplx_search.ingest.opening import OpenedFile
+from pplx_search.ingest.opened_file import OpenedFile
 from pplx_search.ingest.output import Output
 from pplx_search.ingest.parsers import html, properties
 from pplx_search.ingest.parsers.markdown import MarkdownWriter

@@ -9,7 +9,7 @@ from selectolax.lexbor import LexborHTMLParser
 from pplx_search.ingest import dates
 from pplx_search.ingest.decoding import HEAD_BYTES, decode, require_text
 from pplx_search.ingest.failures import ParseFailed
-from pplx_search.ingest.opening import OpenedFile
+from pplx_search.ingest.opened_file import OpenedFile
 from pplx_search.ingest.output import Output
 from pplx_search.ingest.parsers.markdown import MarkdownWriter
 from pplx_search.ingest.parsers.tables import TableRows

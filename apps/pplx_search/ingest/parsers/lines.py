@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pplx_search.ingest.decoding import HEAD_BYTES, decoded, encoding_of, require_text
 from pplx_search.ingest.failures import ParseFailed
 from pplx_search.ingest.kinds import text_format_of
-from pplx_search.ingest.opening import OpenedFile
+from pplx_search.ingest.opened_file import OpenedFile
 from pplx_search.ingest.output import Output
 
 _IN_MEMORY_BYTES = 1 << 20  # longer files are read in blocks

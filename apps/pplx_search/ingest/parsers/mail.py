@@ -12,7 +12,7 @@ from typing import BinaryIO
 from pplx_search.ingest import dates
 from pplx_search.ingest.decoding import decode
 from pplx_search.ingest.failures import ParseFailed
-from pplx_search.ingest.opening import OpenedFile
+from pplx_search.ingest.opened_file import OpenedFile
 from pplx_search.ingest.output import Output, field
 from pplx_search.ingest.parsers import html
 from pplx_search.ingest.parsers.markdown import MarkdownWriter

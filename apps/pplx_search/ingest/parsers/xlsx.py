@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from pplx_search.ingest.failures import ParseFailed
-from pplx_search.ingest.opening import OpenedFile
+from pplx_search.ingest.opened_file import OpenedFile
 from pplx_search.ingest.output import Output
 from pplx_search.ingest.parsers import properties
 from pplx_search.ingest.parsers.markdown import MarkdownWriter

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from pplx_search.ingest.failures import ParseFailed
-from pplx_search.ingest.opening import OpenedFile
+from pplx_search.ingest.opened_file import OpenedFile
 from pplx_search.ingest.parsers.xml_events import Event, xml_events
 
 _MAX_ENTRIES = 50_000

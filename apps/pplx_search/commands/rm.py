@@ -8,8 +8,10 @@ from typing import Any
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command
 from pplx_kit.terminal import human_bytes
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.opening import DEFAULT_COLLECTION, open_index, say, shown_path
+from pplx_search.access import open_index
+from pplx_search.console import say, shown_path
+from pplx_search.options import DEFAULT_COLLECTION, absolute
+from pplx_search.program import COMMANDS
 from pplx_search.store import Collection, Store
 
 
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         if args.collection:
             store.collections.remove(args.collection)
         for path in args.paths:
-            _remove(store, os.fsencode(path.expanduser().absolute()))
+            _remove(store, absolute(path))
         compacted = store.compact()
     say(f"done; freed {human_bytes(max(0, compacted.bytes_before - compacted.bytes_after))} of disk space")
     return 0

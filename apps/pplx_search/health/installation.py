@@ -6,9 +6,9 @@ from importlib import import_module, metadata
 
 from pplx_edge import __version__
 from pplx_edge.errors import EdgeError
+from pplx_kit.findings import Finding, note, sound, wrong
 from pplx_kit.terminal import printable
-from pplx_search.cli.findings import Finding, note, sound, wrong
-from pplx_search.cli.sample_files import samples, unread_kinds
+from pplx_search.health.sample_files import samples, unread_kinds
 
 _INSTALL = "pip install 'pplx-edge[search]'"
 _PARSERS = {  # package name: (import name, file types it is needed for)

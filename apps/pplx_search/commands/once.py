@@ -7,11 +7,12 @@ from typing import Any
 
 from pplx_kit.options import add_command
 from pplx_kit.terminal import printable
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.add import add_rule_options, index_paths
-from pplx_search.cli.opening import DEFAULT_COLLECTION, add_model_options, open_index, say, shown_path
-from pplx_search.cli.search import add_search_options
-from pplx_search.cli.search import run as search
+from pplx_search.access import open_index
+from pplx_search.commands import search
+from pplx_search.commands.add import index_paths
+from pplx_search.console import say, shown_path
+from pplx_search.options import DEFAULT_COLLECTION, add_model_options, add_rule_options
+from pplx_search.program import COMMANDS
 from pplx_search.store.values import FileState
 
 
@@ -29,7 +30,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("query", metavar="QUERY", help="A question or a few words, in quotes.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="Files and folders to search.")
     add_rule_options(parser)
-    add_search_options(parser)
+    search.add_search_options(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="Show no progress bar.")
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -43,4 +44,4 @@ def run(args: argparse.Namespace) -> int:
             for report in store.files.reports((FileState.FAILED,)):
                 say(f"{shown_path(report.path)}: {printable(report.message or report.code or 'cannot be read')}")
         args.query = [args.query]
-        return search(args)
+        return search.run(args)

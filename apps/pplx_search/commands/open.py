@@ -10,8 +10,8 @@ from typing import Any
 
 from pplx_edge.errors import EdgeError, InputError
 from pplx_kit.options import add_command
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.opening import open_index
+from pplx_search.access import open_index
+from pplx_search.program import COMMANDS
 
 
 def add_parser(commands: Any) -> None:

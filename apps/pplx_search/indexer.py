@@ -21,7 +21,7 @@ from pplx_search.ids import FileId, TextId
 from pplx_search.ingest.reading import Reader, ReadFailed, ReadFile, ReadLimits
 from pplx_search.ingest.walk import Found, FoundFile, MissingRoot, SkippedFile, WalkRules, walk
 from pplx_search.null_baseline import measure_null_baseline
-from pplx_search.reading_ahead import ReadAhead, Task
+from pplx_search.reader_thread import ReadAhead, Task
 from pplx_search.settings import fingerprint_of
 from pplx_search.store import (
     Collection,

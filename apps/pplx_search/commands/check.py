@@ -5,8 +5,9 @@ from typing import Any
 
 from pplx_kit.options import add_command
 from pplx_kit.terminal import printable
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.opening import open_index, say
+from pplx_search.access import open_index
+from pplx_search.console import say
+from pplx_search.program import COMMANDS
 
 
 def add_parser(commands: Any) -> None:

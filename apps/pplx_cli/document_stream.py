@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from pplx_cli.reading import STDIN
-from pplx_cli.writing import open_writer, require_output
+from pplx_cli.records import STDIN
+from pplx_cli.vector_writers import open_writer, require_output
 from pplx_edge.errors import EdgeError, InputError
 from pplx_edge.types import DEFAULT_CHUNK_TOKENS, MARKUPS, ChunkVector, StreamOptions
 from pplx_kit.options import natural, open_model, positive

@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 from pplx_kit.options import add_command
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.opening import open_index
+from pplx_search.access import open_index
+from pplx_search.program import COMMANDS
 
 _LINES = 20
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # can manipulate a terminal

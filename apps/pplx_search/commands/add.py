@@ -1,26 +1,25 @@
 """`pplx-search add`: index folders and files."""
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.opening import (
+from pplx_search.access import model_of, open_index, open_model
+from pplx_search.indexer import Indexer, Report
+from pplx_search.ingest.walk import WalkRules
+from pplx_search.options import (
     DEFAULT_COLLECTION,
     DEFAULT_MODEL,
+    absolute,
     add_model_options,
-    model_of,
-    open_index,
-    open_model,
+    add_quiet_option,
+    add_rule_options,
 )
-from pplx_search.cli.progress import Bar
-from pplx_search.cli.update import tell
-from pplx_search.indexing import Indexer, Report
-from pplx_search.ingest.walk import WalkRules
+from pplx_search.program import COMMANDS
+from pplx_search.progress import Bar, say_summary
 from pplx_search.settings import options_for, options_from, settings_of
 
 
@@ -43,37 +42,15 @@ def add_parser(commands: Any) -> None:
         help="Collection to add them to (default: %(default)s).",
     )
     add_rule_options(parser)
-    parser.add_argument("-q", "--quiet", action="store_true", help="Show no progress bar and no summary.")
+    add_quiet_option(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)
-
-
-def add_rule_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which files are indexed, and with which model."""
-    parser.add_argument(
-        "--include",
-        action="append",
-        metavar="GLOB",
-        help="Only index files that match this .gitignore pattern, e.g. '*.md'. May be repeated.",
-    )
-    parser.add_argument(
-        "--exclude",
-        action="append",
-        metavar="GLOB",
-        help="Skip files and folders that match this .gitignore pattern, e.g. 'drafts/'. May be repeated.",
-    )
-    parser.add_argument("--hidden", action="store_true", default=None, help="Also index hidden files.")
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help=f"Model for a new index, by any name that pplx-edge can open (default: {DEFAULT_MODEL}).",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     report = index_paths(args)
-    tell(report, time.monotonic() - started, args.quiet)
+    say_summary(report, time.monotonic() - started, args.quiet)
     return 0
 
 
@@ -99,7 +76,7 @@ def index_paths(args: argparse.Namespace) -> Report:
             options = options_from(settings)
         collection = store.collections.add(args.collection, _rules(args))
         for path in args.paths:
-            store.collections.add_root(collection.name, os.fsencode(path.absolute()))
+            store.collections.add_root(collection.name, absolute(path))
         with model, Bar(args.quiet) as bar:
             indexer = Indexer(store, model, options, settings, on_progress=bar.show)
             return indexer.update([store.collections.get(collection.name)])

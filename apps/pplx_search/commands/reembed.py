@@ -5,10 +5,12 @@ from typing import Any
 
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.opening import add_model_options, open_index, open_model, say
-from pplx_search.cli.progress import Bar
-from pplx_search.indexing import Indexer
+from pplx_search.access import EMPTY, open_index, open_model
+from pplx_search.console import say
+from pplx_search.indexer import Indexer
+from pplx_search.options import add_model_options, add_quiet_option
+from pplx_search.program import COMMANDS
+from pplx_search.progress import Bar
 from pplx_search.settings import options_for, settings_of
 
 
@@ -26,7 +28,7 @@ def add_parser(commands: Any) -> None:
         help="New model, by any name that pplx-edge can open (default: the model of an unfinished reembed, otherwise "
         "the current one).",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="Show no progress bar and no summary.")
+    add_quiet_option(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     with open_index(args, write=True) as store:
         begun = store.vectors.building or store.vectors.serving
         if begun is None:
-            raise InputError("the index is empty; start with: pplx-search add FOLDER")
+            raise InputError(EMPTY)
         name = args.model or str(begun.settings["model"])
         model = open_model(name, args)
         options = options_for(model)

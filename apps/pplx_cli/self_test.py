@@ -1,7 +1,7 @@
 """The self-test of `doctor`: the built-in model on each backend, in a process each, against the same vectors.
 
 A process of its own gives each backend a clean peak of memory, and lets one that crashes or hangs cost only itself.
-`python -m pplx_cli.selftest` is that process: a request as JSON on stdin, the measurement in the file it names.
+`python -m pplx_cli.self_test` is that process: a request as JSON on stdin, the measurement in the file it names.
 """
 
 import json

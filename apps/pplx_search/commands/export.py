@@ -1,16 +1,17 @@
 """`pplx-search export`: write passages and vectors to a file for other programs."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from pplx_edge.errors import InputError
 from pplx_edge.files import replacing_file
 from pplx_kit.options import add_command
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.opening import open_index, say
-from pplx_search.exporting import passages, writer_for
+from pplx_search.access import EMPTY, open_index
+from pplx_search.console import say
+from pplx_search.options import add_filter_options
+from pplx_search.passage_table import passages, writer_for
+from pplx_search.program import COMMANDS
 from pplx_search.store import Filter
 
 
@@ -23,23 +24,7 @@ def add_parser(commands: Any) -> None:
         description="Vectors are int8 codes; compare them by cosine similarity. Parquet requires pyarrow.",
     )
     parser.add_argument("out", type=Path, metavar="FILE", help="Output file, .parquet or .npz.")
-    parser.add_argument(
-        "--in",
-        dest="folders",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FOLDER",
-        help="Only export files in this folder and its subfolders. May be repeated.",
-    )
-    parser.add_argument(
-        "-c",
-        "--collection",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="Only export files in this collection. May be repeated.",
-    )
+    add_filter_options(parser, "export")
     parser.add_argument("--no-text", action="store_true", help="Export locations and vectors without the text.")
     parser.add_argument("--force", action="store_true", help="Overwrite an existing file.")
     parser.set_defaults(run=run)
@@ -49,12 +34,11 @@ def run(args: argparse.Namespace) -> int:
     write = writer_for(args.out)
     if args.out.exists() and not args.force:
         raise InputError(f"{args.out}: already exists; choose another name or use --force")
-    folders = tuple(os.fsencode(folder.expanduser().absolute()) for folder in args.folders)
     with open_index(args) as store:
         serving = store.vectors.serving
         if serving is None:
-            raise InputError("the index is empty; start with: pplx-search add FOLDER")
-        wanted = Filter(collections=tuple(args.collection), folders=folders)
+            raise InputError(EMPTY)
+        wanted = Filter(collections=tuple(args.collection), folders=tuple(args.folders))
         with replacing_file(args.out) as partial:
             n_rows = write(partial, passages(store, wanted, with_text=not args.no_text), serving.dim)
     say(f"exported {n_rows:,} passages with {serving.dim}-dimensional vectors")

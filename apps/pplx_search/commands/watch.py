@@ -11,10 +11,12 @@ from watchfiles import watch as watch_files
 
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.opening import add_model_options, model_of, open_index, say
-from pplx_search.cli.update import tell
-from pplx_search.indexing import Indexer
+from pplx_search.access import model_of, open_index
+from pplx_search.console import say
+from pplx_search.indexer import Indexer
+from pplx_search.options import add_model_options
+from pplx_search.program import COMMANDS
+from pplx_search.progress import say_summary
 from pplx_search.settings import options_from
 
 _TICK_SECONDS = 5.0
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
                 report = indexer.update()
                 store.compact()
                 if report.indexed or report.known or report.forgotten or report.moved or report.failed:
-                    tell(report, time.monotonic() - started, args.quiet)
+                    say_summary(report, time.monotonic() - started, args.quiet)
                 elif not args.quiet:
                     say("up to date")
     return 0

@@ -1,5 +1,6 @@
-"""The progress bar of an indexing run: files, tokens per second, and the estimated time left."""
+"""The progress bar of an indexing run (files, tokens per second, estimated time left), and its summary."""
 
+import os
 import sys
 import time
 from collections import deque
@@ -7,9 +8,10 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from pplx_search.cli.opening import say
-from pplx_search.indexing import Progress
+from pplx_search.console import say, shown_path
+from pplx_search.indexer import Progress, Report
 
+_MOST_MISSING = 5  # unreadable folders listed individually
 _RATE_SECONDS, _LEFT_SECONDS = 2.0, 6.0  # minimum time before showing a rate, and an estimate
 _PACE_SECONDS = 60.0  # the rate is averaged over this time
 _DRAW_SECONDS = 0.1
@@ -78,3 +80,25 @@ def duration(seconds: float) -> str:
     if seconds >= _MINUTE:
         return f"{round(seconds / _MINUTE)} min"
     return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+
+
+def say_summary(report: Report, seconds: float, quiet: bool) -> None:
+    """Print to stderr what a run did and how long it took. Unreadable folders are reported even with `quiet`."""
+    for missing in report.missing[:_MOST_MISSING]:
+        say(f"{shown_path(os.fsencode(missing.path))}: {missing.reason}; its files stay in the index")
+    if len(report.missing) > _MOST_MISSING:
+        say(f"and {len(report.missing) - _MOST_MISSING:,} more folders could not be read")
+    if quiet:
+        return
+    counts = {
+        "indexed": report.indexed + report.known,
+        "unchanged": report.unchanged,
+        "moved": report.moved,
+        "removed": report.forgotten,
+        "skipped": report.skipped,
+        "failed": report.failed,
+        "still being written": report.changing,
+    }
+    files = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+    why = "; for details: pplx-search status --files" if report.failed or report.skipped or report.changing else ""
+    say(f"{files or 'no files found'}, in {duration(seconds)}{why}")

@@ -9,18 +9,21 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import apsw
 
 import pplx_edge
 from pplx_edge.errors import EdgeError, InputError, OfflineError
+from pplx_kit.findings import Finding, note, sound, wrong
 from pplx_kit.terminal import human_bytes, printable
-from pplx_search.cli.filesystems import file_system_of
-from pplx_search.cli.findings import Finding, note, sound, wrong
-from pplx_search.cli.opening import DEFAULT_MODEL, shown_path
-from pplx_search.cli.sample_files import SENTENCE
-
-if TYPE_CHECKING:
-    from pplx_search.store import Generation, Store
+from pplx_search.console import shown_path
+from pplx_search.health.file_systems import file_system_of
+from pplx_search.health.sample_files import SENTENCE
+from pplx_search.options import DEFAULT_MODEL
+from pplx_search.store import Generation, Store, StoreBusy
+from pplx_search.store.database import DATABASE_FILE, Database
+from pplx_search.store.writer_lock import LOCK_FILE, WriterLock
 
 _BEGIN = "pplx-search add FOLDER"
 _LEAST_FREE_BYTES = 200_000_000
@@ -31,9 +34,6 @@ _PRIVACY = "System Settings > Privacy & Security > Full Disk Access: allow your 
 
 def index_health(home: Path) -> Iterator[Finding]:
     """Yield a finding for each part of the index in a directory, or for what a new index would need there."""
-    from pplx_search.store import Store
-    from pplx_search.store.database import DATABASE_FILE
-
     database = home / DATABASE_FILE
     yield _place(home, database.exists())
     if not database.exists():
@@ -57,8 +57,6 @@ def index_health(home: Path) -> Iterator[Finding]:
 
 
 def _place(home: Path, is_there: bool) -> Finding:
-    from pplx_search.store.writer_lock import LOCK_FILE
-
     existing = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
     # The lock file is not counted: every writer rewrites it, including this command.
     files = [path for path in home.iterdir() if path.is_file() and path.name != LOCK_FILE] if is_there else []
@@ -92,9 +90,6 @@ def _place(home: Path, is_there: bool) -> Finding:
 
 def _writer(home: Path) -> Finding:
     """Check the writer lock by taking and releasing it, as every writer does first."""
-    from pplx_search.store import StoreBusy
-    from pplx_search.store.writer_lock import LOCK_FILE, WriterLock
-
     try:
         WriterLock(home).release()
     except StoreBusy as error:
@@ -128,10 +123,6 @@ def _database(path: Path) -> Finding:
 
 def _quick_check(path: Path) -> tuple[list[str], bool]:
     """Return the problems that SQLite reports, and whether its quick check finished in time."""
-    import apsw
-
-    from pplx_search.store.database import Database
-
     until = time.monotonic() + _CHECK_SECONDS
     with closing(Database(path, write=False, on_step=lambda step: None)) as database:
         database.connection.set_progress_handler(lambda: time.monotonic() > until, _CHECK_STEPS)
@@ -141,14 +132,14 @@ def _quick_check(path: Path) -> tuple[list[str], bool]:
             return [], False
 
 
-def _bits(store: "Store") -> Finding:
+def _bits(store: Store) -> Finding:
     status = store.status()
     if status.remarks:
         return note("bits", "; ".join(status.remarks), "pplx-search update", sound=False)
     return sound("bits", f"the sign bits of {status.n_chunks:,} passages match their checksums", sound=True)
 
 
-def _model(name: str, serving: "Generation | None") -> Iterator[Finding]:
+def _model(name: str, serving: Generation | None) -> Iterator[Finding]:
     """Check that the model is on this machine, is the one the index was built with, and can encode."""
     try:
         model = pplx_edge.load(name, offline=True)
@@ -186,7 +177,7 @@ def _encoding(name: str, model: pplx_edge.Embedder, facts: dict[str, Any]) -> Fi
     return sound("model", told, tokens_per_second=round(pace, 1), dim=model.dim, **facts)
 
 
-def _folders(store: "Store") -> Iterator[Finding]:
+def _folders(store: Store) -> Iterator[Finding]:
     roots = [os.fsdecode(root.path) for collection in store.collections.all() for root in collection.roots]
     readable = 0
     for path in roots:

@@ -9,9 +9,10 @@ from typing import Any
 
 from pplx_kit.options import add_command
 from pplx_kit.terminal import human_bytes, printable
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.opening import open_index, shown_path
+from pplx_search.access import open_index
+from pplx_search.console import shown_path
 from pplx_search.ingest.failures import CODES
+from pplx_search.program import COMMANDS
 from pplx_search.store import FileReport, FileState, Status, Store
 
 _SCHEMA = 1

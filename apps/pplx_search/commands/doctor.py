@@ -13,11 +13,11 @@ from typing import Any
 
 from pplx_edge import __version__
 from pplx_edge.errors import MissingExtra
+from pplx_kit.findings import Finding, Verdict, wrong
 from pplx_kit.options import add_command
 from pplx_kit.terminal import printable
-from pplx_search.cli import COMMANDS
-from pplx_search.cli.findings import Finding, Verdict, wrong
-from pplx_search.cli.installation import installation
+from pplx_search.health.installation import installation
+from pplx_search.program import COMMANDS, PROGRAM
 
 _SCHEMA = 1
 _SOUND, _WRONG = 0, 1
@@ -55,11 +55,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _findings(home: Path) -> Iterator[Finding]:
-    from pplx_search.cli import PROGRAM
 
     yield from installation()
     try:
-        health = PROGRAM.load("pplx_search.cli.index_health", "checking the index")
+        health = PROGRAM.load("pplx_search.health.index", "checking the index")
     except MissingExtra as error:
         yield wrong("index", str(error))
         return

@@ -1,0 +1,1 @@
+"""The commands of pplx-search, one module each."""
