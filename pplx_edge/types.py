@@ -233,8 +233,12 @@ class Session(Protocol):
 
     spec: ModelSpec
     backend: str
-    device: str
     policy: BatchPolicy
+
+    @property
+    def device(self) -> str:
+        """What computes, in words, for example `CPU` or the name of a GPU."""
+        ...
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:
         """Return the final hidden states, float32 `[B, T, D]`; values at padding are unspecified."""

@@ -120,7 +120,7 @@ def test_coremltools_without_its_compiled_modules_is_named_with_the_next_step(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(platform, "mac_ver", lambda: ("15.1", ("", "", ""), ""))
     monkeypatch.setitem(BACKENDS, "coreml", replace(COREML, newest_python=newest))
-    why = usable.backend_states()["coreml"].why
+    why = availability.backend_states()["coreml"].why
     assert why.startswith("the coreml backend cannot use the installed coremltools, which lacks libmilstoragepython")
     assert step in why
     assert json.loads(run("doctor", "--no-test", "--json")[1])["backends"]["coreml"]["usable"] is False

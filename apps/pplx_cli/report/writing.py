@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pplx_cli.report.steps import STEPS
 from pplx_cli.availability import backend_states
+from pplx_cli.report.steps import STEPS
 from pplx_edge import __version__
 from pplx_edge.backends.coreml_io import FORMS
 from pplx_edge.files import replacing_file
