@@ -26,6 +26,10 @@
 extern "C" {
 #endif
 
+#if defined(__GNUC__)
+#pragma GCC visibility push(default)
+#endif
+
 #define PPLX_ABI_VERSION 1
 #define PPLX_FILE_MAGIC "PPLXINT8"
 #define PPLX_FILE_VERSION 1
@@ -109,17 +113,30 @@ int pplx_states(pplx_model *model, const int32_t *ids, const int64_t *starts, in
 int pplx_span_means(pplx_model *model, const int32_t *ids, const int64_t *starts, int64_t n_rows, const int64_t *spans,
                     int64_t n_spans, int32_t threads, float *means, char *error, uint64_t error_bytes);
 
+/* Run some layers, for comparing them with a reference. If first = 0, `states` receives the embeddings of the ids; otherwise it
+ * holds the residual stream before layer `first`. Runs the layers [first, last) and returns the residual stream in `states`,
+ * float32 [n_tokens, hidden]; last = n_layers + 1 also applies the final norm. Chained calls give the bits of pplx_states. */
+int pplx_run_layers(pplx_model *model, const int32_t *ids, const int64_t *starts, int64_t n_rows, int32_t first, int32_t last,
+                    int32_t threads, float *states, char *error, uint64_t error_bytes);
+
+/* The compiler, and the instruction sets that were compiled in, in one line. */
+const char *pplx_build_info(void);
+
 /* The name of the instruction set of a model. */
 const char *pplx_isa(const pplx_model *model);
 
-/* The bytes of buffers that a call with so many tokens needs at most, besides the model. */
-uint64_t pplx_buffer_bytes(const pplx_model *model, int64_t n_tokens, int32_t threads);
+/* The bytes of buffers that a call with so many rows and tokens needs, besides the model. */
+uint64_t pplx_buffer_bytes(const pplx_model *model, int64_t n_rows, int64_t n_tokens, int32_t threads);
 
 /* The number of threads that a call with `threads` = 0 uses. */
 int32_t pplx_default_threads(void);
 
 /* Close a model that no call uses. Null is allowed. */
 void pplx_close(pplx_model *model);
+
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif
 
 #ifdef __cplusplus
 }
