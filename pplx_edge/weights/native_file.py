@@ -1,155 +1,357 @@
-"""The weight file of the native formats: a safetensors file whose tensors lie as the CPU kernels read them.
+"""The model file of the CPU kernels: everything that they read, in the order and layout in which they read it.
 
-A projection `[N, K]` is stored in panels of 16 output channels, int8 `[N/16, K/4, 16, 4]`: the 64 bytes of a step are
-four neighboring inputs of 16 channels, which is one operand of the dot-product instructions of every processor. Sizes
-that are no multiples are padded with zeros: N to 16, K to 64. Each projection has a float32 scale and an int32 sum of
-its codes per output channel. All tensors begin at multiples of 64 bytes, so the file is mapped and used in place.
+The file is defined in `pplx_edge/kernels/include/pplx_kernels.h`: a header of 128 bytes, a directory of tensors, and
+the tensors at multiples of 64 bytes. Sizes, places and types all follow from the sizes of the model, so header and
+directory of a valid file are known in advance, and a file with any other header or directory is refused.
 
-Nothing in the file is trusted: names, types, shapes and places are compared with what config.json implies.
+A projection `[N, K]` is stored as V4x16, int8 `[N/16, K/4, 16, 4]`: 64 bytes hold four neighboring inputs of 16 output
+channels, which is one operand of the dot-product instructions of every processor. Sizes are padded with zeros: hidden
+and inner sizes to 64, and each half of a head, which rotates with the other half, to 32.
 """
 
 import mmap
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from pplx_edge.errors import ArtifactError
 from pplx_edge.spec import ModelSpec
-from pplx_edge.weights.safetensors import StoredTensor, n_bytes, read_header
 
-TABLE, FINAL_NORM = "embed_tokens.weight", "norm.weight"
-COS, SIN = "rotary.cos", "rotary.sin"
-ALIGNMENT = 64
-_PANEL, _QUAD, _STEP = 16, 4, 64  # channels of a panel, inputs that lie side by side, and the multiple of K
-_NUMPY = {"I8": np.int8, "I32": np.int32, "F32": np.float32}
+_MAGIC, _VERSION, _BYTE_ORDER, _ALIGNMENT = b"PPLXINT8", 1, 0x01020304, 64
+_HEADER = struct.Struct("<8s4I2Q8I2f48x")
+_ENTRY = struct.Struct("<4I4Q")
+PANEL, _QUAD = 16, 4  # output channels of a panel, and neighboring inputs of a channel that lie side by side
+_HEAD_HALF = 32
+# The names of the fields of the header, for error messages.
+_FIELDS = (
+    *(
+        "magic number",
+        "version",
+        "byte order",
+        "header size",
+        "number of tensors",
+        "file size",
+        "place of the directory",
+    ),
+    *("number of layers", "hidden size", "number of heads", "number of key heads", "head size", "intermediate size"),
+    *("vocabulary size", "maximum tokens", "eps of the head norms", "eps of the stream norms"),
+)
 
-Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+
+class Kind(IntEnum):
+    """What a tensor is."""
+
+    TABLE = 1
+    TABLE_SCALES = 2
+    INPUT_NORM = 3
+    QKV = 4
+    QKV_SCALES = 5
+    QKV_SUMS = 6
+    Q_NORM = 7
+    K_NORM = 8
+    O = 9  # noqa: E741
+    O_SCALES = 10
+    O_SUMS = 11
+    POST_NORM = 12
+    GATE_UP = 13
+    GATE_UP_SCALES = 14
+    GATE_UP_SUMS = 15
+    DOWN = 16
+    DOWN_SCALES = 17
+    DOWN_SUMS = 18
+    FINAL_NORM = 19
+    COS = 20
+    SIN = 21
 
 
-def scales_of(name: str) -> str:
-    """Return the name of the scales of a matrix."""
-    return f"{name}.scales"
+class _Type(IntEnum):
+    """How a tensor is stored."""
+
+    INT8_ROWS = 1
+    INT8_V4X16 = 2
+    FLOAT32 = 3
+    INT32 = 4
 
 
-def sums_of(name: str) -> str:
-    """Return the name of the sums over the codes of each output channel of a projection."""
-    return f"{name}.sums"
+_NUMPY = {_Type.INT8_ROWS: np.int8, _Type.INT8_V4X16: np.int8, _Type.FLOAT32: np.float32, _Type.INT32: np.int32}
 
 
-def file_layout(spec: ModelSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return the type and the padded shape of each tensor of a model, in the order in which the kernels expect them."""
-    half = (spec.max_tokens * spec.head_dim // 2,)
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
-        TABLE: ("I8", (spec.vocab_size, _up(spec.hidden_size, ALIGNMENT))),
-        scales_of(TABLE): ("F32", (_up(spec.vocab_size, _PANEL),)),
-        COS: ("F32", (_up(half[0], _PANEL),)),
-        SIN: ("F32", (_up(half[0], _PANEL),)),
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An entry of the directory: `[rows, columns]` of a type, at a byte offset of the file."""
+
+    kind: Kind
+    layer: int
+    type: _Type
+    rows: int
+    columns: int
+    offset: int
+
+    @property
+    def n_bytes(self) -> int:
+        return self.rows * self.columns * np.dtype(_NUMPY[self.type]).itemsize
+
+    def shaped(self, values: np.ndarray) -> np.ndarray:
+        """Return the values in the shape in which they are stored."""
+        if self.type == _Type.INT8_V4X16:
+            return values.reshape(self.rows // PANEL, self.columns // _QUAD, PANEL, _QUAD)
+        return values.reshape(self.rows, self.columns)
+
+
+class Weights(Protocol):
+    """A source of quantized weights. Names are those of a checkpoint."""
+
+    def table_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield blocks of rows of the embedding table, int8 `[R, D]`, with their float32 scales `[R]`."""
+        ...
+
+    def vector(self, name: str) -> np.ndarray:
+        """Return the weight of a norm, float32."""
+        ...
+
+    def projection(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the codes of a projection, int8 `[N, K]`, and its scales, float32 `[N]`."""
+        ...
+
+    def rotary(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rotary cosines and sines, float32 `[max_tokens, head_dim / 2]` each."""
+        ...
+
+
+def directory(spec: ModelSpec) -> list[Tensor]:
+    """Return the tensors of a model in the order of the file."""
+    sizes = _Sizes(spec)
+    rows = _Type.FLOAT32
+    planned: list[tuple[Kind, int, _Type, int, int]] = [
+        (Kind.TABLE, 0, _Type.INT8_ROWS, spec.vocab_size, sizes.hidden),
+        (Kind.TABLE_SCALES, 0, rows, 1, spec.vocab_size),
+    ]
+    for layer in range(spec.n_layers):
+        planned += [
+            (Kind.INPUT_NORM, layer, rows, 1, sizes.hidden),
+            *_planned_projection(Kind.QKV, layer, sizes.query + 2 * sizes.key, sizes.hidden),
+            (Kind.Q_NORM, layer, rows, 1, 2 * sizes.half),
+            (Kind.K_NORM, layer, rows, 1, 2 * sizes.half),
+            *_planned_projection(Kind.O, layer, sizes.hidden, sizes.query),
+            (Kind.POST_NORM, layer, rows, 1, sizes.hidden),
+            *_planned_projection(Kind.GATE_UP, layer, 2 * sizes.inner, sizes.hidden),
+            *_planned_projection(Kind.DOWN, layer, sizes.hidden, sizes.inner),
+        ]
+    planned += [
+        (Kind.FINAL_NORM, 0, rows, 1, sizes.hidden),
+        (Kind.COS, 0, rows, spec.max_tokens, sizes.half),
+        (Kind.SIN, 0, rows, spec.max_tokens, sizes.half),
+    ]
+    tensors, offset = [], _HEADER.size + len(planned) * _ENTRY.size
+    for entry in planned:
+        tensors.append(Tensor(*entry, offset=_up(offset, _ALIGNMENT)))
+        offset = tensors[-1].offset + tensors[-1].n_bytes
+    return tensors
+
+
+def file_bytes(spec: ModelSpec) -> int:
+    """Return the size of the file of a model."""
+    last = directory(spec)[-1]
+    return last.offset + last.n_bytes
+
+
+def write_model(sink: Any, spec: ModelSpec, weights: Weights, step: Callable[[], None] = lambda: None) -> None:
+    """Write the file of a model to `sink`, an open file or a mapping, with one tensor in memory at a time.
+
+    Calls `step` after each layer.
+    """
+    tensors = directory(spec)
+    position = sink.write(_beginning(spec, tensors))
+    for tensor, blocks in zip(tensors, _stored_values(spec, weights, step), strict=True):
+        sink.write(bytes(tensor.offset - position))
+        written = sum(sink.write(np.ascontiguousarray(block).data.cast("B")) for block in blocks)
+        if written != tensor.n_bytes:
+            raise ValueError(
+                f"{tensor.kind.name} of layer {tensor.layer} has {written:,} bytes, not {tensor.n_bytes:,}"
+            )
+        position = tensor.offset + written
+
+
+def model_image(spec: ModelSpec, weights: Weights) -> mmap.mmap:
+    """Return the file of a model in anonymous memory."""
+    image = mmap.mmap(-1, file_bytes(spec))
+    write_model(image, spec, weights)
+    return image
+
+
+def map_model(path: Path, spec: ModelSpec) -> mmap.mmap:
+    """Map the file of a model for reading.
+
+    Raises ArtifactError, naming the first difference, if it is not exactly the file that the model needs.
+    """
+    tensors = directory(spec)
+    expected = _beginning(spec, tensors)
+    try:
+        with path.open("rb") as file:
+            found = file.read(len(expected))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if found else None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error})") from error
+    if found != expected:
+        raise ArtifactError(f"{path}: {_difference(found, expected, tensors)}; convert the model again")
+    if mapped is None or len(mapped) != file_bytes(spec):
+        raise ArtifactError(
+            f"{path}: {len(mapped or b''):,} bytes, but this model needs {file_bytes(spec):,}; convert the model again"
+        )
+    return mapped
+
+
+def stored_tensors(model: mmap.mmap, spec: ModelSpec) -> Mapping[tuple[Kind, int], np.ndarray]:
+    """Return the tensors of a mapped model by kind and layer, without copying them."""
+    return {
+        (tensor.kind, tensor.layer): tensor.shaped(
+            np.frombuffer(model, _NUMPY[tensor.type], tensor.rows * tensor.columns, tensor.offset)
+        )
+        for tensor in directory(spec)
     }
-    for index in range(spec.n_layers):
-        for name, shape in spec.layer_shapes().items():
-            full_name, padded = f"layers.{index}.{name}", _up(shape[0], _PANEL)
-            if len(shape) == 1:
-                tensors[full_name] = ("F32", (padded,))
-                continue
-            panels = (padded // _PANEL, _up(shape[1], _STEP) // _QUAD, _PANEL, _QUAD)
-            tensors |= {
-                full_name: ("I8", panels),
-                scales_of(full_name): ("F32", (padded,)),
-                sums_of(full_name): ("I32", (padded,)),
-            }
-    return tensors | {FINAL_NORM: ("F32", (_up(spec.hidden_size, _PANEL),))}
 
 
-def projection(name: str, codes: np.ndarray, scales: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the names and padded values of the three tensors of a projection, int8 `[N, K]` with scales `[N]`."""
-    yield name, panels_of(codes)
-    yield scales_of(name), padded(scales)
-    yield sums_of(name), padded(codes.sum(axis=1, dtype=np.int32))
+def panels(codes: np.ndarray) -> np.ndarray:
+    """Return codes `[N, K]` as V4x16 `[N/16, K/4, 16, 4]`."""
+    return codes.reshape(-1, PANEL, codes.shape[1] // _QUAD, _QUAD).swapaxes(1, 2)
 
 
-def panels_of(codes: np.ndarray) -> np.ndarray:
-    """Return int8 codes `[N, K]` in panels, int8 `[N/16, K/4, 16, 4]`, padded with zeros."""
-    n_out, n_in = codes.shape
-    full = np.zeros((_up(n_out, _PANEL), _up(n_in, _STEP)), np.int8)
-    full[:n_out, :n_in] = codes
-    return np.ascontiguousarray(full.reshape(-1, _PANEL, full.shape[1] // _QUAD, _QUAD).swapaxes(1, 2))
+def unpacked(stored: np.ndarray) -> np.ndarray:
+    """Return the codes `[N, K]` of a V4x16 array."""
+    return stored.swapaxes(1, 2).reshape(stored.shape[0] * PANEL, -1)
 
 
-def codes_of(panels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return the codes `[N, K]` that `panels_of` has put in panels."""
-    return panels.swapaxes(1, 2).reshape(panels.shape[0] * _PANEL, -1)[: shape[0], : shape[1]]
-
-
-def padded_columns(rows: np.ndarray) -> np.ndarray:
-    """Return rows of the embedding table, int8 `[R, D]`, with columns of zeros up to a multiple of 64."""
-    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % ALIGNMENT)))
-
-
-def padded(values: np.ndarray) -> np.ndarray:
-    """Return the values as one row, padded with zeros to whole multiples of 64 bytes."""
-    flat = values.reshape(-1)
-    return np.pad(flat, (0, -len(flat) % (ALIGNMENT // flat.itemsize)))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NativeWeights:
-    """The tensors of a model as the kernels read them: mapped from a file, or in memory, in the order of the layout."""
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """The padded sizes of a model."""
 
     spec: ModelSpec
-    tensors: Mapping[str, np.ndarray]
 
-    @classmethod
-    def open(cls, path: Path, spec: ModelSpec) -> "NativeWeights":
-        """Map a weight file.
+    @property
+    def hidden(self) -> int:
+        return _up(self.spec.hidden_size, _ALIGNMENT)
 
-        Raises CheckpointError if it is not a complete safetensors file, and ArtifactError, naming the tensor, if one is
-        missing, unknown, misplaced, or of another type or shape than the model needs.
-        """
-        stored, expected = read_header(path, tuple(_NUMPY)), file_layout(spec)
-        _require_match(path, stored, expected)
-        try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path}: cannot be mapped ({error})") from error
-        if len(mapped) < max(tensor.stop for tensor in stored.values()):
-            raise ArtifactError(f"{path}: was truncated while it was opened; convert the model again")
-        return cls(
-            spec,
-            {
-                name: np.frombuffer(mapped, _NUMPY[dtype], np.prod(shape, dtype=int), stored[name].start).reshape(shape)
-                for name, (dtype, shape) in expected.items()
-            },
+    @property
+    def inner(self) -> int:
+        return _up(self.spec.intermediate_size, _ALIGNMENT)
+
+    @property
+    def half(self) -> int:
+        return _up(self.spec.head_dim // 2, _HEAD_HALF)
+
+    @property
+    def query(self) -> int:
+        return self.spec.n_heads * 2 * self.half
+
+    @property
+    def key(self) -> int:
+        return self.spec.n_kv_heads * 2 * self.half
+
+
+def _planned_projection(codes: Kind, layer: int, n_out: int, n_in: int) -> list[tuple[Kind, int, _Type, int, int]]:
+    scales, sums = Kind(codes + 1), Kind(codes + 2)
+    return [
+        (codes, layer, _Type.INT8_V4X16, n_out, n_in),
+        (scales, layer, _Type.FLOAT32, 1, n_out),
+        (sums, layer, _Type.INT32, 1, n_out),
+    ]
+
+
+def _beginning(spec: ModelSpec, tensors: list[Tensor]) -> bytes:
+    """Return the header and the directory of the file of a model."""
+    last = tensors[-1]
+    header = _HEADER.pack(
+        *(_MAGIC, _VERSION, _BYTE_ORDER, _HEADER.size, len(tensors), last.offset + last.n_bytes, _HEADER.size),
+        *(spec.n_layers, spec.hidden_size, spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.intermediate_size),
+        *(spec.vocab_size, spec.max_tokens, spec.rms_norm_eps, spec.stream_eps),
+    )
+    entries = (_ENTRY.pack(t.kind, t.layer, t.type, 0, t.rows, t.columns, t.offset, t.n_bytes) for t in tensors)
+    return b"".join((header, *entries))
+
+
+def _difference(found: bytes, expected: bytes, tensors: list[Tensor]) -> str:
+    """Return the first difference of a header and directory from the expected ones, in words."""
+    if len(found) < len(expected):
+        return f"truncated: {len(found):,} bytes, but header and directory take {len(expected):,}"
+    fields = zip(_FIELDS, _HEADER.unpack_from(found), _HEADER.unpack_from(expected), strict=True)
+    for name, value, wanted in fields:
+        if value != wanted:
+            return f"its {name} is {value!r}, but this model needs {wanted!r}"
+    for i, tensor in enumerate(tensors):
+        place = slice(_HEADER.size + i * _ENTRY.size, _HEADER.size + (i + 1) * _ENTRY.size)
+        if found[place] != expected[place]:
+            return f"the directory entry of {tensor.kind.name} in layer {tensor.layer} is not that of this model"
+    return "its header has unknown fields"
+
+
+def _stored_values(spec: ModelSpec, weights: Weights, step: Callable[[], None]) -> Iterator[Iterable[np.ndarray]]:
+    """Yield the values of each tensor of the file, in order and padded, as blocks to be written one after another."""
+    sizes = _Sizes(spec)
+    scales: list[np.ndarray] = []
+
+    def table() -> Iterator[np.ndarray]:
+        for codes, block_scales in weights.table_blocks():
+            scales.append(block_scales)
+            yield _resized(codes, len(codes), sizes.hidden)
+
+    def heads(values: np.ndarray) -> np.ndarray:
+        """Pad the halves of heads along the first axis."""
+        halves = values.reshape(-1, spec.head_dim // 2, *values.shape[1:])
+        return _resized(halves, len(halves), sizes.half, *values.shape[1:]).reshape(-1, *values.shape[1:])
+
+    yield table()
+    yield scales
+    for layer in range(spec.n_layers):
+        prefix = f"layers.{layer}."
+        yield [_resized(weights.vector(f"{prefix}input_layernorm.weight"), sizes.hidden)]
+        q, k, v = (weights.projection(f"{prefix}self_attn.{name}_proj.weight") for name in "qkv")
+        yield from _projection(
+            np.concatenate([heads(_resized(codes, len(codes), sizes.hidden)) for codes, _ in (q, k, v)]),
+            np.concatenate([heads(row_scales) for _, row_scales in (q, k, v)]),
         )
+        for name in ("q_norm", "k_norm"):
+            yield [heads(weights.vector(f"{prefix}self_attn.{name}.weight"))]
+        codes, row_scales = weights.projection(f"{prefix}self_attn.o_proj.weight")
+        yield from _projection(
+            _resized(heads(codes.T), sizes.query, sizes.hidden).T, _resized(row_scales, sizes.hidden)
+        )
+        yield [_resized(weights.vector(f"{prefix}post_attention_layernorm.weight"), sizes.hidden)]
+        both = [weights.projection(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up")]
+        yield from _projection(
+            _alternating([_resized(codes, sizes.inner, sizes.hidden) for codes, _ in both]),
+            _alternating([_resized(row_scales, sizes.inner) for _, row_scales in both]),
+        )
+        codes, row_scales = weights.projection(f"{prefix}mlp.down_proj.weight")
+        yield from _projection(_resized(codes, sizes.hidden, sizes.inner), _resized(row_scales, sizes.hidden))
+        step()
+    yield [_resized(weights.vector("norm.weight"), sizes.hidden)]
+    for angles in weights.rotary():
+        yield [_resized(angles, spec.max_tokens, sizes.half)]
 
-    @classmethod
-    def empty(cls, spec: ModelSpec) -> "NativeWeights":
-        """Return tensors in memory, all zeros, to be filled. The memory of a tensor is used once it is written."""
-        layout = file_layout(spec)
-        memory = mmap.mmap(-1, sum(n_bytes(dtype, shape) for dtype, shape in layout.values()))
-        tensors, start = {}, 0
-        for name, (dtype, shape) in layout.items():
-            count = np.prod(shape, dtype=int)
-            tensors[name] = np.frombuffer(memory, _NUMPY[dtype], count, start).reshape(shape)
-            start += n_bytes(dtype, shape)
-        return cls(spec, tensors)
+
+def _projection(codes: np.ndarray, scales: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Yield the three tensors of a padded projection."""
+    yield [panels(codes)]
+    yield [scales]
+    yield [codes.sum(axis=1, dtype=np.int32)]
 
 
-def _require_match(path: Path, stored: Mapping[str, StoredTensor], expected: Layout) -> None:
-    if missing := [name for name in expected if name not in stored]:
-        raise ArtifactError(f"{path}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)} missing)")
-    if extra := [name for name in stored if name not in expected]:
-        raise ArtifactError(f"{path}: tensor {extra[0]} is not part of this model ({len(extra)} unknown)")
-    for name, (dtype, shape) in expected.items():
-        found = stored[name]
-        if (found.dtype, found.shape) != (dtype, shape):
-            raise ArtifactError(
-                f"{path}: tensor {name} is {found.dtype} {list(found.shape)}, config.json implies {dtype} {list(shape)}"
-            )
-        if found.start % ALIGNMENT:
-            raise ArtifactError(f"{path}: tensor {name} begins at byte {found.start:,}, not a multiple of {ALIGNMENT}")
+def _alternating(values: list[np.ndarray]) -> np.ndarray:
+    """Return arrays `[N, …]` joined so that their panels of 16 entries take turns."""
+    rest = values[0].shape[1:]
+    return np.stack([array.reshape(-1, PANEL, *rest) for array in values], axis=1).reshape(-1, *rest)
+
+
+def _resized(values: np.ndarray, *shape: int) -> np.ndarray:
+    """Return the values padded with zeros to a shape."""
+    if values.shape == shape:
+        return values
+    return np.pad(values, [(0, size - old) for size, old in zip(shape, values.shape, strict=True)])
 
 
 def _up(size: int, multiple: int) -> int:

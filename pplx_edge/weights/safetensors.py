@@ -21,13 +21,12 @@ _DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(np.uint16),
     "U32": np.dtype(np.uint32),
-    "I32": np.dtype(np.int32),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
 }
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
-_ALIGNMENT = 64  # of the first tensor in files that we write; the format itself asks for 8
+_ALIGNMENT = 8
 _MODE = 0o644
 
 
@@ -158,7 +157,7 @@ class SafetensorsWriter:
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
             bounds[name] = (start, end)
         encoded = json.dumps(header, separators=(",", ":")).encode()
-        encoded += b" " * (-(_LENGTH_BYTES + len(encoded)) % _ALIGNMENT)
+        encoded += b" " * (-len(encoded) % _ALIGNMENT)
         base = _LENGTH_BYTES + len(encoded)
         self._next = {name: base + start for name, (start, _) in bounds.items()}
         self._end = {name: base + stop for name, (_, stop) in bounds.items()}
