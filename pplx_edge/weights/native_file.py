@@ -27,20 +27,12 @@ _HEADER = struct.Struct("<8s4I2Q8I2f48x")
 _ENTRY = struct.Struct("<4I4Q")
 PANEL, _QUAD = 16, 4  # output channels of a panel, and neighboring inputs of a channel that lie side by side
 _HEAD_HALF = 32
-# The names of the fields of the header, for error messages.
 _FIELDS = (
-    *(
-        "magic number",
-        "version",
-        "byte order",
-        "header size",
-        "number of tensors",
-        "file size",
-        "place of the directory",
-    ),
+    *("magic number", "version", "byte order", "header size", "number of tensors", "file size", "directory offset"),
     *("number of layers", "hidden size", "number of heads", "number of key heads", "head size", "intermediate size"),
     *("vocabulary size", "maximum tokens", "eps of the head norms", "eps of the stream norms"),
 )
+_DERIVED = ("number of tensors", "file size", "directory offset")  # they differ if another field does
 
 
 class Kind(IntEnum):
@@ -279,7 +271,7 @@ def _difference(found: bytes, expected: bytes, tensors: list[Tensor]) -> str:
     if len(found) < len(expected):
         return f"truncated: {len(found):,} bytes, but header and directory take {len(expected):,}"
     fields = zip(_FIELDS, _HEADER.unpack_from(found), _HEADER.unpack_from(expected), strict=True)
-    for name, value, wanted in fields:
+    for name, value, wanted in sorted(fields, key=lambda field: field[0] in _DERIVED):
         if value != wanted:
             return f"its {name} is {value!r}, but this model needs {wanted!r}"
     for i, tensor in enumerate(tensors):
