@@ -222,7 +222,7 @@ def test_a_longer_file_and_the_file_of_another_model_are_refused(
 ):
     path, spec, _ = tiny_file
     assert "but this model needs" in refusal(path.read_bytes() + bytes(64), spec, tmp_path / "bad")
-    assert "hidden size" in refusal(path.read_bytes(), spec_of("4b"), tmp_path / "bad")
+    assert "hidden size" in refusal(path.read_bytes(), spec_of("4b", num_hidden_layers=2), tmp_path / "bad")
     with pytest.raises(ArtifactError, match="cannot be read"):
         map_model(tmp_path / "nowhere", spec)
 
