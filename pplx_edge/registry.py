@@ -98,6 +98,14 @@ ONNX = Backend(
     note="pplx_edge.backends.onnx_options:describe_products",
     self_test_cosine=0.97,
 )
+NATIVE = Backend(
+    name="native",
+    session="pplx_edge.backends.native_session:open_session",
+    options=("threads", "memory_mb"),
+    formats={"native-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=64)},
+    writer="pplx_convert.native.converter:write",
+    self_test_cosine=0.97,
+)
 MLX = Backend(
     name="mlx",
     session="pplx_edge.backends.mlx_session:open_session",
@@ -144,7 +152,7 @@ COREML = Backend(
     longer_inputs="convert it with --max-tokens (up to 2,048) or use the mlx backend",
 )
 
-BACKENDS = {backend.name: backend for backend in (ONNX, MLX, COREML)}
+BACKENDS = {backend.name: backend for backend in (NATIVE, ONNX, MLX, COREML)}
 DEFAULT_BACKEND = ONNX  # on machines that no backend names in `default_on`
 DEFAULT_FORMAT = ONNX.default_format
 # The format that computes in float32 as the reference does. The codes of other formats are compared with its codes.

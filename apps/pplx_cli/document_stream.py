@@ -57,7 +57,7 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         help="Size of the window that is encoded at once (default: 4096 if the model allows it).",
     )
     group.add_argument(
-        "--memory",
+        "--window-mb",
         type=positive,
         metavar="MB",
         help="Choose the largest window that fits in this many MB on top of the model.",
@@ -113,7 +113,7 @@ def _options(args: argparse.Namespace) -> StreamOptions:
         raise InputError(f"{args.output}: exists and would be replaced by the rest alone; choose another name")
     return StreamOptions(
         window=args.window,
-        memory_mb=args.memory,
+        window_mb=args.window_mb,
         margin=args.margin,
         separator=args.separator,
         heading_tokens=args.heading_tokens,
