@@ -18,6 +18,9 @@ namespace pplx {
 
 #define DECLARE(name) extern const Kernels kernels_##name;
 PPLX_ISAS(DECLARE)
+#if defined(__x86_64__)
+DECLARE(avx2wide)
+#endif
 
 namespace {
 
@@ -109,6 +112,13 @@ const char* available_names() {
 const char* compiled_names() {
   static const Names names(false);
   return names.text;
+}
+
+const Kernels* kernels_for_any_weights(const Kernels& kernels) {
+#if defined(__x86_64__)
+  if (kernels.needs_pairs) return &kernels_avx2wide;
+#endif
+  return &kernels;
 }
 
 const Kernels* kernels_for(const char* name) {
