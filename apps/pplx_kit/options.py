@@ -38,13 +38,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help=f"Format to convert a checkpoint to when first opened (default: {DEFAULT_FORMAT}; mlx: none).",
     )
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."
+        "--threads", type=positive, metavar="N", help="onnx, native: Number of CPU threads (default: all cores)."
     )
     group.add_argument(
         "--weights", metavar="FORMAT", help="mlx: Quantize the weights to q8, q4, mxfp8, … while loading."
     )
     group.add_argument(
-        "--memory-mb", type=positive, metavar="MB", help="mlx: Memory limit for the model and its activations."
+        "--memory-mb",
+        type=positive,
+        metavar="MB",
+        help="native, mlx: Memory limit for the model and its buffers together.",
     )
     group.add_argument("--compute-units", choices=COMPUTE_UNITS, help="coreml: Hardware to use (default: cpu+ane).")
     add_hub_options(group)
