@@ -108,6 +108,7 @@ NATIVE = Backend(
     options=("threads", "memory_mb"),
     formats={"native-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=64)},
     also_opens=(ONNX.default_format,),
+    default_on=("linux-x86_64", "linux-aarch64", "darwin-x86_64"),
     writer="pplx_convert.native.converter:write",
     requirement="pplx_edge.backends.native_library:require_fast_kernels",
     note="pplx_edge.backends.native_library:describe_kernels",
