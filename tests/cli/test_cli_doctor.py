@@ -24,7 +24,7 @@ from pplx_edge.errors import EdgeError
 from pplx_edge.registry import BACKENDS, COREML, MLX, ONNX
 from pplx_kit import host
 
-_, INT8, STORED, _ = self_test.trials()
+_, INT8, _, STORED, _ = self_test.trials()
 
 
 def measurement(codes: np.ndarray, **known: Any) -> Measurement:

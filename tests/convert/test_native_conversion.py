@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 from checkpoints import sample_rows
+from kernels import needs_kernels
 from onnx import numpy_helper
 
 from pplx_convert import convert
 from pplx_convert.native import converter
 from pplx_convert.native.evaluation import evaluate
-from pplx_edge.backends.native_library import load_library
 from pplx_edge.backends.native_repack import repacked_image
 from pplx_edge.backends.native_session import open_session
 from pplx_edge.backends.onnx_session import open_session as open_onnx
@@ -24,16 +24,6 @@ from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.artifact import Artifact
 
 LENGTHS = (1, 2, 5, 17, 17, 40, 64, 130)
-
-
-def has_kernels() -> bool:
-    try:
-        return bool(load_library())
-    except ModelError:
-        return False
-
-
-needs_kernels = pytest.mark.skipif(not has_kernels(), reason="this installation has no CPU kernels")
 
 
 @pytest.fixture(scope="module", params=["0.6b", "4b"])

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Run, run_fixture  # noqa: F401 (fixture)
+from kernels import needs_kernels
 from numpy_backend import NUMPY
 
 import pplx_edge
 from pplx_edge import backends
 from pplx_edge.backends import default_backend, native_library
-from pplx_edge.errors import ArtifactError, InputError, MissingExtra, ModelError
+from pplx_edge.errors import ArtifactError, InputError, MissingExtra
 from pplx_edge.preparation import resolve_model
 from pplx_edge.registry import BACKENDS, NATIVE, ONNX, Backend, all_formats, backend_of_format
 from pplx_edge.types import SessionOptions
@@ -119,12 +120,9 @@ def test_ready_made_files_are_opened_without_conversion(
     assert not cache.exists()
 
 
+@needs_kernels
 @pytest.mark.usefixtures("real_default", "cache")
 def test_a_checkpoint_runs_on_our_kernels_where_they_can_run(tiny_dir: Path, tmp_path: Path):
-    try:
-        native_library.require_fast_kernels()
-    except ModelError as error:
-        pytest.skip(str(error))
     model = pplx_edge.load(tiny_dir)
     assert model.session.backend == NATIVE.name
     graph = resolve_model(tiny_dir, artifact_format=ONNX.default_format)

@@ -23,7 +23,12 @@ namespace {
 
 bool has_scalar() { return true; }
 
-#if defined(__x86_64__)
+#if defined(PPLX_EMULATE)
+bool has_avx2() { return true; }
+bool has_avxvnni() { return true; }
+bool has_avx512() { return true; }
+bool has_amx() { return true; }
+#elif defined(__x86_64__)
 struct CpuidWord {
   unsigned a = 0, b = 0, c = 0, d = 0;
   CpuidWord(unsigned leaf, unsigned sub) { __get_cpuid_count(leaf, sub, &a, &b, &c, &d); }

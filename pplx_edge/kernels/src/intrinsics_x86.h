@@ -4,6 +4,8 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 #include <simde/x86/fma.h>
+
+#include "../tests/simde_additions.h"
 #else
 #include <immintrin.h>
 #endif
