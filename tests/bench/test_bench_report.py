@@ -107,31 +107,23 @@ def test_no_peer_at_all_still_prints() -> None:
 
 
 def test_memory_verdicts() -> None:
-    about = {"seconds": 1.0, "torch": False}
-    about["format"] = "native-int8"
+    about = {"format": "native-int8", "seconds": 1.0, "torch": False}
     good = about | {"name": "convert", "rss": 1.4e9, "limit_gb": 1.5, "passed": True}
     bad = about | {"name": "open", "rss": 1.1e9, "limit_gb": 1.0, "passed": False}
-    dead = {
-        "name": "long",
-        "format": "onnx-int8",
-        "limit_gb": 2.0,
-        "passed": False,
-        "error": "the process was ended by SIGKILL",
-    }
+    dead = {"name": "long", "format": "onnx-int8", "limit_gb": 2.0, "passed": False, "error": "ended by SIGKILL"}
     text = memory_report(HEADER, [good, bad, dead])
     assert lines_of(text, "native-int8: convert ")[0] == ["1.400", "1.50", "pass", "1.0", "never"]
     assert lines_of(text, "native-int8: open ")[0] == ["1.100", "1.00", "FAILED", "1.0", "never"]
     assert lines_of(text, "onnx-int8: long ")[0] == ["–", "2.00", "FAILED", "–", "–"]
-    assert "onnx-int8: long: the process was ended by SIGKILL" in text
+    assert "onnx-int8: long: ended by SIGKILL" in text
 
 
 def test_importing_torch_fails_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def passed(rss: float, torch: bool) -> bool:
         messages = iter([{"kind": "peak", "rss": rss, "seconds": 1.0, "torch": torch}])
         monkeypatch.setattr("pplx_bench.convert.measure.run_task", lambda *_: messages)
-        return memory.measure_limit(memory.Limit("convert", 1.5), "onnx-int8", tmp_path, tmp_path, 1, tmp_path)[
-            "passed"
-        ]
+        limit = memory.Limit("convert", 1.5)
+        return memory.measure_limit(limit, "onnx-int8", tmp_path, tmp_path, 1, tmp_path)["passed"]
 
     assert not passed(1, torch=True)
     assert passed(1, torch=False)
