@@ -43,9 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--row-limit", type=float, default=120.0, metavar="S", help="Skip rows expected to take longer (default: 120)."
     )
     parser.add_argument("--prepare", action="store_true", help="Only make the work files, and measure nothing.")
-    parser.add_argument(
-        "--profile", action="store_true", help="Also show which operators onnx spends its time in."
-    )
+    parser.add_argument("--profile", action="store_true", help="Also show which operators onnx spends its time in.")
     parser.add_argument("--no-ceilings", action="store_true", help="Do not measure the ceilings of the machine.")
     add_run_options(parser)
 
