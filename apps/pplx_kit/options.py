@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from pplx_edge.embedder import Embedder, load
-from pplx_edge.registry import BACKENDS, DEFAULT_FORMAT
+from pplx_edge.registry import BACKENDS
 from pplx_edge.types import COMPUTE_UNITS
 from pplx_edge.weights.hub import BUILT_IN
 
@@ -35,16 +35,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--format",
         metavar="FORMAT",
-        help=f"Format to convert a checkpoint to when first opened (default: {DEFAULT_FORMAT}; mlx: none).",
+        help="Format to convert a checkpoint to when first opened (default: the first of the backend; mlx: none).",
     )
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."
+        "--threads", type=positive, metavar="N", help="onnx, native: Number of CPU threads (default: all cores)."
     )
     group.add_argument(
         "--weights", metavar="FORMAT", help="mlx: Quantize the weights to q8, q4, mxfp8, … while loading."
     )
     group.add_argument(
-        "--memory-mb", type=positive, metavar="MB", help="mlx: Memory limit for the model and its activations."
+        "--memory-mb",
+        type=positive,
+        metavar="MB",
+        help="native, mlx: Memory limit for the model and its buffers together.",
     )
     group.add_argument("--compute-units", choices=COMPUTE_UNITS, help="coreml: Hardware to use (default: cpu+ane).")
     add_hub_options(group)

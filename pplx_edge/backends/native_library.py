@@ -15,6 +15,7 @@ from pplx_edge.errors import ArtifactError, EdgeError, InputError, ModelError
 LIBRARY_VARIABLE = "PPLX_EDGE_KERNELS"  # the path of another build of the library
 ISA_VARIABLE = "PPLX_EDGE_ISA"  # the name of an instruction set to use instead of the best one
 _ABI_VERSION = 1
+_SCALAR = "scalar"  # the instruction set without vectors, which every processor has
 _LIBRARY = (
     Path(__file__).parents[1] / "kernels" / ("libpplx_kernels" + (".dylib" if sys.platform == "darwin" else ".so"))
 )
@@ -90,6 +91,18 @@ def _loaded(path: Path) -> NativeLibrary:
             f"this installation has no CPU kernels ({path.name} is missing): it was built without a compiler"
         )
     return NativeLibrary(path)
+
+
+def require_fast_kernels() -> None:
+    """Raise ModelError if there are no kernels, or none for the instruction sets of this processor."""
+    if load_library().instruction_sets == [_SCALAR]:
+        raise ModelError("the CPU kernels have no fast path for this processor; they need AVX2 or Arm's dot product")
+
+
+def describe_kernels() -> str:
+    """Return a sentence on the instruction set that the kernels use and on how they were built."""
+    library = load_library()
+    return f"uses {requested_isa() or library.instruction_sets[0]}, built with {library.build_info}"
 
 
 def requested_isa() -> str:

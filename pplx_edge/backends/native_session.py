@@ -12,18 +12,30 @@ import numpy as np
 from pplx_edge import layout
 from pplx_edge.backends.native_library import NativeLibrary, load_library, requested_isa
 from pplx_edge.errors import InputError
+from pplx_edge.registry import NATIVE
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import SESSION_DEFAULTS, BatchPolicy, SessionOptions, TokenBatch
 from pplx_edge.weights.artifact import Artifact
+from pplx_edge.weights.native_file import map_model
 
 _MEGABYTE = 1_000_000
 _MAX_INT32 = np.iinfo(np.int32).max
 
 
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "NativeSession":
-    """Open the artifact in a directory. Raises ArtifactError if it is damaged, ModelError if there are no kernels."""
-    path = Artifact.open(directory).path(layout.NATIVE_MODEL)
-    return NativeSession(load_library(), ModelSpec.from_directory(directory), path, options)
+    """Open the artifact in a directory: a model file, which is mapped, or an int8 graph, which is rearranged in memory.
+
+    Raises ArtifactError if it is damaged, and ModelError if there are no kernels.
+    """
+    library, spec = load_library(), ModelSpec.from_directory(directory)
+    artifact = Artifact.open(directory)
+    if artifact.format in NATIVE.formats:
+        path = artifact.path(layout.NATIVE_MODEL)
+        map_model(path, spec).close()  # says in words what is wrong with a damaged file
+        return NativeSession(library, spec, path, options)
+    from pplx_edge.backends.native_repack import repacked_image
+
+    return NativeSession(library, spec, repacked_image(directory, spec), options)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

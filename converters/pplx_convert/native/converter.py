@@ -5,23 +5,35 @@ from pathlib import Path
 
 import numpy as np
 
-from pplx_convert.conversion import Job, Written
+from pplx_convert.conversion import Job, Written, split_rows
 from pplx_convert.native.evaluation import evaluate
 from pplx_edge import layout
+from pplx_edge.backends.native_library import load_library
+from pplx_edge.backends.native_session import NativeSession
+from pplx_edge.errors import ModelError
 from pplx_edge.models.rotary import rotary_tables
+from pplx_edge.text.batching import collate
 from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_edge.weights.native_file import write_model
 from pplx_edge.weights.rounding import quantize_projection, quantize_rows
 
 
 def write(job: Job) -> Written:
-    """Write the model file and return the result. The states are computed from the saved file."""
+    """Write the model file and return the result.
+
+    The states are computed by the CPU kernels, or in NumPy if this installation has none.
+    """
     job.options.require_only(job.artifact_format)
-    path = job.directory / layout.NATIVE_MODEL
+    path, spec = job.directory / layout.NATIVE_MODEL, job.checkpoint.spec
     write_file(job.checkpoint, path, job.step)
+    try:
+        session = NativeSession(load_library(), spec, path)
+        states, computed_by = split_rows(session.layer_states(collate(job.rows, spec.sep_id)), job.rows), "kernels"
+    except ModelError:
+        states, computed_by = evaluate(path, spec, [row.ids for row in job.rows]), "NumPy"
     return Written(
-        states=evaluate(path, job.checkpoint.spec, [row.ids for row in job.rows]),
-        weights={"projections": job.artifact_format.removeprefix("native-")},
+        states=states,
+        weights={"projections": job.artifact_format.removeprefix("native-"), "computed_by": computed_by},
     )
 
 
