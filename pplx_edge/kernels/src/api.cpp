@@ -110,7 +110,7 @@ int32_t pplx_abi_version(void) { return PPLX_ABI_VERSION; }
 const char* pplx_instruction_sets(void) { return available_names(); }
 
 const char* pplx_build_info(void) {
-  static char text[256];
+  static char text[256];  // always the same text
 #if defined(__clang__)
   const char* compiler = "clang " __clang_version__;
 #else
