@@ -75,19 +75,26 @@ inline void tile(const int16_t* a, size_t row, const void* panel, int depth, int
 }
 
 using Tile = void (*)(const int16_t*, size_t, const void*, int, int32_t*, size_t);
-constexpr Tile kTiles[2][kMostRows] = {{tile<1, false>, tile<2, false>, tile<3, false>, tile<4, false>, tile<5, false>},
-                                       {tile<1, true>, tile<2, true>, tile<3, true>, tile<4, true>, tile<5, true>}};
+constexpr Tile kWidened[kMostRows] = {tile<1, true>, tile<2, true>, tile<3, true>, tile<4, true>, tile<5, true>};
+// Widening in registers leaves too few of them for five rows.
+constexpr int kMostDirectRows = 4;
+constexpr Tile kDirect[kMostDirectRows] = {tile<1, false>, tile<2, false>, tile<3, false>, tile<4, false>};
 
 inline void multiply(const uint8_t* a, size_t row_bytes, int rows, const int8_t* panels, int n_panels, int depth,
-                     const int32_t*, int32_t* c, size_t step, int16_t* wide) {
+                     const int32_t*, int32_t* c, size_t step, int16_t* widened) {
   const int strips = (rows + kMostRows - 1) / kMostRows;
+  const int16_t* codes = reinterpret_cast<const int16_t*>(a);
+  const size_t row = row_bytes / 2;
   for (int p = 0; p < n_panels; p++) {
     const int8_t* panel = panels + static_cast<size_t>(p) * 16 * depth;
-    if (strips > 1) widen(panel, depth, wide);
+    if (rows <= kMostDirectRows) {
+      kDirect[rows - 1](codes, row, panel, depth, c + 16 * p, step);
+      continue;
+    }
+    widen(panel, depth, widened);
     for (int s = 0; s < strips; s++) {
       const int from = rows * s / strips, n = rows * (s + 1) / strips - from;
-      kTiles[strips > 1][n - 1](reinterpret_cast<const int16_t*>(a + from * row_bytes), row_bytes / 2,
-                                strips > 1 ? static_cast<const void*>(wide) : panel, depth, c + from * step + 16 * p, step);
+      kWidened[n - 1](codes + from * row, row, widened, depth, c + from * step + 16 * p, step);
     }
   }
 }
