@@ -171,7 +171,7 @@ def test_a_folder_of_hostile_files_is_indexed_and_every_file_accounted_for(
     for name, word in words.items():
         assert app.first(word, "--words-only") == name
     assert app.first("Which animal is it that sleeps?", "--all") in GOOD
-    app("search", "red escapes title colours a terminal", "--explain", "--all", "-k", "50")
+    app("search", "red escapes title colors a terminal", "--explain", "--all", "-k", "50")
     assert app("check") == ""
     assert app.said == "pplx-search: sound\n"
 
