@@ -26,7 +26,7 @@ ROOTS = {
 }
 
 LAYERS = {
-    "types spec errors files layout registry": "base",
+    "types spec errors files layout registry system": "base",
     "text": "text",
     "vectors": "vectors",
     "weights": "weights",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from pplx_edge.system import macos_version
+
 _KIBIBYTE = 1024
 _UNKNOWN = "unknown"
 
@@ -66,7 +68,8 @@ def n_cores() -> int:
 def _mac_system() -> str:
     translated = _sysctl("sysctl.proc_translated") == "1"
     hint = " (translated by Rosetta: a Python for arm64 is needed for MLX)" if translated else ""
-    return f"macOS {platform.mac_ver()[0]} {platform.machine()}{hint}"
+    release, build = macos_version()
+    return f"macOS {release} {f'({build}) ' if build else ''}{platform.machine()}{hint}"
 
 
 def _linux_chip() -> str:
