@@ -18,7 +18,6 @@ def add_command(commands: Any, name: str, summary: str, example: str, *, descrip
         help=summary,
         description=(summary[0].upper() + summary[1:] + ". " + description).strip(),
         epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 

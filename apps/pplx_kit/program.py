@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from pplx_edge import __version__
 from pplx_edge.errors import EdgeError, InputError, MissingExtra
+from pplx_kit.help import HelpFormatter
 from pplx_kit.terminal import printable, say
 
 _ERROR, _INTERRUPTED, _BROKEN_PIPE, _TERMINATED = 2, 130, 141, 143
@@ -30,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser with one-line errors that name the program, and no abbreviated options."""
 
     def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **{"allow_abbrev": False} | options)
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter} | options)
 
     def error(self, message: str) -> NoReturn:
         program = self.prog.partition(" ")[0]
@@ -88,7 +89,6 @@ class Program:
             prog=self.name,
             description=self.description,
             epilog="example:\n" + "\n".join(f"  {line}" for line in self.example.splitlines()),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument("--version", action="version", version=f"{self.name} {__version__}")
         self.add_options(parser)
