@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from pplx_edge.errors import EdgeError
 from pplx_edge.registry import BACKENDS, EXACT_FORMAT, ONNX
 from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.findings import Verdict
 from pplx_kit.host import peak_rss
 from pplx_kit.terminal import printable
 
@@ -38,8 +39,6 @@ _TERMINATED = 143
 
 N_TEXTS = 32
 _SENTENCE_CHARS = range(20, 200)
-
-Verdict = Literal["ok", "failed", "unfinished"]
 
 
 @cache
@@ -108,9 +107,9 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The outcome of a trial.
+    """The outcome of a trial: OK, WRONG if it failed, NOTE if it did not finish.
 
-    `why` is the reason for a verdict other than "ok". `min_cosine` and `largest_step` are None if nothing was compared.
+    `why` is the reason for a verdict other than OK. `min_cosine` and `largest_step` are None if nothing was compared.
     """
 
     trial: Trial
@@ -139,17 +138,17 @@ def run_trials(usable: Sequence[str], report: Callable[[str], None], budget: flo
 def judged(trial: Trial, measured: Measurement, reference: Measurement | None) -> Outcome:
     """Return the outcome of comparing the codes with those of the reference, within the tolerance of the trial."""
     if trial is REFERENCE:
-        return Outcome(trial=trial, verdict="ok", measured=measured)
+        return Outcome(trial=trial, verdict=Verdict.OK, measured=measured)
     if reference is None:
         why = f"nothing to compare with: {REFERENCE.label} gave no vectors"
-        return Outcome(trial=trial, verdict="unfinished", why=why, measured=measured)
+        return Outcome(trial=trial, verdict=Verdict.NOTE, why=why, measured=measured)
     n = min(measured.n_texts, reference.n_texts)
     ours, theirs = (np.array(one.codes[:n], np.float64) for one in (measured, reference))
     cosine = float(paired_cosines(ours, theirs).min())
     sound = cosine >= trial.least_cosine
     return Outcome(
         trial=trial,
-        verdict="ok" if sound else "failed",
+        verdict=Verdict.OK if sound else Verdict.WRONG,
         why="" if sound else f"cosine {cosine:.5f} with {REFERENCE.label}, at least {trial.least_cosine} is expected",
         measured=measured,
         min_cosine=cosine,
@@ -159,8 +158,8 @@ def judged(trial: Trial, measured: Measurement, reference: Measurement | None) -
 
 def passed(outcomes: Sequence[Outcome]) -> bool:
     """Return whether the default backend passed its trial and no other trial failed."""
-    default_works = any(outcome.trial.is_default and outcome.verdict == "ok" for outcome in outcomes)
-    return default_works and all(outcome.verdict != "failed" for outcome in outcomes)
+    default_works = any(outcome.trial.is_default and outcome.verdict == Verdict.OK for outcome in outcomes)
+    return default_works and all(outcome.verdict != Verdict.WRONG for outcome in outcomes)
 
 
 def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outcome:
@@ -169,7 +168,7 @@ def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outco
     Returns an outcome instead if the child fails, or takes longer than `limit` seconds.
     """
     if limit < _LEAST_SECONDS:
-        return Outcome(trial=trial, verdict="unfinished", why="no time was left for it")
+        return Outcome(trial=trial, verdict=Verdict.NOTE, why="no time was left for it")
     with tempfile.TemporaryDirectory(prefix="pplx-edge-doctor-") as folder:
         result, said = Path(folder) / "result.json", Path(folder) / "stderr"
         request = {"model": BUILT_IN, "backend": trial.backend, "format": trial.format, "seconds": seconds}
@@ -182,16 +181,16 @@ def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outco
         except subprocess.TimeoutExpired:
             _end(child)
             why = f"not done after {limit:.0f} s; a first conversion may take that long: run doctor again"
-            return Outcome(trial=trial, verdict="unfinished", why=why)
+            return Outcome(trial=trial, verdict=Verdict.NOTE, why=why)
         except BaseException:
             _end(child)
             raise
         if child.returncode or not result.is_file():
             why = _ending(child.returncode, said.read_text(encoding="utf-8", errors="replace"))
-            return Outcome(trial=trial, verdict="failed", why=why)
+            return Outcome(trial=trial, verdict=Verdict.WRONG, why=why)
         found = json.loads(result.read_text(encoding="utf-8"))
     if "error" in found:
-        return Outcome(trial=trial, verdict="failed", why=found["error"])
+        return Outcome(trial=trial, verdict=Verdict.WRONG, why=found["error"])
     return Measurement(**found)
 
 
