@@ -23,7 +23,7 @@ import numpy as np
 from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError
-from pplx_edge.registry import BACKENDS, EXACT_FORMAT, ONNX
+from pplx_edge.registry import BACKENDS, EXACT_FORMAT, ONNX, entry
 from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.findings import Verdict
@@ -92,7 +92,8 @@ class Measurement:
     """The result of a child process: the int8 codes of the first `n_texts` texts, the device, and the cost.
 
     `open_seconds` includes a conversion if the model was not converted yet. `tokens_per_second` is measured on texts
-    that were already encoded once, so it does not include preparation. `warnings` are those that a user would see.
+    that were already encoded once, so it does not include preparation. `note` is what was found out about
+    kernels, and `warnings` are those that a user would see.
     """
 
     device: str
@@ -102,6 +103,7 @@ class Measurement:
     open_seconds: float
     tokens_per_second: float
     peak_bytes: int
+    note: str = ""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -201,6 +203,8 @@ def measure(model: str, backend: str, format: str | None, seconds: float) -> Mea
     the number of texts is doubled while the speed so far allows it. Finally, all of them are encoded once more to
     measure the speed.
     """
+    proof = BACKENDS[backend].proof
+    note = entry(proof)()["note"] if proof else ""
     started = time.monotonic()
     with load(model, backend=backend, artifact_format=format) as embedder:
         open_seconds = time.monotonic() - started
@@ -229,6 +233,7 @@ def measure(model: str, backend: str, format: str | None, seconds: float) -> Mea
             open_seconds=round(open_seconds, 3),
             tokens_per_second=round(pace, 1),
             peak_bytes=peak_rss(),
+            note=note,
         )
 
 

@@ -83,4 +83,23 @@ def query_words(text: str) -> str:
 
 def absolute(path: str) -> bytes:
     """Parse a path, for argparse, and return the absolute path as the store keeps it."""
-    return os.fsencode(Path(path).expanduser().absolute())
+    return os.fsencode(as_listed(Path(path).expanduser().absolute()))
+
+
+def as_listed(path: Path) -> Path:
+    """Return an absolute path with the names that its folders list.
+
+    The file system of a Mac finds `notes` under `Notes`, and an accented name under both of its Unicode forms, while
+    the store compares paths byte by byte.
+    """
+    listed = Path(path.anchor)
+    for name in path.parts[1:]:
+        try:
+            names = os.listdir(listed)
+            if name not in names:
+                wanted = (listed / name).lstat()
+                name = next((other for other in names if os.path.samestat((listed / other).lstat(), wanted)), name)
+        except OSError:  # the rest does not exist, or its folder cannot be listed
+            pass
+        listed /= name
+    return listed
