@@ -124,7 +124,8 @@ class Guard:
         given = [token.strip()] if kind.lower() == "bearer" else []
         if self.settings.cookie:
             given.append(cookie_value(headers.get(b"cookie", b"").decode("latin-1"), self.settings.cookie))
-        if not any([same_secret(each, secret) for each in given]):
+        same = [same_secret(each, secret) for each in given]  # compares all, whichever is right
+        if True not in same:
             raise WebError(401, "the key is missing or wrong: send Authorization: Bearer KEY", code="invalid_api_key")
 
     def _require_plain_json(self, headers: Mapping[bytes, bytes]) -> None:

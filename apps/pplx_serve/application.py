@@ -31,13 +31,18 @@ _BODY_ERRORS = {
     415: "The body is not plain JSON.",
     422: "The request is not valid; the message says which part.",
 }
+_EMPTY_BODY_ERRORS = {status: _BODY_ERRORS[status] for status in (408, 413, 415)}
 _MODEL_ERRORS = {404: "There is no such model."}
 _LOAD_ERRORS = {
     429: "Too much is waiting; try again after the time in Retry-After.",
     500: "The model gave no finite numbers.",
     503: "There is no memory for the model, or the server is stopping.",
 }
-_EVERY_ERROR = {401: "The key is missing or wrong.", 403: "The request comes from another site.", 431: "Too many headers."}
+_EVERY_ERROR = {
+    401: "The key is missing or wrong.",
+    403: "The request comes from another site.",
+    431: "Too many headers.",
+}
 _PAGE_CSP = "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
@@ -89,14 +94,14 @@ def operations(service: Service) -> list[Operation]:
             path="/v1/models/{model}/load",
             handler=service.load,
             reply=messages.State,
-            errors=_MODEL_ERRORS | _LOAD_ERRORS | {408: _BODY_ERRORS[408], 413: _BODY_ERRORS[413], 415: _BODY_ERRORS[415]},
+            errors=_MODEL_ERRORS | _LOAD_ERRORS | _EMPTY_BODY_ERRORS,
         ),
         Operation(
             method="POST",
             path="/v1/models/{model}/unload",
             handler=service.unload,
             reply=messages.State,
-            errors=_MODEL_ERRORS | {408: _BODY_ERRORS[408], 413: _BODY_ERRORS[413], 415: _BODY_ERRORS[415]},
+            errors=_MODEL_ERRORS | _EMPTY_BODY_ERRORS,
         ),
         Operation(method="GET", path="/health", handler=service.health, reply=messages.State),
         Operation(
@@ -169,7 +174,9 @@ def page(described: Mapping[str, Any]) -> str:
     for path, methods in described["paths"].items():
         for method, each in methods.items():
             body = each.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(each['summary'])}</p>")
+            parts.append(
+                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(each['summary'])}</p>"
+            )
             if body:
                 parts.append(_fields(described["components"]["schemas"][body["$ref"].rpartition("/")[2]]))
             rows = "".join(
@@ -180,7 +187,8 @@ def page(described: Mapping[str, Any]) -> str:
     info = described["info"]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
         f"<title>{html.escape(info['title'])} API</title>"
         '<link rel="stylesheet" href="/docs.css"></head><body><main>'
         f"<h1>{html.escape(info['title'])} {html.escape(info['version'])}</h1><p>{html.escape(info['description'])} "
@@ -230,7 +238,9 @@ def embeddings_routes(service: Service) -> list[Route]:
 
     routes = [
         Route(
-            each.path.replace("{model}", "{model:path}"), service.counted(each.path, each.handler), methods=[each.method]
+            each.path.replace("{model}", "{model:path}"),
+            service.counted(each.path, each.handler),
+            methods=[each.method],
         )
         for each in found
     ]

@@ -111,7 +111,10 @@ class Pool:
         if found is None:
             known = ", ".join(self.slots)
             raise WebError(
-                404, f"there is no model {name[:100]!r}; this server has: {known}", code="model_not_found", where=("model",)
+                404,
+                f"there is no model {name[:100]!r}; this server has: {known}",
+                code="model_not_found",
+                where=("model",),
             )
         return found
 
@@ -211,7 +214,9 @@ class Pool:
         if wanted is None or (found := host.rss() or 0) + n_bytes <= ceiling:
             return
         in_use = any(slot.loaded for slot in self.slots.values())
-        what = f"{wanted.source.name} needs {n_bytes >> 20:,} MB, and {found >> 20:,} of {ceiling >> 20:,} MB are in use"
+        what = (
+            f"{wanted.source.name} needs {n_bytes >> 20:,} MB, and {found >> 20:,} of {ceiling >> 20:,} MB are in use"
+        )
         raise WebError(
             503,
             what + ("; try again" if in_use else "; start the server with more --memory"),

@@ -79,7 +79,9 @@ class Load:
 class Scheduler:
     """Runs the jobs of one model in two threads, until it is closed."""
 
-    def __init__(self, session: Session, pad_id: int, *, capacity: int, window: float, on_pass: Callable[[float], object]):
+    def __init__(
+        self, session: Session, pad_id: int, *, capacity: int, window: float, on_pass: Callable[[float], object]
+    ):
         self._session, self._pad_id, self._policy = session, pad_id, session.policy
         self._capacity, self._window, self._on_pass = capacity, window, on_pass
         self._changed = threading.Condition()
@@ -194,7 +196,9 @@ class Scheduler:
         try:
             rows = [job.rows[row] for job, row in taken]
             means = self._session.span_means(collate(rows, self._pad_id))
-            for (job, row), part in zip(taken, np.split(means, np.cumsum([len(r.bounds) for r in rows])[:-1]), strict=True):
+            for (job, row), part in zip(
+                taken, np.split(means, np.cumsum([len(r.bounds) for r in rows])[:-1]), strict=True
+            ):
                 self._put(job, row, part)
         except BaseException as error:  # whatever the runtime raises belongs to those who wait for it
             for job, _ in taken:

@@ -64,13 +64,19 @@ def add_parser(commands: Any) -> None:
     )
     group.add_argument("--max-body", type=positive, default=8, metavar="MB", help="Largest request (default: 8).")
     group.add_argument(
-        "--drain", type=duration, default=30, metavar="TIME", help="Time to finish requests when stopping (default: 30s)."
+        "--drain",
+        type=duration,
+        default=30,
+        metavar="TIME",
+        help="Time to finish requests when stopping (default: 30s).",
     )
     parser.add_argument(
         "--service", choices=("systemd", "launchd"), help="Print a service definition for these options, and exit."
     )
     group = parser.add_argument_group("model")
-    group.add_argument("--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores).")
+    group.add_argument(
+        "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."
+    )
     group.add_argument("--backend", default="auto", metavar="NAME", help="Runtime to use (default: the best one).")
     group.add_argument("--format", metavar="FORMAT", help="Format to convert a checkpoint to when first opened.")
     add_hub_options(group)
