@@ -117,17 +117,11 @@ def test_secrets_are_compared_by_their_digests(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_gigabyte_is_refused_before_it_is_sent(guarded: LiveServer) -> None:
-    head = (
-        f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
-    )
     answer = guarded.raw(f"{HEAD}Content-Length: {1 << 30}\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_body_without_length_is_counted(guarded: LiveServer) -> None:
-    head = (
-        f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
-    )
     before = guarded.rss()
     with socket.create_connection(("127.0.0.1", guarded.port), timeout=10) as client:
         client.sendall(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode())
@@ -189,9 +183,6 @@ def test_silent_connections_do_not_keep_others_out(guarded: LiveServer) -> None:
 
 
 def test_slow_bodies_are_given_up(guarded: LiveServer) -> None:
-    head = (
-        f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
-    )
     answer = guarded.raw(f"{HEAD}Content-Length: 100\r\n\r\n{{".encode())
     assert answer.startswith(b"HTTP/1.1 408 ")
 

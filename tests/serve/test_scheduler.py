@@ -108,7 +108,7 @@ def test_jobs_share_passes() -> None:
     with scheduling(model) as scheduler:
         first = scheduler.submit(job_of(model, ["word " * 20] * 2))
         assert session.entered.wait(SECONDS)
-        others = [scheduler.submit(job_of(model, ["word " * 8])) for _ in range(4)]
+        others = [scheduler.submit(job_of(model, ["word " * 13])) for _ in range(4)]
         session.gate.set()
         for future in (first, *others):
             future.result(SECONDS)
