@@ -115,14 +115,18 @@ def operations(service: Service) -> list[Operation]:
     ]
 
 
-def document(found: Sequence[Operation]) -> dict[str, Any]:
-    """Return the OpenAPI document of some operations."""
+def document(found: Sequence[Operation], models: Sequence[str]) -> dict[str, Any]:
+    """Return the OpenAPI document of some operations. `models` are the names that requests may use."""
     kinds = {kind for each in found for kind in (each.body, each.reply) if isinstance(kind, type)}
     kinds |= {messages.ErrorReply}
     _, schemas = models_json_schema(
         [(kind, "validation") for kind in sorted(kinds, key=lambda kind: kind.__name__)],
         ref_template="#/components/schemas/{model}",
     )
+    for kind in kinds:
+        named = schemas["$defs"][kind.__name__]["properties"].get("model", {})
+        if kind.__name__.endswith("Request"):
+            named["enum"] = list(models)
     paths: dict[str, Any] = {}
     for each in found:
         paths.setdefault(each.path, {})[each.method.lower()] = _described(each)
@@ -224,7 +228,7 @@ def embeddings_service(sources: Sequence[Source], settings: PoolSettings) -> Ser
 def embeddings_routes(service: Service) -> list[Route]:
     """Return the routes of the API, its document, and the page about it."""
     found = operations(service)
-    described = document(found)
+    described = document(found, service.pool.names)
     as_json, as_page = orjson.dumps(described), page(described).encode()
 
     async def openapi(request: Request) -> Response:
@@ -248,8 +252,13 @@ def embeddings_routes(service: Service) -> list[Route]:
 
 
 @asynccontextmanager
-async def running(service: Service, warm: Sequence[str] = ()) -> AsyncIterator[None]:
-    """Keep the models of a service for the time of the block: load `warm` first, and unload idle ones."""
+async def running(service: Service, prepared: Sequence[str] = (), warm: Sequence[str] = ()) -> AsyncIterator[None]:
+    """Keep the models of a service for the time of the block, and unload idle ones.
+
+    `prepared` are models to locate first, so that other programs can find out which they are, and `warm` models to load.
+    """
+    for name in prepared:
+        await service.pool.resolve(service.pool.slot(name))
     for name in warm:
         async with service.pool.use(name):
             pass
@@ -263,12 +272,14 @@ async def running(service: Service, warm: Sequence[str] = ()) -> AsyncIterator[N
         await service.pool.close()
 
 
-def build(service: Service, warm: Sequence[str] = (), more_routes: Sequence[Route] = ()) -> Starlette:
-    """Return the application. `warm` are the models to load before it starts."""
+def build(
+    service: Service, prepared: Sequence[str] = (), warm: Sequence[str] = (), more_routes: Sequence[Route] = ()
+) -> Starlette:
+    """Return the application. `prepared` and `warm` are those of `running`."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with running(service, warm):
+        async with running(service, prepared, warm):
             yield
 
     async def refuse(request: Request, error: Exception) -> Response:

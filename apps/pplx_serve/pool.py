@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from pplx_edge.embedder import Embedder
@@ -63,7 +64,7 @@ def source(name: str, model: str, *, options: SessionOptions = SESSION_DEFAULTS,
     return Source(
         name=name,
         aliases=tuple(names),
-        resolve=lambda: resolve_model(model, **resolving),  # type: ignore[arg-type]
+        resolve=cache(lambda: resolve_model(model, **resolving)),  # type: ignore[arg-type]
         options=options,
     )
 
@@ -104,6 +105,11 @@ class Pool:
         self._names = {alias: slot for slot in self.slots.values() for alias in slot.source.aliases}
         self._names |= self.slots
         self._loading = asyncio.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """The names and aliases of all models."""
+        return list(self._names)
 
     def slot(self, name: str) -> Slot:
         """Return the slot of a model. Raises WebError 404 if it is not known."""

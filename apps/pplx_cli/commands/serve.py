@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
     if args.uds is None and not web_server.is_loopback(args.host) and not secret:
         raise InputError(f"{args.host} can be reached by others: set --api-key-file or ${KEY_VARIABLE}")
     service = application.embeddings_service(_sources(args), _pool_settings(args))
-    app = application.build(service, warm=list(service.pool.slots) if args.warm else ())
+    names = list(service.pool.slots)
+    app = application.build(service, names if args.models else (), names if args.warm else ())
     from pplx_kit.web_guard import Guard, GuardSettings
 
     guard = Guard(
