@@ -6,7 +6,7 @@ from typing import Any
 
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command, positive
-from pplx_search.access import model_of, open_index
+from pplx_search.access import open_index, query_model_of
 from pplx_search.console import say
 from pplx_search.options import add_filter_options, add_model_options, query_words
 from pplx_search.program import COMMANDS
@@ -70,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
     with open_index(args) as store:
         codes = None
         if not args.words_only:
-            model, _ = model_of(store, args)
-            with model:
+            with query_model_of(store, args) as model:
                 (codes,) = model.encode_query([words], show_progress=False)
         answer = store.answer(Query(codes=codes, words=words, k=args.k, filter=_filter(args)))
         if pending := store.n_pending():
