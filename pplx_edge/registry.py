@@ -137,7 +137,7 @@ COREML = Backend(
         "coreml-pal6": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=96),
         "coreml-pal8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
     },
-    revision=3,
+    revision=4,
     writer="pplx_convert.coreml.converter:write",
     evaluator="pplx_convert.coreml.evaluation:evaluate_program",
     requirement="pplx_edge.backends.coreml_runtime:require_macos",

@@ -7,6 +7,7 @@ from pplx_kit.program import Program
 
 COMMANDS = {
     "embed": "embed lines of text, or whole documents in chunks",
+    "serve": "serve embeddings to other programs, in the API of OpenAI and of Perplexity",
     "convert": "convert a checkpoint to a format that runs fast",
     "compare": "compare conversions of one model with each other: fidelity and size on disk",
     "info": "show a model's sizes, format, files and parity figures",

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.host import peak_rss
 from pplx_kit.terminal import printable
 
+PROGRAM = ("-m", __name__)  # what Python runs in the child
 BUDGET_SECONDS = 28.0  # all processes together; what is left of half a minute is for starting and ending
 _ENDING_SECONDS = 1.0  # of a process that is told to end, before it is killed
 _LEAST_SECONDS = 2.0  # with less left, a process is not started
@@ -90,7 +93,7 @@ class Measurement:
     """The result of a child process: the int8 codes of the first `n_texts` texts, the device, and the cost.
 
     `open_seconds` includes a conversion if the model was not converted yet. `tokens_per_second` is measured on texts
-    that were already encoded once, so it does not include preparation.
+    that were already encoded once, so it does not include preparation. `warnings` are those that a user would see.
     """
 
     device: str
@@ -100,6 +103,7 @@ class Measurement:
     open_seconds: float
     tokens_per_second: float
     peak_bytes: int
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +174,7 @@ def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outco
         result, said = Path(folder) / "result.json", Path(folder) / "stderr"
         request = {"model": BUILT_IN, "backend": trial.backend, "format": trial.format, "seconds": seconds}
         with said.open("wb") as stderr:  # a file: what a process that is ended leaves behind may hold a pipe open
-            command = [sys.executable, "-m", __name__]
+            command = [sys.executable, *PROGRAM]
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
             asked = json.dumps(request | {"result": str(result)}).encode()
@@ -229,15 +233,31 @@ def measure(model: str, backend: str, format: str | None, seconds: float) -> Mea
         )
 
 
+@contextmanager
+def recorded_warnings() -> Iterator[list[str]]:
+    """Provide a list that receives the warnings for users, each once, instead of stderr."""
+    said: list[str] = []
+
+    def record(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning) and str(message) not in said:
+            said.append(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = record
+        yield said
+
+
 def main() -> int:
     """The process of one trial."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that an unfinished conversion is deleted
     request = json.load(sys.stdin)
     result = Path(request.pop("result"))
-    try:
-        found: dict[str, Any] = asdict(measure(**request))
-    except EdgeError as error:
-        found = {"error": str(error)}
+    with recorded_warnings() as said:
+        try:
+            found: dict[str, Any] = asdict(measure(**request)) | {"warnings": said}
+        except EdgeError as error:
+            found = {"error": str(error)}
     result.write_text(json.dumps(found), encoding="utf-8")
     return 0
 

@@ -94,14 +94,17 @@ class Program:
         self.add_options(parser)
         return parser, parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-    def load(self, module: str, feature: str) -> Any:
-        """Return an imported module. Raises MissingExtra naming the feature when the module needs another package."""
+    def load(self, module: str, feature: str, extra: str = "") -> Any:
+        """Return an imported module. Raises MissingExtra naming the feature when the module needs another package.
+
+        `extra` is the extra that installs that package (default: that of the program).
+        """
         try:
             return import_module(module)
         except ModuleNotFoundError as error:
             if (error.name or "").startswith(_OUR_PACKAGES):
                 raise
-            raise MissingExtra(f"{feature} ({error.name} is not installed)", self.extra) from error
+            raise MissingExtra(f"{feature} ({error.name} is not installed)", extra or self.extra) from error
 
     def say(self, message: str) -> None:
         """Write one line to stderr under the program's name."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pplx_quant.errors import DataError
 
+TEXT_KINDS = ("text", "text2", "text3")  # of plain paragraphs; a folder needs files of the first kind only
 MAX_DROPPED_SHARE = 0.01
 MAX_LINES_KEPT = 20
 
@@ -158,9 +159,12 @@ def read_documents(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> 
 
 
 def list_files(folder: Path, kind: str) -> list[Path]:
-    """Return the files `<kind>.<name>.jsonl.gz` of a folder, sorted by name. Raises DataError if there are none."""
+    """Return the files `<kind>.<name>.jsonl.gz` of a folder, sorted by name.
+
+    Raises DataError if there are none, except for further kinds of plain paragraphs.
+    """
     paths = sorted(folder.glob(f"{kind}.*.jsonl.gz"))
-    if not paths:
+    if not paths and kind not in TEXT_KINDS[1:]:
         raise DataError(f"{folder}: contains no {kind}.*.jsonl.gz file")
     return paths
 
@@ -168,3 +172,9 @@ def list_files(folder: Path, kind: str) -> list[Path]:
 def file_key(path: Path) -> str:
     """Return the key of `<kind>.<key>.jsonl.gz`: a source for pairs and chunks, a language for text."""
     return path.name.removesuffix(".jsonl.gz").split(".", 1)[1]
+
+
+def text_language(path: Path) -> str:
+    """Return the language of a file of plain paragraphs: its key, or for a key in no language (`debian`) English."""
+    key = file_key(path)
+    return key if len(key.split("-")[0]) <= 3 else "en"

@@ -1,10 +1,12 @@
 """The training loop of all stages: learning rate, gradients of all processes, log, validation, checkpoint, resume."""
 
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,7 +42,7 @@ HEAD, OPTIONS = "head.", "options.json"
 
 # Options that may differ when a run is resumed, for example on another machine. At most, they change rounding.
 MACHINE = ("device", "precision", "compile", "recompute", "grad_cache", "call_tokens", "save_every")
-MAY_DIFFER = (*MACHINE, "threads", "minutes", "log_every", "validate_every", "patience")
+MAY_DIFFER = (*MACHINE, "save_minutes", "threads", "minutes", "log_every", "validate_every", "patience")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class RunConfig:
     exponent: float = option(0.5, "The share of a group is proportional to its size to this power.")
     boost: tuple[str, ...] = option((), "Multiply the share of a group: GROUP=FACTOR, or PREFIX*=FACTOR.")
     save_every: int = option(100, "Steps between checkpoints.")
+    save_minutes: float = option(0.0, "Save a checkpoint also after this many minutes without one; 0 for none.")
     log_every: int = option(10, "Steps between log lines.")
     validate_every: int = option(0, "Steps between validations, of which the best is kept in OUT/best; 0 for none.")
     patience: int = option(0, "Stop after this many validations without a better score; 0 does not stop.")
@@ -87,7 +90,7 @@ class RunConfig:
         for name in ("steps", "call_tokens", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        for name in ("validate_every", "patience", "weight_decay"):
+        for name in ("validate_every", "patience", "weight_decay", "save_minutes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
         if self.patience and not self.validate_every:
@@ -310,11 +313,33 @@ class Run:
         return {**known, "tokens": result.n_tokens, **result.more}
 
 
+@contextmanager
+def noting_sigterm() -> Iterator[list[int]]:
+    """Provide a list that receives SIGTERM instead of the process, which can then stop with a checkpoint.
+
+    Only the main thread can receive signals; in another one the list stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def train(cfg: RunConfig, stage: Stage) -> Path:
-    """Train from step 0, or from the checkpoint in `cfg.out`, to the last step or for `cfg.minutes`.
+    """Train from step 0, or from the checkpoint in `cfg.out`, to the last step, for `cfg.minutes`, or until SIGTERM.
 
     Return the directory of the checkpoint.
     """
+    with noting_sigterm() as stop:
+        return _train(cfg, stage, stop)
+
+
+def _train(cfg: RunConfig, stage: Stage, stop: list[int]) -> Path:
     # ---------------------------------------------------------------- start or resume
     world = World.join(cfg.device)
     if cfg.threads:
@@ -334,7 +359,8 @@ def train(cfg: RunConfig, stage: Stage) -> Path:
     if world.is_first:
         precision = "bfloat16" if uses_bfloat16(cfg.precision, world.device) else "float32"
         print(f"{stage.name}: {precision} on {world.device.type}", file=sys.stderr)
-    started, deadline = time.perf_counter(), 60 * cfg.minutes or float("inf")
+    started = saved = time.perf_counter()
+    deadline, overdue = 60 * cfg.minutes or float("inf"), 60 * cfg.save_minutes or float("inf")
 
     # ---------------------------------------------------------------- loop
     bar = tqdm(
@@ -352,16 +378,18 @@ def train(cfg: RunConfig, stage: Stage) -> Path:
             rate = n_tokens / (time.perf_counter() - since)
             log.write(run.step, **{k: round(v, 4) for k, v in values.items()}, tokens_per_second=round(rate))
             n_tokens, since = 0, time.perf_counter()
-        late = time.perf_counter() - started > deadline
-        late = bool(world.sum(torch.tensor(float(late), device=world.device)).item())
+        now = time.perf_counter()
+        wishes = torch.tensor([now - started > deadline or bool(stop), now - saved > overdue], device=world.device)
+        late, due = world.sum(wishes.float()).bool().tolist()  # all processes do the same
         if run.step == cfg.steps:
             break
         if cfg.validate_every and run.step % cfg.validate_every == 0:
             run.validate(log)
         if late or run.is_exhausted:
             break
-        if run.step % cfg.save_every == 0:
+        if run.step % cfg.save_every == 0 or due:
             run.save()
+            saved = time.perf_counter()
     run.save()
     if run.step == cfg.steps:
         run.validate(log)

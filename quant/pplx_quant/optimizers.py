@@ -77,10 +77,11 @@ def build_optimizers(
 
     Those are the matrices of the blocks with `optimizer="muon"`, and the table with `table_optimizer="rowwise"`.
     Without blocks, only the table and the final norm are trained. The `head` of a stage has the rate of the table.
-    Weight decay is that of the matrices in blocks.
+    Weight decay is that of the matrices in blocks. With a rate of 0, the table is not trained.
     """
     named = dict(model.named_parameters())
-    table = [named[EMBEDDING]] if table_optimizer == "adamw" else []
+    named[EMBEDDING].requires_grad_(rates.embedding > 0)
+    table = [named[EMBEDDING]] if table_optimizer == "adamw" and rates.embedding > 0 else []
     groups: list[dict] = [{"params": [*table, *(head.parameters() if head else ())], "lr": rates.embedding}]
     vectors = [weight for weight in named.values() if weight.ndim == 1] if with_blocks else [model.norm.weight]
     groups.append({"params": vectors, "lr": rates.vector})
@@ -92,7 +93,7 @@ def build_optimizers(
     if with_blocks and optimizer == "muon":
         decay = weight_decay
         optimizers.append(torch.optim.Muon(matrices, lr=rates.matrix, weight_decay=decay, adjust_lr_fn=MUON_SCALE))
-    if not table:
+    if table_optimizer == "rowwise" and rates.embedding > 0:
         optimizers.append(RowwiseAdam([named[EMBEDDING]], lr=rates.embedding))
     for one in optimizers:
         for group in one.param_groups:

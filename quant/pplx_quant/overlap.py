@@ -23,7 +23,7 @@ from pplx_quant.options import required
 WORDS = 13
 CHARACTERS = 30
 LIMIT = 0.5
-TEXT_FIELDS = {"pairs": "positive", "text": "text", "text2": "text", "chunks": "chunk"}
+TEXT_FIELDS = {"pairs": "positive", "text": "text", "text2": "text", "text3": "text", "chunks": "chunk"}
 
 
 def windows(text: str) -> set[int]:

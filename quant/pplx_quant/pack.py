@@ -2,8 +2,8 @@
 
 python -m pplx_quant pack --data DIR --tokenizer DIR --out FILE [--cap GROUP=N …]
 
-The folder must contain pairs.<source>.jsonl.gz, text.<lang>.jsonl.gz, text2.<lang>.jsonl.gz and
-chunks.<source>.jsonl.gz files.
+The folder must contain pairs.<source>.jsonl.gz, text.<lang>.jsonl.gz and chunks.<source>.jsonl.gz files, and may
+contain text2.<lang>.jsonl.gz and text3.<lang>.jsonl.gz files. `--keep-text` keeps the texts too, which `distill` needs.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from pplx_edge import layout
 from pplx_quant.corpus import write_packed
@@ -43,6 +43,7 @@ class PackConfig:
     held_out: float = option(0.02, "Share of the passages held out for validation, with all their questions.")
     cap: tuple[str, ...] = option((), "Keep at most N random pairs of a group, or chunks of chunks.*: GROUP=N.")
     more: tuple[Path, ...] = option((), "Further files of pairs, which do not change what is held out of DATA.")
+    keep_text: bool = option(False, "Keep the texts for a teacher that has another tokenizer.")
     max_mb: float = option(60.0, "Fail if the packed file is larger than this many MB.")
     seed: int = option(1, "Seed of the random choices.")
 
@@ -55,8 +56,9 @@ class PackConfig:
 class TextTable:
     """Assigns text ids in order of first appearance. Texts that differ only in case or white space share an id."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, keep_text: bool = False):
+        self.tokenizer, self.keep_text = tokenizer, keep_text
+        self.utf8: list[bytes] = []
         self.dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
         self.numbers: dict[int, int] = {}
         self.ids: list[np.ndarray] = []
@@ -67,14 +69,18 @@ class TextTable:
         """Return the text ids of (text, language) items, each cut to `max_tokens`; -1 for a text without tokens."""
         keys = [text_key(text) for text, _ in texts]
         fresh = list({key: number for number, key in enumerate(keys) if key not in self.numbers}.values())
-        encoded = self.tokenizer.encode_batch_fast([texts[number][0] for number in fresh], add_special_tokens=False)
+        encode = self.tokenizer.encode_batch if self.keep_text else self.tokenizer.encode_batch_fast  # without offsets
+        encoded = encode([texts[number][0] for number in fresh], add_special_tokens=False)
         for number, item in zip(fresh, encoded, strict=True):
-            self.numbers[keys[number]] = self._append(item.ids[:max_tokens], texts[number][1])
+            self.numbers[keys[number]] = self._append(item, *texts[number], max_tokens)
         return [self.numbers[key] for key in keys]
 
-    def _append(self, ids: list[int], lang: str) -> int:
+    def _append(self, item: Encoding, text: str, lang: str, max_tokens: int) -> int:
+        ids = item.ids[:max_tokens]
         if not ids:
             return NONE
+        if self.keep_text:
+            self.utf8.append(text[: item.offsets[len(ids) - 1][1]].encode())
         self.ids.append(np.array(ids, self.dtype))
         self.lang.append(self.languages.setdefault(lang, len(self.languages)))
         return len(self.ids) - 1
@@ -84,7 +90,7 @@ class CorpusPacker:
     """Collects texts, pairs and documents for a packed file."""
 
     def __init__(self, tokenizer: Tokenizer, config: PackConfig):
-        self.config, self.table = config, TextTable(tokenizer)
+        self.config, self.table = config, TextTable(tokenizer, config.keep_text)
         self.groups: list[str] = []
         self.pairs: list[tuple[int, int, int, int, int]] = []  # query, positive, group, document, chunk
         self.documents: dict[str, int] = {}
@@ -127,7 +133,11 @@ class CorpusPacker:
         pairs = np.array(self.pairs, np.int32).reshape(-1, 5)
         # A passage is held out with all its questions, from whichever file they are.
         drawn = np.random.default_rng(self.config.seed).random(len(self.table.ids)) < self.config.held_out
-        return {
+        kept = {
+            "utf8": np.frombuffer(b"".join(self.table.utf8), np.uint8),
+            "utf8_lengths": np.array([len(text) for text in self.table.utf8], np.uint32),
+        }
+        return (kept if self.config.keep_text else {}) | {
             "ids": np.concatenate(self.table.ids),
             "lengths": np.array([len(ids) for ids in self.table.ids], np.uint16),
             "lang": np.array(self.table.lang, np.int16),

@@ -154,14 +154,15 @@ def test_a_processor_without_exact_int8_makes_the_backend_unusable(on_linux: Non
 
 def test_a_mac_is_described_by_its_kernel(monkeypatch: pytest.MonkeyPatch):
     known = {"machdep.cpu.brand_string": "Apple M3 Pro", "hw.memsize": "19327352832", "sysctl.proc_translated": "1"}
+    known |= {"-productVersion": "26.1", "-buildVersion": "25B78"}
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(platform, "mac_ver", lambda: ("15.1", ("", "", ""), "arm64"))
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("16.0", ("", "", ""), "arm64"))  # as older programs are told
     monkeypatch.setattr(
         subprocess, "run", lambda argv, **_: subprocess.CompletedProcess(argv, 0, stdout=f"{known[argv[-1]]}\n")
     )
     found = host.describe_host()
     assert (found.chip, found.memory_bytes) == ("Apple M3 Pro", 19327352832)
-    assert found.system.startswith("macOS 15.1 ")
+    assert found.system.startswith("macOS 26.1 (25B78) ")
     assert "Rosetta" in found.system
 
 

@@ -122,7 +122,7 @@ def _cells(outcome: Outcome) -> list[str]:
         f"{measured.n_texts} texts, {measured.n_tokens:,} tokens",
         f"{measured.tokens_per_second:,.0f} tokens/s",
         f"peak {human_bytes(measured.peak_bytes)}",
-        "; ".join(part for part in (finding, verdict) if part),
+        "; ".join(part for part in (finding, verdict, *measured.warnings) if part),
     ]
 
 
