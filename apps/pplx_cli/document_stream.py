@@ -24,9 +24,10 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `--stream`: chunk size, overlap, markup, windows, and where to resume."""
     group = parser.add_argument_group(
         "streams",
-        "With --stream, each file is one document of any length. The output is JSON Lines with doc, chunk, start and "
-        "stop (in characters), line, page, heading, codes and position; a .npy file contains only the codes. "
-        "All sizes are in tokens.",
+        "With --stream, each file is one document of plain text or Markdown, of any length. The output is JSON "
+        "Lines with doc (the file), chunk (its number in the file, from 0), start and stop (offsets in characters), "
+        "line, page (always null), heading, tokens, codes (the vector) and position (for --resume); a .npy file "
+        "contains only the vectors.",
     )
     group.add_argument(
         "--stream", action="store_true", help="Split whole files into chunks and encode each chunk in its context."
@@ -36,22 +37,28 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=DEFAULT_CHUNK_TOKENS,
         metavar="N",
-        help="Size of a chunk (default: 128).",
+        help="Maximum length of a chunk in tokens.",
     )
     group.add_argument(
-        "--overlap", type=natural, default=0, metavar="N", help="Repeat the last N tokens of the previous chunk."
+        "--overlap",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="Repeat up to N tokens from the end of the previous chunk.",
     )
     group.add_argument(
         "--markup",
         choices=MARKUPS,
         default="markdown",
-        help="Markup of the input: # at the beginning of a line is a heading only in markdown.",
+        help="Markup of the input. A line that begins with # is a heading in markdown, and nothing special in text and "
+        "code.",
     )
     group.add_argument(
         "--window",
         type=positive,
         metavar="N",
-        help="Size of the window that is encoded at once (default: 4096 if the model allows it).",
+        help="Tokens that the model reads at once, with the margins and repeated headings (default: 4096, or the limit "
+        "of the model if that is lower).",
     )
     group.add_argument(
         "--memory",
@@ -60,21 +67,31 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         help="Choose the largest window that fits in this many MB on top of the model.",
     )
     group.add_argument(
-        "--margin", type=natural, metavar="N", help="Context on either side of the chunks that a window contributes."
+        "--margin",
+        type=natural,
+        metavar="N",
+        help="Tokens at each end of a window that are read as context only; their vectors come from the neighboring "
+        "windows (default: 256, or an eighth of a window of fewer than 2048 tokens).",
     )
     group.add_argument(
         "--heading-tokens",
         type=natural,
         metavar="N",
-        help="Repeat up to N tokens of the title and current headings at the start of each window (default: 64 for "
-        "contextual models, otherwise 0).",
+        help="Repeat up to N tokens of the title and current headings at the start of each window after the first "
+        "(default: 64 for contextual models, fewer in a small window; otherwise 0).",
     )
     group.add_argument(
         "--separator",
         action=argparse.BooleanOptionalAction,
-        help="Put the separator token between chunks (default: as the model was trained).",
+        help="Join the chunks with the model's separator token (default: --separator for contextual models, otherwise "
+        "--no-separator).",
     )
-    group.add_argument("--resume", metavar="POSITION", help="Continue after this position in the first file.")
+    group.add_argument(
+        "--resume",
+        metavar="POSITION",
+        help="Continue after this position in the first file, with the same options (default: start at its beginning). "
+        "--output must name a new file, which gets the chunks after the position.",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=default_home(),
         metavar="DIR",
-        help=f"Directory of the index (default: {default_home()}, or ${HOME_VARIABLE} when it is set).",
+        help=f"Directory of the index (default: ${HOME_VARIABLE} if it is set, otherwise {default_home()}).",
     )
 
 

@@ -90,7 +90,18 @@ def test_filters_limit_what_is_found(run: Run, folder: Path) -> None:
     assert "lease" not in run("search", "the", "--type", "markdown")[1]
     assert run("search", "the", "--since", "2999-01-01") == (1, "", "")
     assert run("search", "the", "--until", "1999-01-01")[0] == 1
-    assert run("search", "the", "-c", "nowhere")[0] in (1, 2)
+
+
+def test_an_unknown_collection_or_type_is_an_error_that_lists_the_known_ones(run: Run, folder: Path) -> None:
+    run("add", folder)
+    assert run("search", "the", "-c", "default")[0] == 0
+    unknown = (2, "", "pplx-search: error: no collection 'nowhere'; there are: default\n")
+    assert run("search", "the", "-c", "nowhere") == unknown
+    assert run("export", folder / "x.npz", "-c", "nowhere") == unknown
+    status, _, err = run("search", "the", "--type", "word")
+    assert status == 2
+    assert "'word'" in err
+    assert "'docx'" in err
 
 
 def test_words_alone_need_no_model(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

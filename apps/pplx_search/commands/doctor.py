@@ -25,8 +25,10 @@ def add_parser(commands: Any) -> None:
         "doctor",
         COMMANDS["doctor"],
         "pplx-search doctor\npplx-search doctor --json",
-        description="Reads a few sample files and encodes a passage. Changes nothing and does not use the network. "
-        "Exit status: 0 no problems, 1 problems found.",
+        description="Parses a few sample files of its own, encodes a sentence with the model of the index, and checks "
+        "that the index opens and its folders can be read. Reads none of your files, changes nothing and does not use "
+        "the network. To check every row of the index: pplx-search check. To test the backends: pplx-edge doctor. "
+        "Exit status: 0 no problems, 1 problems found, 2 error.",
     )
     parser.add_argument("--json", action="store_true", help="Print the report as one JSON object.")
     parser.set_defaults(run=run)
