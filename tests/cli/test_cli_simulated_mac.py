@@ -2,9 +2,11 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,27 @@ def test_doctor_ends_a_test_that_hangs(mac, tmp_path: Path) -> None:
     assert outcome.verdict == "unfinished"
     assert "not done after" in outcome.why
     require_ended(tmp_path)
+
+
+def test_doctor_does_not_wait_for_the_compute_plan(mac, monkeypatch: pytest.MonkeyPatch) -> None:
+    mac("plans")
+    wait = subprocess.Popen.communicate
+
+    def until_measured(child: subprocess.Popen[bytes], asked: bytes, timeout: float) -> None:
+        """Play a limit that is reached after the measurement, on a machine of any speed."""
+        result = Path(json.loads(asked)["result"])
+        with suppress(subprocess.TimeoutExpired):
+            wait(child, asked, timeout=0.1)
+        until = time.monotonic() + timeout
+        while not result.is_file() and child.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        raise subprocess.TimeoutExpired(child.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", until_measured)
+    _, outcome = self_test.run_trials(["onnx", "coreml"], lambda _: None, 200.0)
+    assert outcome.verdict == "ok", outcome
+    assert outcome.measured is not None
+    assert outcome.measured.device == "device not known yet"
 
 
 @pytest.mark.parametrize(
