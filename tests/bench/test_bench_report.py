@@ -170,7 +170,7 @@ def test_self_times_leave_out_what_ran_inside() -> None:
 def test_products_of_equals_are_the_gate() -> None:
     gate, rescale = event("Mul", 0, 1, [[4, 8], [4, 8]]), event("Mul", 0, 1, [[4, 8], [4, 1]])
     assert profiling.operator_class(gate["args"]) == profiling.ACTIVATION
-    assert profiling.operator_class(rescale["args"]) == profiling.QUANTISE
+    assert profiling.operator_class(rescale["args"]) == profiling.QUANTIZE
     assert profiling.operator_class(event("Unheard", 0, 1)["args"]) == profiling.OTHER
 
 

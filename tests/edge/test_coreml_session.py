@@ -269,7 +269,9 @@ class FakeCoreML:
         monkeypatch.setenv("PPLX_EDGE_CACHE", str(cache))
         monkeypatch.setattr("platform.mac_ver", lambda: ("15.1", ("", "", ""), "arm64"))
         monkeypatch.setattr("coremltools.models.CompiledMLModel", Compiled)
-        monkeypatch.setattr(coreml_runtime, "choose", lambda _compiled, _length, _dim, units: Choice(units, io.FUSED))
+        monkeypatch.setattr(
+            coreml_runtime, "choose", lambda _compiled, _model, _length, units, _: Choice(units, io.FUSED)
+        )
         monkeypatch.setattr("coremltools.models.utils.compile_model", compile_model)
 
 

@@ -73,8 +73,8 @@ def _draw_sizes(
 ) -> None:
     size = _x(reference.candidate)
     for card in others:
-        colour, marker = styles[card.candidate.label]
-        panel.plot(_x(card.candidate), _mean_drift(card), marker, color=colour, markersize=6)
+        color, marker = styles[card.candidate.label]
+        panel.plot(_x(card.candidate), _mean_drift(card), marker, color=color, markersize=6)
     panel.axvline(size, color=_GREY, linestyle=":", linewidth=1)
     _log_scale(panel, [_mean_drift(card) for card in others])
     widest = max(size, *(_x(card.candidate) for card in others))
@@ -101,10 +101,10 @@ def _draw_layers(
     stages = list(max((drifts(candidate) for candidate in candidates), key=len))
     ends = []
     for candidate in candidates:
-        colour, marker = styles[candidate.label]
+        color, marker = styles[candidate.label]
         values = [_floored(value) for value in drifts(candidate).values()]
         places = [stages.index(stage) for stage in drifts(candidate)]
-        panel.plot(places, values, f"-{marker}", color=colour, markersize=3.5, linewidth=1.2)
+        panel.plot(places, values, f"-{marker}", color=color, markersize=3.5, linewidth=1.2)
         ends.append((candidate.label, places[-1], values[-1]))
     _log_scale(panel, [value for candidate in candidates for value in drifts(candidate).values()])
     panel.set_xlim(-0.04 * len(stages), 1.25 * len(stages))  # room for the labels on the right
