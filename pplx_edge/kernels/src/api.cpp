@@ -110,7 +110,7 @@ int32_t pplx_abi_version(void) { return PPLX_ABI_VERSION; }
 const char* pplx_instruction_sets(void) { return available_names(); }
 
 const char* pplx_build_info(void) {
-  static char text[256];
+  static char text[256];  // always the same text
 #if defined(__clang__)
   const char* compiler = "clang " __clang_version__;
 #else
@@ -133,6 +133,8 @@ int pplx_open(const char* path, const void* image, uint64_t image_bytes, const c
     result = text.fail(PPLX_ERROR_UNSUPPORTED, "instruction set %s is not available: choose one of %s", isa, available_names());
   else
     result = path ? model->file.open(path, text) : model->file.adopt(image, image_bytes, text);
+  if (result == PPLX_OK && model->kernels->needs_pairs && !model->file.weights_fit_pairs())
+    model->kernels = kernels_for_any_weights(*model->kernels);
   if (result != PPLX_OK) delete model;
   else *out = model;
   return result;

@@ -1,5 +1,7 @@
 #include "dispatch.h"
 
+#include <pthread.h>
+
 #include <cstring>
 
 #if defined(__x86_64__)
@@ -18,6 +20,9 @@ namespace pplx {
 
 #define DECLARE(name) extern const Kernels kernels_##name;
 PPLX_ISAS(DECLARE)
+#if defined(__x86_64__)
+DECLARE(avx2wide)
+#endif
 
 namespace {
 
@@ -76,46 +81,50 @@ bool has_i8mm() { return has_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1); }  /
 
 struct Isa {
   const Kernels& kernels;
+  bool (*is_available)();
   bool available;
 };
+#define ENTRY(name) {kernels_##name, has_##name, false},
+Isa isas[] = {PPLX_ISAS(ENTRY)};
+char available[128], compiled[128];
+pthread_once_t once = PTHREAD_ONCE_INIT;
 
-const Isa* all_isas(int* count) {
-#define ENTRY(name) {kernels_##name, has_##name()},
-  static const Isa isas[] = {PPLX_ISAS(ENTRY)};
-  *count = sizeof isas / sizeof *isas;
-  return isas;
+void append(char* names, const char* name) {
+  if (*names) std::strcat(names, ",");
+  std::strcat(names, name);
 }
 
-struct Names {
-  char text[128] = "";
-  explicit Names(bool only_available) {
-    int n;
-    const Isa* isas = all_isas(&n);
-    for (int i = 0; i < n; i++)
-      if (isas[i].available || !only_available) {
-        if (*text) std::strcat(text, ",");
-        std::strcat(text, isas[i].kernels.name);
-      }
+void find_isas() {
+  for (Isa& isa : isas) {
+    isa.available = isa.is_available();
+    append(compiled, isa.kernels.name);
+    if (isa.available) append(available, isa.kernels.name);
   }
-};
+}
 
 }  // namespace
 
 const char* available_names() {
-  static const Names names(true);
-  return names.text;
+  pthread_once(&once, find_isas);
+  return available;
 }
 
 const char* compiled_names() {
-  static const Names names(false);
-  return names.text;
+  pthread_once(&once, find_isas);
+  return compiled;
+}
+
+const Kernels* kernels_for_any_weights(const Kernels& kernels) {
+#if defined(__x86_64__)
+  if (kernels.needs_pairs) return &kernels_avx2wide;
+#endif
+  return &kernels;
 }
 
 const Kernels* kernels_for(const char* name) {
-  int n;
-  const Isa* isas = all_isas(&n);
-  for (int i = 0; i < n; i++)
-    if (isas[i].available && (!name || !*name || !std::strcmp(name, isas[i].kernels.name))) return &isas[i].kernels;
+  pthread_once(&once, find_isas);
+  for (const Isa& isa : isas)
+    if (isa.available && (!name || !*name || !std::strcmp(name, isa.kernels.name))) return &isa.kernels;
   return nullptr;
 }
 

@@ -16,5 +16,6 @@ namespace pplx {
 const char* available_names();                 // best first, separated by commas
 const char* compiled_names();
 const Kernels* kernels_for(const char* name);  // null if unknown or not available; null or "" takes the best
+const Kernels* kernels_for_any_weights(const Kernels&);  // the same instruction set without a condition on weights
 
 }  // namespace pplx

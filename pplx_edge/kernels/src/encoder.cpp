@@ -41,9 +41,9 @@ uint64_t Buffers::lay_out(const ModelFile& m, const Kernels& k, int64_t n_rows, 
   take(values, n * m.key_width);
   take(attended, n * m.query_width);
   take(inner, mlp_rows * m.inner);
-  take_codes(tokens, n, row_bytes(k, m.hidden));
-  take_codes(queries, n * heads, static_cast<uint64_t>(m.head) * k.code_bytes);
-  take_codes(wide, n, most(row_bytes(k, m.query_width), row_bytes(k, m.inner)));
+  take_codes(tokens, n, row_bytes(m.hidden, k.code_bytes));
+  take_codes(queries, n * heads, static_cast<uint64_t>(m.head) * k.attention_bytes);
+  take_codes(wide, n, row_bytes(most(m.query_width, m.inner), k.code_bytes));
   take(positions, n);
   take(bad_tokens, n);
   take(bad_rows, n_rows);
@@ -64,7 +64,7 @@ uint64_t Buffers::lay_out(const ModelFile& m, const Kernels& k, int64_t n_rows, 
     Scratch& s = base ? scratch[t] : counted;
     take(s.sums, (2 * kBlockRows + kSpareRows) * widest);
     take(s.floats, static_cast<uint64_t>(kBlockRows) * m.head);
-    take(s.codes, (2 * kBlockRows + kSpareRows) * static_cast<uint64_t>(row_bytes(k, kKeyBlock)));
+    take(s.codes, (2 * kBlockRows + kSpareRows) * row_bytes(kKeyBlock, k.attention_bytes));
     take(s.panel, 16 * deepest);
   }
   return used;

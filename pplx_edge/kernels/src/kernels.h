@@ -1,7 +1,7 @@
 // The table of functions that an instruction set provides. All of them compute the same bits.
 //
 // Matrices of activations are "codes": int8 rows quantized with one scale per row, in the format of the instruction set
-// (`code_bytes` per code, see the tiles). Rows of codes are `row_bytes(n)` apart; buffers of codes have kSpareRows more rows.
+// (`code_bytes` or `attention_bytes` per code, see the tiles). Rows of codes are `row_bytes(n)` apart; buffers of codes have kSpareRows more rows.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -62,7 +62,9 @@ struct Scratch {
 
 struct Kernels {
   const char* name;
-  int code_bytes;
+  int code_bytes;       // of the codes of projections
+  int attention_bytes;  // of the codes of queries and of attention's weights
+  bool needs_pairs;     // weights of neighbors k must not add up to more than 128
 
   // x[rows][hidden] = rows of the table
   void (*embed)(const int8_t* table, const float* scales, const int32_t* ids, int rows, int hidden, float* x);
@@ -88,12 +90,14 @@ struct Kernels {
   // out[columns] = mean of rows, summed in float64
   void (*mean)(const float* x, int rows, size_t step, int columns, float* out);
 
-  // The exact product c[rows][columns], for tests.
-  void (*product)(const uint8_t* a, size_t row_bytes, int rows, Weights w, int32_t* c, size_t step, Scratch&);
-  // Codes of 16 integers in -127..127 in this format, for tests.
+  // For tests: the exact product c[rows][columns], and 16 integers in -127..127 as codes.
+  void (*product)(Codes a, int rows, Weights w, int32_t* c, size_t step, Scratch&);
   void (*encode)(const int32_t* values, uint8_t* codes);
+  void (*attention_product)(Codes a, int rows, Weights w, int32_t* c, size_t step, Scratch&);
+  void (*encode_attention)(const int32_t* values, uint8_t* codes);
 };
 
-inline size_t row_bytes(const Kernels& k, size_t columns) { return columns * k.code_bytes + 64; }
+// The distance of rows of codes: not a multiple of large powers of 2, which would compete for the same places of caches.
+inline size_t row_bytes(size_t columns, int code_bytes) { return columns * code_bytes + 64; }
 
 }  // namespace pplx

@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <new>
 
 namespace pplx {
@@ -98,6 +99,20 @@ int ModelFile::adopt(const void* image, uint64_t bytes, const ErrorText& error) 
     return error.fail(PPLX_ERROR_ARGUMENT, "the image of a model must be aligned to %d bytes", PPLX_ALIGNMENT);
   if (bytes < 128) return error.fail(PPLX_ERROR_FORMAT, "too short for a header (%llu bytes)", static_cast<unsigned long long>(bytes));
   return parse(static_cast<const uint8_t*>(image), bytes, error);
+}
+
+bool ModelFile::weights_fit_pairs() const {
+  for (int i = 0; i < n_layers; i++)
+    for (const Weights* w : {&layers[i].qkv, &layers[i].o, &layers[i].gate_up, &layers[i].down}) {
+      const size_t bytes = static_cast<size_t>(w->columns) * w->depth;
+      int most = 0;
+      for (size_t at = 0; at < bytes; at += 2) {  // a sum is at most 254 in magnitude; a loop without exit is vectorized
+        const int sum = w->panels[at] + w->panels[at + 1], size = sum < 0 ? -sum : sum;
+        most = size > most ? size : most;
+      }
+      if (most > 128) return false;
+    }
+  return true;
 }
 
 int ModelFile::parse(const uint8_t* data, uint64_t bytes, const ErrorText& error) {

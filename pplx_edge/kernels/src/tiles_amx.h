@@ -9,7 +9,6 @@
 namespace {
 
 constexpr int kCodeBytes = 1;
-constexpr bool kWideCodes = false;
 
 inline void store_codes(uint8_t* p, Ints a) { store_bytes(reinterpret_cast<int8_t*>(p), a); }
 
@@ -51,7 +50,7 @@ inline void tile(const uint8_t* a, size_t row_bytes, const int8_t* b, int depth,
 
 inline void multiply(const uint8_t* a, size_t row_bytes, int rows, const int8_t* panels, int n_panels, int depth,
                      const int32_t*, int32_t* c, size_t step, int16_t*) {
-  static const TileConfig config;
+  static constexpr TileConfig config;
   _tile_loadconfig(&config);
   for (int p = 0; p < n_panels; p += 2)
     for (int i = 0; i < rows; i += 32)

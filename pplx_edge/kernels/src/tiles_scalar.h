@@ -5,7 +5,6 @@
 namespace {
 
 constexpr int kCodeBytes = 1;
-constexpr bool kWideCodes = false;
 
 inline void store_codes(uint8_t* p, Ints a) { store_bytes(reinterpret_cast<int8_t*>(p), a); }
 

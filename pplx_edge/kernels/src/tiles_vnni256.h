@@ -21,7 +21,6 @@ inline __m256i pplx_dpbusd(__m256i sum, __m256i a, __m256i b) {
 namespace {
 
 constexpr int kCodeBytes = 1;
-constexpr bool kWideCodes = false;
 
 inline void store_codes(uint8_t* p, Ints a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_xor_si128(bytes(a), _mm_set1_epi8(-128)));

@@ -6,7 +6,6 @@
 namespace {
 
 constexpr int kCodeBytes = 1;
-constexpr bool kWideCodes = false;
 
 inline void store_codes(uint8_t* p, Ints a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_xor_si128(_mm512_cvtepi32_epi8(a), _mm_set1_epi8(-128)));

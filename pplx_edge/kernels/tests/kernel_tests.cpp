@@ -57,9 +57,11 @@ struct GuardedScratch {
 };
 
 // Returns the number of wrong sums.
-int test_product(const Kernels& k, Random& random, GuardedScratch& scratch) {
+int test_product(const Kernels& k, bool attention, Random& random, GuardedScratch& scratch) {
+  const int code_bytes = attention ? k.attention_bytes : k.code_bytes;
+  const bool pairs = k.needs_pairs && !attention;
   const int rows = 1 + random.below(2 * kBlockRows), columns = 64 * (1 + random.below(4)), depth = 64 * (1 + random.below(random.below(8) ? 8 : 64));
-  const size_t row = static_cast<size_t>(depth) * k.code_bytes + (random.below(2) ? 64 : 0);
+  const size_t row = static_cast<size_t>(depth) * code_bytes + (random.below(2) ? 64 : 0);
   Guarded a((rows + kSpareRows) * row), panels(static_cast<size_t>(columns) * depth), sums(4 * columns), scales(4 * columns);
   Guarded out(size_t{4} * columns * (rows + kSpareRows));
   std::vector<int32_t> codes(static_cast<size_t>(rows) * depth);
@@ -67,12 +69,16 @@ int test_product(const Kernels& k, Random& random, GuardedScratch& scratch) {
   const int extreme_rows = random.below(2), extreme_columns = random.below(2);
   for (int i = 0; i < rows; i++) {
     for (int c = 0; c < depth; c++) codes[static_cast<size_t>(i) * depth + c] = extreme_rows ? (i % 2 ? 127 : -127) : random.code();
-    for (int c = 0; c < depth; c += kLanes) k.encode(&codes[static_cast<size_t>(i) * depth + c], a.as<uint8_t>() + i * row + c * k.code_bytes);
+    for (int c = 0; c < depth; c += kLanes) (attention ? k.encode_attention : k.encode)(&codes[static_cast<size_t>(i) * depth + c], a.as<uint8_t>() + i * row + c * code_bytes);
   }
   for (int n = 0; n < columns; n++) {
     int total = 0;
     for (int c = 0; c < depth; c++) {
-      const int w = extreme_columns ? (n % 3 ? 127 : -127) : random.code();
+      int w = extreme_columns ? (n % 3 ? 127 : -127) : random.code();
+      if (pairs && c % 2) {  // the most that the neighbor leaves
+        const int other = weights[static_cast<size_t>(n) * depth + c - 1];
+        w = w < -128 - other ? -128 - other : w > 128 - other ? 128 - other : w;
+      }
       weights[static_cast<size_t>(n) * depth + c] = w;
       panels.as<int8_t>()[((n / 16 * static_cast<size_t>(depth / 4) + c / 4) * 16 + n % 16) * 4 + c % 4] = static_cast<int8_t>(w);
       total += w;
@@ -80,7 +86,7 @@ int test_product(const Kernels& k, Random& random, GuardedScratch& scratch) {
     sums.as<int32_t>()[n] = total;
   }
   const Weights w{panels.as<int8_t>(), scales.as<float>(), sums.as<int32_t>(), columns, depth};
-  k.product(a.as<uint8_t>(), row, rows, w, out.as<int32_t>(), columns, scratch.scratch);
+  (attention ? k.attention_product : k.product)({a.as<uint8_t>(), nullptr, row}, rows, w, out.as<int32_t>(), columns, scratch.scratch);
   int wrong = 0;
   for (int i = 0; i < rows; i++)
     for (int n = 0; n < columns; n++) {
@@ -92,22 +98,26 @@ int test_product(const Kernels& k, Random& random, GuardedScratch& scratch) {
   return wrong;
 }
 
-int test_products(int rounds) {
+int test_products(const Kernels& k, int rounds) {
   GuardedScratch scratch;
-  int failed = 0;
+  Random random{42};
+  int wrong = 0;
+  for (int i = 0; i < rounds; i++) wrong += test_product(k, i % 2, random, scratch) != 0;
+  printf("%s%s: %d products, %d wrong\n", k.name, k.needs_pairs ? " in pairs" : "", rounds, wrong);
+  return wrong;
+}
+
+int test_all_products(int rounds) {
+  int wrong = 0;
   const std::string names = available_names();
   for (size_t from = 0; from < names.size();) {
     const size_t to = names.find(',', from) == std::string::npos ? names.size() : names.find(',', from);
-    const std::string name = names.substr(from, to - from);
-    const Kernels& k = *kernels_for(name.c_str());
-    Random random{42};
-    int wrong = 0;
-    for (int i = 0; i < rounds; i++) wrong += test_product(k, random, scratch) != 0;
-    printf("%s: %d products, %d wrong\n", name.c_str(), rounds, wrong);
-    failed += wrong;
+    const Kernels& k = *kernels_for(names.substr(from, to - from).c_str());
+    wrong += test_products(k, rounds);
+    if (const Kernels* other = kernels_for_any_weights(k); other != &k) wrong += test_products(*other, rounds);
     from = to + 1;
   }
-  return failed != 0;
+  return wrong != 0;
 }
 
 std::vector<uint8_t> read_file(const char* path) {
@@ -189,7 +199,7 @@ int fuzz(const char* path, int rounds) {
 
 int main(int count, char** words) {
   const std::string command = count > 1 ? words[1] : "";
-  if (command == "products" && count == 3) return test_products(atoi(words[2]));
+  if (command == "products" && count == 3) return test_all_products(atoi(words[2]));
   if (command == "states" && count == 7) return write_states(words[2], words[3], words[4], words[5], atoi(words[6]));
   if (command == "fuzz" && count == 4) return fuzz(words[2], atoi(words[3]));
   if (command == "isas" && count == 2) return printf("%s\n", available_names()) < 0;
