@@ -53,8 +53,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--memory-mb",
         type=positive,
         metavar="MB",
-        help="native, mlx: Memory limit in MB for the model and its buffers together; batches are made small enough to fit "
-        "(default: no limit).",
+        help="native, mlx: Memory limit in MB for the model and its buffers together; batches are made small enough to "
+        "fit (default: no limit).",
     )
     group.add_argument(
         "--compute-units",
