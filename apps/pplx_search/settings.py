@@ -45,7 +45,7 @@ def options_for(model: Embedder, options: StreamOptions = INDEX_OPTIONS) -> Stre
 
 def settings_of(name: str, model: Embedder, options: StreamOptions) -> dict[str, Any]:
     """Return the settings that vectors depend on as plain values. `name` is the name given to open the model."""
-    cut = {field: value for field, value in asdict(options).items() if field not in ("markup", "memory_mb")}
+    cut = {field: value for field, value in asdict(options).items() if field not in ("markup", "window_mb")}
     return {"model": name, "weights": model.fingerprint, "backend": model.session.backend, "dim": model.dim} | cut
 
 

@@ -16,7 +16,8 @@ from pplx_bench.workdir import fingerprint
 from pplx_edge.errors import InputError
 from pplx_kit.host import versions
 
-OURS = "ours"
+OURS = "native"
+GRAPH = "onnx"  # pplx-edge on ONNX Runtime
 Encode = Callable[[list[np.ndarray]], np.ndarray]  # rows of ids [T] to mean states, float32 [B, D], in their order
 
 
@@ -68,6 +69,16 @@ PEERS = {
     for peer in (
         Peer(
             name=OURS,
+            label="pplx-edge native-int8",
+            module="pplx_bench.speed.peers.ours",
+            needs=(),
+            install=f"{_PIP} pplx-edge",
+            settings={"format": "native-int8"},
+            made_by=("pplx_convert", "pplx_edge.weights.checkpoint", "pplx_edge.weights.native_file"),
+            result_bytes=1.1,
+        ),
+        Peer(
+            name=GRAPH,
             label="pplx-edge onnx-int8",
             module="pplx_bench.speed.peers.ours",
             needs=("onnxruntime",),
