@@ -44,12 +44,9 @@ class Peer:
 
     @property
     def install(self) -> str:
-        """The command that installs what the peer needs; torch comes without CUDA."""
-        names = [f"'{name}>=5.2'" if name == "transformers" else name for name in self.needs if name != "torch"]
-        torch = (
-            "pip install torch --index-url https://download.pytorch.org/whl/cpu && " if "torch" in self.needs else ""
-        )
-        return f"{torch}pip install {' '.join(names)}"
+        """The command that installs what the peer needs."""
+        names = [f"'{name}>=5.2'" if name == "transformers" else name for name in self.needs]
+        return f"pip install {' '.join(names)}"
 
     def load(self) -> ModuleType:
         """The module of the peer, imported."""
