@@ -21,6 +21,7 @@ ONNX_WEIGHTS = "model.onnx_data"
 NATIVE_MODEL = "model.native"
 COREML_PACKAGE = "model.mlpackage"  # one function for each fixed length
 COREML_TABLE = "embedding.safetensors"
+COREML_PROBE = "probe.safetensors"  # token ids and their reference vectors, for the test before the first use
 
 # Ready-made ONNX graphs in repositories, the best for CPUs first
 READY_GRAPHS = ("model_quantized.onnx", "model_int8.onnx", ONNX_GRAPH, "model_q4.onnx")

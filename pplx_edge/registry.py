@@ -49,6 +49,8 @@ class Backend:
     - `requirement`: an entry without arguments that raises EdgeError, with the reason, if this machine or installation
       cannot run the backend.
     - `note`: an entry without arguments that returns a sentence for `doctor` on how the backend runs on this machine.
+    - `proof`: an entry without arguments that `doctor` calls before the self-test: it tests kernels that are off until
+      proven on this machine, remembers the result, and returns the findings with a sentence in `note`; or "".
     - `self_test_cosine`: the minimum cosine with the exact codes of the built-in model that `doctor` accepts.
     - `longer_inputs`: advice for inputs above the limit of the model, or "".
     """
@@ -73,6 +75,7 @@ class Backend:
     evaluator: str = ""
     requirement: str = ""
     note: str = ""
+    proof: str = ""
     self_test_cosine: float = 0.999
     longer_inputs: str = ""
 
@@ -136,6 +139,7 @@ MLX = Backend(
     default_on=("darwin-arm64",),
     writer="pplx_convert.mlx.converter:write",
     note="pplx_edge.backends.mlx_device:describe_use",
+    proof="pplx_edge.backends.mlx_proof:prove",
 )
 COREML = Backend(
     name="coreml",
@@ -153,10 +157,11 @@ COREML = Backend(
         "coreml-pal6": ParityLimits(min_cosine=0.98, mean_cosine=0.99, largest_step=96),
         "coreml-pal8": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
     },
-    revision=3,
+    revision=4,
     writer="pplx_convert.coreml.converter:write",
     evaluator="pplx_convert.coreml.evaluation:evaluate_program",
     requirement="pplx_edge.backends.coreml_runtime:require_macos",
+    self_test_cosine=0.99,  # the placement of operators alone can cost more than the 0.001 of other float formats
     longer_inputs="convert it with --max-tokens (up to 2,048) or use the mlx backend",
 )
 

@@ -208,7 +208,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """A fresh byte-level BPE with the family's normaliser, splits and separator."""
+    """A fresh byte-level BPE with the family's normalizer, splits and separator."""
     return Tokenizer.from_str(_tiny_tokenizer_json())
 
 

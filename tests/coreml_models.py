@@ -8,13 +8,14 @@ import numpy as np
 from pplx_convert.conversion import copy_text_files
 from pplx_convert.coreml import converter as coreml_convert
 from pplx_convert.coreml.mil_oracle import MilProgram
-from pplx_convert.parity import ParityReport
+from pplx_convert.parity import ParityReport, probe_rows
 from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends.coreml_session import CoreMLSession, open_artifact, open_table, row_lengths
 from pplx_edge.models.qwen3_numpy import layer_states
 from pplx_edge.registry import ParityLimits
 from pplx_edge.spec import ModelSpec
+from pplx_edge.text.tokenization import Tokenizer
 from pplx_edge.types import TokenRow
 from pplx_edge.weights.artifact import Artifact, write_manifest
 from pplx_edge.weights.checkpoint import Checkpoint
@@ -29,6 +30,8 @@ def converted(source: Path, out: Path, format: str = "coreml-fp16", lengths: Seq
     out.mkdir(parents=True)
     copy_text_files(source, out)
     coreml_convert.write_files(Checkpoint.open(source), format, out, lengths)
+    spec = ModelSpec.from_directory(source)
+    coreml_convert.write_probe(Checkpoint.open(source), out, probe_rows(Tokenizer.open(source, spec), spec), lengths)
     weights = {"projections": format.removeprefix("coreml-"), "lengths": list(lengths)}
     write_manifest(out, artifact_format=format, source={}, weights=weights, parity={}, made_by="test")
     return Artifact.open(out)

@@ -21,12 +21,13 @@ ROOTS = {
     "pplx_quant": REPOSITORY / "quant",
     "pplx_bench": REPOSITORY / "benchmarks",
     "pplx_kit": REPOSITORY / "apps",
+    "pplx_serve": REPOSITORY / "apps",
     "pplx_cli": REPOSITORY / "apps",
     "pplx_search": REPOSITORY / "apps",
 }
 
 LAYERS = {
-    "types spec errors files layout registry": "base",
+    "types spec errors files layout registry system": "base",
     "text": "text",
     "vectors": "vectors",
     "weights": "weights",
@@ -43,6 +44,7 @@ LAYER_OF = {f"pplx_edge.{module}": layer for modules, layer in LAYERS.items() fo
     "pplx_quant": "quant",
     "pplx_bench": "bench",
     "pplx_kit": "kit",
+    "pplx_serve": "serve",
     "pplx_cli": "cli",
     "pplx_search": "search",
     "pplx_search.query": "query",
@@ -64,15 +66,16 @@ BELOW = {
     "embedder": COLUMNS | {"preparation", "streaming"},
     "facade": {"base", "vectors", "embedder"},
     "kit": LIBRARY | {"kit"},
+    "serve": LIBRARY | {"kit", "serve"},
     "cli": LIBRARY | {"kit", "cli"},
     "convert": COLUMNS | {"convert"},
     "quant": COLUMNS | {"facade", "quant"},
     "ids": set(),
     "query": {"base", "text", "vectors", "ids", "query"},
     "search": {"base", "text", "vectors", "facade", "kit", "ids", "query", "search"},
-    "bench": LIBRARY | {"kit", "cli", "ids", "query", "search", "convert", "quant", "bench"},
+    "bench": LIBRARY | {"kit", "serve", "cli", "ids", "query", "search", "convert", "quant", "bench"},
 }
-LAZILY = {"cli": {"convert", "quant", "bench"}}
+LAZILY = {"cli": {"convert", "quant", "bench", "serve"}, "search": {"serve"}}
 
 HEAVY = {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
 HEAVY_LAYERS = {"backends", "models", "convert", "quant", "bench"}
@@ -80,6 +83,8 @@ REGISTRY = "pplx_edge.registry"
 NETWORK = {"huggingface_hub", "requests", "httpx", "urllib3", "aiohttp", "socket", "urllib.request", "http.client"}
 PACKAGES = {"base": {"numpy"}, "query": {"numpy", "numkong", "regex"}}  # of layers that may import few
 NETWORK_MODULE = "pplx_edge.weights.hub"
+# Modules that listen, or talk to such a module, on this machine alone.
+LOCAL_SOCKETS = {"pplx_kit.warm", "pplx_kit.web_server"}
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,7 @@ def outside_complaint(found: Import, layer: str) -> str | None:
     if top in HEAVY and layer not in HEAVY_LAYERS:
         return f"{top} belongs in backends, models, pplx_convert, pplx_quant and pplx_bench"
     on_network = top in NETWORK or found.target in NETWORK
-    if on_network and layer != "bench" and found.importer != NETWORK_MODULE:
+    if on_network and layer != "bench" and found.importer not in LOCAL_SOCKETS | {NETWORK_MODULE}:
         return f"only hub touches the network, not {found.target}"
     if layer in PACKAGES and top not in PACKAGES[layer] | sys.stdlib_module_names:
         return f"{layer} may only import the standard library and {', '.join(sorted(PACKAGES[layer]))}, not {top}"
@@ -263,6 +268,9 @@ PLANTED = {
     "program in the kit": ("apps/pplx_kit/options.py", "import pplx_cli", "kit may not import"),
     "program in a program": ("apps/pplx_search/store.py", "import pplx_cli", "search may not import"),
     "backend in a program": ("apps/pplx_search/store.py", "import pplx_edge.backends", "search may not import"),
+    "sockets in the server": ("apps/pplx_serve/pool.py", "import socket", "only hub touches"),
+    "program in the server": ("apps/pplx_serve/pool.py", "import pplx_search.store", "serve may not import"),
+    "server eagerly": ("apps/pplx_search/store.py", "import pplx_serve.pool", "inside the function"),
     "benchmark eagerly": ("apps/pplx_cli/commands/bench.py", "import pplx_bench", "inside the function"),
     "training from converting": ("converters/pplx_convert/onnx.py", "import pplx_quant.losses", "convert may not"),
     "facade from converting": ("converters/pplx_convert/onnx.py", "import pplx_edge", "convert may not import"),

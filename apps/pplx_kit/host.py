@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from pplx_edge.system import macos_version
+
 _KIBIBYTE = 1024
 _UNKNOWN = "unknown"
 
@@ -58,6 +60,15 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def rss() -> int | None:
+    """Resident set of this process now, in bytes; None where the system does not tell cheaply."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * resource.getpagesize()
+
+
 def n_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -66,12 +77,13 @@ def n_cores() -> int:
 def _mac_system() -> str:
     translated = _sysctl("sysctl.proc_translated") == "1"
     hint = " (translated by Rosetta: a Python for arm64 is needed for MLX)" if translated else ""
-    return f"macOS {platform.mac_ver()[0]} {platform.machine()}{hint}"
+    release, build = macos_version()
+    return f"macOS {release} {f'({build}) ' if build else ''}{platform.machine()}{hint}"
 
 
 def _linux_chip() -> str:
     """The model name of the first processor, empty where the system does not tell."""
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    names = [line.partition(":")[2].strip() for line in read_lines("/proc/cpuinfo") if line.startswith("model name")]
     return names[0] if names else ""
 
 
@@ -85,11 +97,12 @@ def _sysctl(name: str) -> str:
 
 def proc_bytes(path: str, name: str) -> int | None:
     """A field of a /proc file that counts KiB; None where there is no such file or field."""
-    found = [line.split()[1] for line in _lines(path) if line.startswith(f"{name}:")]
+    found = [line.split()[1] for line in read_lines(path) if line.startswith(f"{name}:")]
     return int(found[0]) * _KIBIBYTE if found else None
 
 
-def _lines(path: str) -> list[str]:
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a file of the system, none if there is no such file."""
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:

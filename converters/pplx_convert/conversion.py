@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pplx_convert.equalization import Equalization, EqualizedCheckpoint, run_reference
-from pplx_convert.parity import ParityReport, probe_rows
+from pplx_convert.parity import LONGEST_ROW, ParityReport, probe_rows
 from pplx_edge import layout
 from pplx_edge.backends import require_installed
 from pplx_edge.errors import InputError
@@ -121,7 +121,7 @@ def convert(
     checkpoint = Checkpoint.open(source)
     if checkpoint.spec.residual_divisor != 1:
         raise InputError(f"{source}: is a conversion to float16; convert the checkpoint that it was made from")
-    rows = probe_rows(Tokenizer.open(source, checkpoint.spec), checkpoint.spec)
+    rows = probe_rows(Tokenizer.open(source, checkpoint.spec), checkpoint.spec, options.max_tokens or LONGEST_ROW)
     step = _steps(checkpoint.spec, on_progress)
     with storage_errors(out), replacing_directory(out, replace=replace) as directory:
         copy_text_files(source, directory)

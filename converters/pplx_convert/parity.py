@@ -14,6 +14,8 @@ from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import int8_codes, sign_codes
 from pplx_edge.vectors.similarity import paired_cosines
 
+# The longest row that a conversion checks, unless the converted model takes longer ones by request.
+LONGEST_ROW = 512
 # Texts that provoke trouble: a single token, a repeated token, only punctuation, code, 20 scripts, the spelling of the
 # separator, and a passage of the greatest length that a conversion checks.
 PROBE_TEXTS = (
@@ -131,9 +133,9 @@ class ParityReport:
         return asdict(self)
 
 
-def probe_rows(tokenizer: Tokenizer, spec: ModelSpec) -> list[TokenRow]:
-    """Return the probe texts as token rows, cut to the model's limit. Texts without tokens are omitted."""
-    return [row.cut(spec.max_tokens) for row in tokenizer.text_rows(PROBE_TEXTS) if len(row)]
+def probe_rows(tokenizer: Tokenizer, spec: ModelSpec, longest: int = LONGEST_ROW) -> list[TokenRow]:
+    """Return the probe texts as token rows, cut to the model's limit and to `longest`. Empty ones are omitted."""
+    return [row.cut(min(spec.max_tokens, longest)) for row in tokenizer.text_rows(PROBE_TEXTS) if len(row)]
 
 
 def means_of(states: Sequence[np.ndarray]) -> np.ndarray:

@@ -42,7 +42,13 @@ MASKED = np.float16(-30000)
 FUSED, UNFUSED = "fused", "unfused"
 FORMS = (FUSED, UNFUSED)
 
+# The file with which a function is tested before its first use: token ids, uint32 `[N]`, and for several prefixes of
+# them the mean state that the reference computes, float32 `[D]`.
+PROBE_IDS = "ids"
+PROBE_TOKENS = 255
+
 _FUNCTION_PREFIX = "tokens_"
+_INPUTS: dict[tuple[int, int], dict[str, np.ndarray]] = {}
 
 
 def function_name(length: int, form: str = FUSED) -> str:
@@ -59,6 +65,16 @@ def model_lengths(max_tokens: int, longest: int = USUAL_LIMIT) -> tuple[int, ...
     """Return the function lengths for a model: those up to `longest` and its own limit, and the lower of the two."""
     limit = min(max_tokens, longest, LENGTHS[-1])
     return tuple(sorted({*(length for length in LENGTHS if length <= limit), limit}))
+
+
+def probe_tokens(length: int) -> int:
+    """Return the number of tokens that test a function: one less than fit in, so that it pads, and at most 255."""
+    return min(max(1, length - 1), PROBE_TOKENS)
+
+
+def probe_mean(n_tokens: int) -> str:
+    """Return the name of the mean state of the first `n_tokens` tokens of the probe."""
+    return f"mean_{n_tokens}"
 
 
 def formats_for_ane(spec: ModelSpec) -> list[str]:
@@ -85,6 +101,15 @@ def rotation(spec: ModelSpec, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rotary cosines and sines of the first `length` positions, float16 `[1, T, 1, d/2]` each."""
     cos, sin = (table[None, :, None, :].astype(np.float16) for table in rotary_tables(length, spec))
     return cos, sin
+
+
+def permanent_inputs(length: int, dim: int) -> dict[str, np.ndarray]:
+    """Return the input arrays of this process for functions of `length` tokens, which are never freed.
+
+    Core ML keeps input arrays for a second or so after a prediction and then releases them without holding Python's
+    global lock, which corrupts memory if it held the last reference (coremltools pull requests 2827 and 2829).
+    """
+    return _INPUTS.setdefault((length, dim), empty_inputs(length, dim))
 
 
 def empty_inputs(length: int, dim: int) -> dict[str, np.ndarray]:

@@ -6,10 +6,8 @@ machines.
 
 import json
 import logging
-import os
 import platform
 import shutil
-import subprocess
 import tempfile
 import time
 import warnings
@@ -22,9 +20,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from pplx_edge import layout
 from pplx_edge.backends.coreml_probe import CPU, Choice, choose, compute_unit, load_function
 from pplx_edge.errors import InputError, ModelError
 from pplx_edge.files import move_into_place, replacing_file
+from pplx_edge.system import macos_version
 from pplx_edge.weights import hub
 
 LEAST_MACOS = 15  # the first release with fused attention and multifunction packages
@@ -44,33 +44,21 @@ def require_macos() -> None:
 
 
 def system_build() -> str:
-    """Return the release and build of macOS, for example `26.1-25B78`.
-
-    A Python built for an older macOS is told that macOS 26 is 16.0 unless SYSTEM_VERSION_COMPAT is 0.
-    """
-    found = []
-    for option in ("-productVersion", "-buildVersion"):
-        try:
-            command = ["/usr/bin/sw_vers", option]
-            environment = os.environ | {"SYSTEM_VERSION_COMPAT": "0"}
-            run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10, check=True)
-            found.append(run.stdout.strip())
-        except (OSError, subprocess.SubprocessError):
-            return platform.mac_ver()[0]
-    return "-".join(found)
+    """Return the release and build of macOS, for example `26.1-25B78`."""
+    return "-".join(filter(None, macos_version()))
 
 
 class CoreMLRuntime:
     """A compiled package on the chosen compute units. Safe to call from several threads; calls run one at a time."""
 
-    def __init__(self, package: Path, fingerprint: str, units: str, dim: int):
-        """Compile the package unless it is cached.
+    def __init__(self, model: Path, fingerprint: str, units: str, least_cosine: float):
+        """Compile the package of a converted model unless it is cached.
 
-        `fingerprint` identifies the contents of the package, `dim` is the size of its embeddings. Raises ModelError if
-        Core ML cannot compile it.
+        `fingerprint` identifies the contents of the model, and `least_cosine` is that of a sound function with the
+        reference. Raises ModelError if Core ML cannot compile the package.
         """
-        self._units, self._dim = units, dim
-        self.compiled = _compiled(package, fingerprint)
+        self._model, self._units, self._least_cosine = model, units, least_cosine
+        self.compiled = _compiled(model / layout.COREML_PACKAGE, fingerprint)
         self._loaded: dict[int, Any] = {}
         self._lock = Lock()
 
@@ -82,16 +70,26 @@ class CoreMLRuntime:
                     chosen = self._chosen(length)
                     self._loaded[length] = load_function(self.compiled, length, chosen.units, chosen.form)
                 return self._loaded[length].predict(dict(inputs))
+        except ModelError:
+            raise
         except Exception as error:  # Core ML raises RuntimeError and other types
             raise ModelError(f"{self.compiled}: Core ML failed at {length} tokens ({error})") from error
 
     def _chosen(self, length: int) -> Choice:
-        """Return the units and the form of attention for a function, tested in child processes before its first use."""
+        """Return the units and the form of attention for a function, tested in child processes before its first use.
+
+        Raises ModelError if it works nowhere, because running it could end this process.
+        """
         file = self.compiled.with_name(f"{self.compiled.stem}-{self._units}-{length}.json")
         known = _remembered(file)
         if known is None:
-            known = choose(self.compiled, length, self._dim, self._units)
+            known = choose(self.compiled, self._model, length, self._units, self._least_cosine)
             _write(file, known.as_dict())
+        if not known.units:
+            raise ModelError(
+                f"{self.compiled}: Core ML works neither on {self._units} nor on the {CPU} at {length} tokens "
+                f"({known.why}); use another backend, or delete {file} to try again"
+            )
         if known.units != self._units:
             warnings.warn(
                 f"Core ML on {self._units} failed at {length} tokens ({known.why}); this function runs on the "

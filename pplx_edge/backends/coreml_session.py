@@ -13,7 +13,7 @@ import numpy as np
 
 from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
-from pplx_edge.backends.coreml_probe import CPU
+from pplx_edge.backends.coreml_probe import CPU, least_cosine
 from pplx_edge.backends.coreml_runtime import CoreMLRuntime, require_macos
 from pplx_edge.backends.coreml_table import EmbeddingTable
 from pplx_edge.errors import ArtifactError, InputError, ModelNotFound, TextTooLong
@@ -27,12 +27,7 @@ from pplx_edge.weights.artifact import Artifact, is_artifact
 Predict = Callable[[int, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 DEFAULT_UNITS = "cpu+ane"
-
-# Core ML keeps input arrays for a second or so after a prediction and then releases them without holding Python's
-# global lock, which corrupts memory if it held the last reference (coremltools pull requests 2827 and 2829). Input
-# arrays are therefore shared by all sessions of this process and never freed.
-_INPUTS: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-_INPUTS_LOCK = Lock()
+_INPUTS_LOCK = Lock()  # the arrays are shared by all sessions
 
 
 def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> "CoreMLSession":
@@ -55,7 +50,7 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
     package = artifact.path(layout.COREML_PACKAGE)
     if units != CPU:
         _require_size_for_ane(package, spec, units)
-    runtime = CoreMLRuntime(package, artifact.fingerprint, units, spec.hidden_size)
+    runtime = CoreMLRuntime(artifact.directory, artifact.fingerprint, units, least_cosine(artifact.parity))
     return CoreMLSession(spec, open_table(artifact, spec), lengths, runtime.predict, lambda: runtime.device)
 
 
@@ -156,7 +151,7 @@ class CoreMLSession:
         length = self._lengths.fitting(len(ids))
         embeds = self._table.rows(ids)
         with _INPUTS_LOCK:
-            inputs = _INPUTS.setdefault((length, embeds.shape[1]), io.empty_inputs(length, embeds.shape[1]))
+            inputs = io.permanent_inputs(length, embeds.shape[1])
             io.fill_inputs(inputs, embeds, [(span.start, span.stop) for span in spans])
             outputs = self._predict(length, inputs)
             return {name: np.array(outputs[name]) for name in (io.TOKEN_STATES, io.SPAN_MEANS)}

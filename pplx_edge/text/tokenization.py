@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as BpeTokenizer
 from tokenizers.decoders import ByteLevel
+from tokenizers.normalizers import NFC
 
 from pplx_edge import layout
 from pplx_edge.errors import CheckpointError, InputError
@@ -83,14 +84,20 @@ class Tokenizer:
         if self._token_bytes is not None and is_normalized("NFC", text):
             ids = self._encode([text])[0]
             stops = np.cumsum(self._token_bytes[ids])
-            encoded = np.frombuffer(text.encode(), np.uint8)
-            if len(ids) and stops[-1] == len(encoded):
-                character = np.cumsum((encoded & 0xC0) != 0x80) - 1
+            begins = _character_begins(text)
+            if len(ids) and stops[-1] == len(begins) and self._keeps_lengths(text, begins):
+                character = np.cumsum(begins) - 1
                 starts = np.concatenate([[0], stops[:-1]])
                 return np.stack([character[starts], character[stops - 1] + 1], axis=1)
         offsets = np.array(self.encode_with_offsets(text).offsets, np.int64).reshape(-1, 2)
         # With normalization, an offset can be one character before the previous one.
         return np.maximum.accumulate(offsets, axis=0)
+
+    def _keeps_lengths(self, text: str, begins: np.ndarray) -> bool:
+        """Return True if normalization, such as to lower case, keeps the length in bytes of every character."""
+        if isinstance(self._bpe.normalizer, NFC | None):
+            return True
+        return np.array_equal(_character_begins(self._bpe.normalizer.normalize_str(text)), begins)
 
     @cached_property
     def _token_bytes(self) -> np.ndarray | None:
@@ -107,6 +114,11 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+
+def _character_begins(text: str) -> np.ndarray:
+    """Return bool `[bytes]`: True for the first byte of each character in UTF-8."""
+    return (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
 
 
 def require_sequence(values: object, name: str, wanted: str) -> None:

@@ -60,6 +60,11 @@ def packed_signs(means: np.ndarray) -> np.ndarray:
     return np.packbits(means >= 0, axis=-1, bitorder="big")
 
 
+def hosted_signs(means: np.ndarray) -> np.ndarray:
+    """Return packed bits in the order of the hosted API, least significant bit first: uint8 `[N, D/8]`."""
+    return np.packbits(means >= 0, axis=-1, bitorder="little")
+
+
 def unpacked_signs(packed: np.ndarray) -> np.ndarray:
     """Return the bits of packed signs, uint8 `[N, W]`, as zeros and ones: int8 `[N, 8 * W]`."""
     return np.unpackbits(packed, axis=-1, bitorder="big").view(np.int8)

@@ -23,6 +23,7 @@ from pplx_edge.registry import BACKENDS
 from pplx_edge.weights.artifact import ready_made
 from pplx_edge.weights.checkpoint import weight_files
 
+CACHE_VARIABLE = "PPLX_EDGE_CACHE"
 BUILT_IN = "nano"
 OFFICIAL = {
     name: f"perplexity-ai/{name}"
@@ -163,7 +164,7 @@ def source_name(name_or_path: str | Path) -> str | None:
 
 def cache_directory() -> Path:
     """Return the directory for converted models: $PPLX_EDGE_CACHE, or `pplx-edge` in the user's cache directory."""
-    if chosen := os.environ.get("PPLX_EDGE_CACHE"):
+    if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "pplx-edge"

@@ -54,13 +54,24 @@ COMMANDS = {
     "diffuse": Command(
         "Pretrain with absorbing-state diffusion.", "stages.diffuse:DiffuseConfig", "stages.diffuse:run"
     ),
+    "distill": Command(
+        "Teach a model the states and vectors of a pretrained encoder.",
+        "stages.distill:DistillConfig",
+        "stages.distill:run",
+    ),
     "pair": Command("Train on pairs of query and passage.", "stages.pair:PairConfig", "stages.pair:run"),
     "context": Command(
         "Train on chunks in the context of their documents.", "stages.context:ContextConfig", "stages.context:run"
     ),
     "mine": Command("Mine hard negatives for the pairs of a packed file.", "mine:MineConfig", "mine:mine"),
+    "score": Command("Score mined negatives with teachers.", "score:ScoreConfig", "score:score"),
     "triplet": Command(
         "Train on pairs with mined hard negatives.", "stages.triplet:TripletConfig", "stages.triplet:run"
+    ),
+    "validate": Command(
+        "Score a model on held-out pairs and on folders in the layout of BEIR.",
+        "validation:ValidateConfig",
+        "validation:validate_model",
     ),
     "merge": Command("Merge two checkpoints by spherical interpolation.", "merge:MergeConfig", "merge:merge"),
     "widen": Command(

@@ -14,11 +14,15 @@ A packed file is an `.npz` of plain arrays. It contains each distinct text once,
 | `chunks` | int32 `[C]` | text ids of the chunks of all documents, concatenated |
 | `n_chunks` | uint16 `[M]` | chunks of each document |
 | `titles` | int32 `[M]` | text id of the title of each document, -1 if it has none |
+| `negatives` | int32 `[N, n]` | text ids of the negatives that came with pairs, -1 for none (if any pair has some) |
+| `scores` | float32 `[N, 1 + n]` | a teacher's scores of the positive and of these negatives, NaN for none |
 | `taught` | int32 `[T]` | row of `teacher` for each text, -1 for none (this and the next are added by `teach`) |
 | `teacher` | uint8 `[V, W/2]` | teacher vectors of width W, 4 bits per component |
 | `teacher_grid` | float32 `[2, W]` | mean and code step of each component |
 | `word` | int32 `[L]` | token ids of single words that the teacher encoded |
 | `word_teacher`, `word_grid` | as `teacher`, `teacher_grid` | their vectors |
+| `utf8` | uint8 `[bytes]` | the texts themselves, concatenated (this and the next with `pack --keep-text`) |
+| `utf8_lengths` | uint32 `[T]` | bytes of each text |
 | `info` | uint8 | JSON: groups, languages, dropped rows, limits, tokenizer hash, teacher |
 """
 
@@ -38,6 +42,13 @@ from pplx_quant.errors import ConfigError, DataError
 
 NEEDED = ("ids", "lengths", "lang", "pairs", "group", "held_out", "place", "chunks", "n_chunks", "titles", "info")
 TAUGHT = ("taught", "teacher", "teacher_grid", "word", "word_teacher", "word_grid")
+KEPT_TEXT = ("utf8", "utf8_lengths")
+# Teacher codes do not compress, and texts would take minutes with LZMA.
+COMPRESSION = {
+    "teacher": zipfile.ZIP_STORED,
+    "word_teacher": zipfile.ZIP_STORED,
+    "utf8": zipfile.ZIP_DEFLATED,
+}
 CODE_RANGE = 7  # 4-bit teacher codes run from -7 to 7
 
 
@@ -97,6 +108,20 @@ class PackedCorpus:
     def has_teacher(self) -> bool:
         """True if the file contains teacher vectors."""
         return all(name in self.arrays for name in TAUGHT)
+
+    @property
+    def has_text(self) -> bool:
+        """True if the file contains the texts themselves."""
+        return all(name in self.arrays for name in KEPT_TEXT)
+
+    @cached_property
+    def _utf8_starts(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.arrays["utf8_lengths"], dtype=np.int64)])
+
+    def string(self, number: int) -> str:
+        """Return a text as it was before tokenization, cut at the end of its last token."""
+        start, stop = self._utf8_starts[number], self._utf8_starts[number + 1]
+        return self.arrays["utf8"][start:stop].tobytes().decode()
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -187,7 +212,7 @@ def write_packed(path: Path, arrays: Mapping[str, np.ndarray], info: dict) -> in
     with writing_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in content.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # with a fixed date, so that equal corpora give equal bytes
-            entry.compress_type = zipfile.ZIP_STORED if name.endswith("teacher") else zipfile.ZIP_LZMA
+            entry.compress_type = COMPRESSION.get(name, zipfile.ZIP_LZMA)
             with archive.open(entry, "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
     return path.stat().st_size

@@ -35,6 +35,16 @@ def new_model(
 
     `words` are token ids `[L]` and their teacher vectors `[L, W]`, which become the directions of these tokens.
     """
+    model = new_encoder(spec, seed)
+    with torch.no_grad():
+        model.embed_tokens.weight.copy_(lexical_table(tokenizer, spec.hidden_size, counts, seed, words))
+        model.norm.weight.fill_(INITIAL_NORM)
+        model.norm.weight[-1] = 0.0
+    return model
+
+
+def new_encoder(spec: ModelSpec, seed: int) -> Qwen3Encoder:
+    """Return a float32 encoder with random weights, whose blocks add nothing yet."""
     torch.manual_seed(seed)
     model = Qwen3Encoder(spec)
     with torch.no_grad():
@@ -43,9 +53,6 @@ def new_model(
                 weight.zero_()
             elif weight.ndim == 2:
                 weight.normal_(0, weight.shape[1] ** -0.5)
-        model.embed_tokens.weight.copy_(lexical_table(tokenizer, spec.hidden_size, counts, seed, words))
-        model.norm.weight.fill_(INITIAL_NORM)
-        model.norm.weight[-1] = 0.0
     return model
 
 

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
-def option(default: Any, help: str) -> Any:
-    """Return a dataclass field with a default and the help text of its option."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *, metavar: str = "", shown: str = "") -> Any:
+    """Return a dataclass field with a default and the help text of its option.
+
+    `metavar` names its value in the help, and `shown` replaces the default there.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, "shown": shown})
 
 
 def required(help: str, *, positional: str = "") -> Any:
@@ -51,6 +54,8 @@ def parse_config(cls: type[Config], argv: Sequence[str], program: str = "", desc
         if name := item.metadata.get("positional"):
             parser.add_argument(item.name, help=item.metadata["help"], **argument | {"metavar": name})
             continue
+        if name := item.metadata.get("metavar"):
+            argument |= {"metavar": name}
         is_required = item.default is dataclasses.MISSING
         argument |= {"required": True} if is_required else {"default": item.default}
         parser.add_argument("--" + item.name.replace("_", "-"), help=_help(item, is_required), **argument)
@@ -59,12 +64,19 @@ def parse_config(cls: type[Config], argv: Sequence[str], program: str = "", desc
 
 
 def _help(item: dataclasses.Field, is_required: bool) -> str:
-    """Return the help text of an option, with the default where there is one to show."""
-    text = item.metadata.get("help", "").replace("%", "%%")
-    if is_required or item.default in (None, (), True, False):
-        return text
-    shown = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
-    return f"{text} (default: {shown})"
+    """Return the help text of an option, followed by its default."""
+    shown = item.metadata.get("shown") or ("required" if is_required else f"default: {_shown(item.default)}")
+    return f"{item.metadata.get('help', '').removesuffix('.')} ({shown}).".replace("%", "%%")
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, float):
+        return f"{default:.0f}" if default.is_integer() else f"{default:g}"
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _argument(hint: Any) -> dict[str, Any]:

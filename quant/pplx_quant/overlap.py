@@ -23,7 +23,7 @@ from pplx_quant.options import required
 WORDS = 13
 CHARACTERS = 30
 LIMIT = 0.5
-TEXT_FIELDS = {"pairs": "positive", "text": "text", "text2": "text", "chunks": "chunk"}
+TEXT_FIELDS = {"pairs": "positive", "text": "text", "text2": "text", "text3": "text", "chunks": "chunk"}
 
 
 def windows(text: str) -> set[int]:
@@ -83,7 +83,7 @@ def report_overlap(config: OverlapConfig) -> int:
     """Print overlaps by file; return 1 if there are any, otherwise 0."""
     benchmark, n_rows, n_found = benchmark_windows(config.tasks), 0, 0
     for kind, field in TEXT_FIELDS.items():
-        for path in list_files(config.data, kind):
+        for path in list_files(config.data, kind, required=kind == "pairs"):
             report = ReadReport(path)
             rows = ((line, row[field]) for line, row in read_rows(path, (field,), report))
             found = list(overlapping_rows(rows, benchmark))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pplx_quant.data import Pair, ReadReport, file_key, list_files, read_rows, read_texts
+from pplx_quant.data import TEXT_KINDS, Pair, ReadReport, file_key, list_files, read_rows, read_texts, text_language
 
 MIN_CHARS = 120
 MAX_QUERY_WORDS = 16
@@ -81,7 +81,7 @@ def cloze_question(text: str, generator: random.Random) -> tuple[str, str] | Non
 
 def text_pairs(path: Path, per_paragraph: int, seed: int) -> Iterator[Pair]:
     """Yield at most `per_paragraph` crops, and for English clozes, of each paragraph of a file; one for novels."""
-    lang = file_key(path)
+    lang = text_language(path)
     generator = random.Random(f"{seed}:{path.name}")
     for text, source in read_texts(path)[0]:
         for _ in range(1 if source.startswith("eltec") else per_paragraph):
@@ -101,8 +101,8 @@ def title_pairs(path: Path) -> Iterator[Pair]:
 
 def pair_groups(folder: Path, per_paragraph: int, seed: int) -> Iterator[tuple[str, Iterator[Pair]]]:
     """Yield groups of pairs of a data folder: `text.<lang>` of each text file, `title.<source>` of each chunk file."""
-    for kind in ("text", "text2"):
-        for path in list_files(folder, kind):
+    for kind in TEXT_KINDS:
+        for path in list_files(folder, kind, required=False):
             yield f"{kind}.{file_key(path)}", text_pairs(path, per_paragraph, seed)
-    for path in list_files(folder, "chunks"):
+    for path in list_files(folder, "chunks", required=False):
         yield f"title.{file_key(path)}", title_pairs(path)

@@ -1,6 +1,6 @@
 """Train a multilingual byte-level BPE tokenizer on a data folder.
 
-python -m pplx_quant tokenizer --data DIR --out DIR [--vocab-size N] [--seed N]
+python -m pplx_quant tokenizer --data DIR --out DIR [--vocab-size N] [--lowercase] [--seed N]
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pplx_edge import layout
-from pplx_quant.data import file_key, list_files, read_pairs, read_texts
+from pplx_quant.data import TEXT_KINDS, list_files, read_pairs, read_texts, text_language
 from pplx_quant.errors import TrainError
 from pplx_quant.options import option, required
 
@@ -25,10 +25,14 @@ WORD_PATTERN = (
 )
 
 
-def new_tokenizer() -> Tokenizer:
-    """Return an untrained byte-level BPE with NFC normalization and single digits, which adds no tokens to a text."""
+def new_tokenizer(lowercase: bool = False) -> Tokenizer:
+    """Return an untrained byte-level BPE with NFC normalization and single digits, which adds no tokens to a text.
+
+    With `lowercase`, texts are lower-cased, so that a vocabulary holds one form of each word instead of several.
+    """
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
-    tokenizer.normalizer = normalizers.NFC()
+    nfc = normalizers.NFC()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), nfc]) if lowercase else nfc
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated", invert=False),
@@ -43,9 +47,9 @@ def new_tokenizer() -> Tokenizer:
 def read_by_language(folder: Path) -> dict[str, list[str]]:
     """Return the texts of a data folder by language: paragraphs, and both sides of monolingual pairs."""
     texts: dict[str, list[str]] = {}
-    for kind in ("text", "text2"):
-        for path in list_files(folder, kind):
-            texts.setdefault(file_key(path), []).extend(text for text, _ in read_texts(path)[0])
+    for kind in TEXT_KINDS:
+        for path in list_files(folder, kind, required=kind == TEXT_KINDS[0]):
+            texts.setdefault(text_language(path), []).extend(text for text, _ in read_texts(path)[0])
     for path in list_files(folder, "pairs"):
         for pair in read_pairs(path)[0]:
             if "-" not in pair.lang.removesuffix("-Hant"):
@@ -73,9 +77,9 @@ def sample_texts(texts: dict[str, list[str]], n_chars: int, exponent: float, see
                     break
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterator[str], vocab_size: int, lowercase: bool = False) -> Tokenizer:
     """Return a tokenizer with exactly `vocab_size` ids; `<|endoftext|>` is 0 and `<|mask|>` is 1."""
-    tokenizer = new_tokenizer()
+    tokenizer = new_tokenizer(lowercase)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -123,9 +127,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 class TokenizerConfig:
     """Options of `tokenizer`."""
 
-    data: Path = required("Folder of text.*, text2.* and pairs.*.jsonl.gz files.")
+    data: Path = required("Folder of text.*, text2.*, text3.* and pairs.*.jsonl.gz files.")
     out: Path = required("Directory to write the tokenizer to.")
     vocab_size: int = option(32768, "Number of tokens.")
+    lowercase: bool = option(False, "Lower-case texts before they are tokenized, in training and in use.")
     max_tokens: int = option(8192, "Maximum length that the tokenizer declares.")
     chars: int = option(100_000_000, "Number of characters to train on.")
     exponent: float = option(0.7, "The share of a language is proportional to its size to this power.")
@@ -135,4 +140,5 @@ class TokenizerConfig:
 def write_tokenizer(config: TokenizerConfig) -> None:
     """Train a tokenizer and write it."""
     texts = sample_texts(read_by_language(config.data), config.chars, config.exponent, config.seed)
-    save_tokenizer(train_tokenizer(texts, config.vocab_size), config.out, config.max_tokens)
+    tokenizer = train_tokenizer(texts, config.vocab_size, config.lowercase)
+    save_tokenizer(tokenizer, config.out, config.max_tokens)

@@ -26,7 +26,7 @@ _N_POSITIONS = 32
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in the layout of all-MiniLM-L6-v2: transformer, mean, normalisation."""
+    """A directory in the layout of all-MiniLM-L6-v2: transformer, mean, normalization."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel
 

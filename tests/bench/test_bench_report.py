@@ -170,7 +170,7 @@ def test_self_times_leave_out_what_ran_inside() -> None:
 def test_products_of_equals_are_the_gate() -> None:
     gate, rescale = event("Mul", 0, 1, [[4, 8], [4, 8]]), event("Mul", 0, 1, [[4, 8], [4, 1]])
     assert profiling.operator_class(gate["args"]) == profiling.ACTIVATION
-    assert profiling.operator_class(rescale["args"]) == profiling.QUANTISE
+    assert profiling.operator_class(rescale["args"]) == profiling.QUANTIZE
     assert profiling.operator_class(event("Unheard", 0, 1)["args"]) == profiling.OTHER
 
 
@@ -185,8 +185,9 @@ def test_peers_are_a_table_with_ours_first() -> None:
     assert [peer.name for peer in peers.parse_peers("recipe,onnx,native")] == ["native", "onnx", "recipe"]
     with pytest.raises(InputError, match="unknown peer 'tensorflow'"):
         peers.parse_peers("tensorflow")
-    absent = peers.Peer(name="x", label="x", module="x", needs=("numpy", "no-such-distribution"), install="pip")
+    absent = peers.Peer(name="x", label="x", module="x", needs=("numpy", "no-such-distribution"))
     assert absent.missing() == ["no-such-distribution"]
+    assert peers.PEERS["recipe"].install == "pip install torch 'transformers>=5.2' onnx onnxruntime"
 
 
 def test_a_plot_shows_the_newest_run(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ pytest.importorskip("coremltools")
 
 from coreml_models import FP16_LIMITS, SHORT, converted, parity
 
-from pplx_convert import convert
+from pplx_convert import ConvertOptions, convert
 from pplx_convert.coreml import converter as coreml_convert
+from pplx_convert.coreml.evaluation import evaluate_program
 from pplx_convert.coreml.graph import EncoderGraph
 from pplx_convert.coreml.mil import Var, mb, proto
 from pplx_convert.coreml.mil_ops import HANDLERS
@@ -218,6 +219,15 @@ def test_rows_longer_than_any_function_are_refused(artifact: Artifact) -> None:
     states = coreml_convert.evaluate(artifact.directory, [TokenRow(ids, ())])
     with pytest.raises(InputError, match=r"17 tokens.*16"):
         next(states)
+
+
+def test_probe_texts_are_cut_to_the_longest_function(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_checkpoint(max_position_embeddings=1024)
+    limits = LIMITS["coreml-fp16"]
+    options = ConvertOptions(max_tokens=32)
+    artifact = convert(source, tmp_path / "out", "coreml-fp16", limits=limits, options=options)
+    assert artifact.weights["lengths"] == [32]
+    assert evaluate_program(artifact.directory, source)["reference"]["min_cosine"] > limits.min_cosine
 
 
 def test_parity_out_of_limits_leaves_nothing(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:

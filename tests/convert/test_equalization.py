@@ -139,12 +139,13 @@ def test_rough_nano_is_refused_as_it_is_and_converts_equalized(
     assert rough.equalization["inner"]["exponents"][1] >= 3
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of some overflows, by version and processor
 @pytest.mark.parametrize("format", ["coreml-fp16", "coreml-int8"])
 def test_a_residual_stream_beyond_float16_converts_divided(
     nano_dir: Path, rough_nano: Path, tmp_path: Path, format: str
 ) -> None:
     pytest.importorskip("coremltools")
-    with pytest.warns(RuntimeWarning), pytest.raises(ParityError, match="NaN"):
+    with pytest.raises(ParityError, match="NaN"):
         convert(rough_nano, tmp_path / "refused", format, equalize=False)
     smooth = convert(nano_dir, tmp_path / "smooth", format)
     rough = convert(rough_nano, tmp_path / "rough", format)

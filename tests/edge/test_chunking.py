@@ -134,7 +134,7 @@ def test_a_limit_below_one_is_refused():
         chunk_text("text", TOKENIZER, 0)
 
 
-def test_the_document_is_tokenised_little_more_than_once(monkeypatch: pytest.MonkeyPatch):
+def test_the_document_is_tokenized_little_more_than_once(monkeypatch: pytest.MonkeyPatch):
     calls = []
     offsets = TOKENIZER.offsets
     monkeypatch.setattr(TOKENIZER, "offsets", lambda text: calls.append(text) or offsets(text))

@@ -75,7 +75,7 @@ def test_projection_codes_are_within_half_a_step_of_the_least_scale_that_fits(we
 
 
 def one_group(weights: np.ndarray) -> tuple[list[int], np.float32, np.float32]:
-    """The steps of MLX's affine quantiser, one number after the other, in float32."""
+    """The steps of MLX's affine quantizer, one number after the other, in float32."""
     low, high = min(weights), max(weights)
     step = max((high - low) / np.float32(15), np.float32(1e-7))
     edge = low

@@ -16,18 +16,19 @@ from checkpoints import write_checkpoint
 
 pytest.importorskip("coremltools")
 
-from coreml_models import converted, oracle_session
+from coreml_models import SHORT, OraclePredict, converted, oracle_session
 
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends import coreml_probe, coreml_runtime
-from pplx_edge.backends.coreml_probe import Choice
+from pplx_edge.backends.coreml_probe import Choice, Reference
 from pplx_edge.backends.coreml_session import open_session
-from pplx_edge.errors import InputError, ModelError
+from pplx_edge.errors import ArtifactError, InputError, ModelError
 from pplx_edge.text.batching import collate
 from pplx_edge.types import TokenRow
 from pplx_edge.weights.artifact import Artifact
 
 BUILD = "26.1-25B78"
+LEAST_COSINE = 0.99
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +40,14 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Replaces the child process by a program that reads COMPILED, LENGTH, DIM, UNITS and FORM from `sys.argv`."""
+    """Replaces the child process by a program that has its arguments and a function `answer`."""
 
     def give(body: str) -> None:
         program = tmp_path / "child.py"
-        program.write_text(f"import os, sys, time\n_, compiled, length, dim, units, form = sys.argv\n{body}\n")
+        program.write_text(
+            f"import os, sys, time\n_, compiled, model, length, units, form = sys.argv\n"
+            f"def answer(milliseconds, cosine=1.0):\n    print(milliseconds, cosine)\n{body}\n"
+        )
         monkeypatch.setattr(coreml_probe, "CHILD", (sys.executable, str(program)))
 
     return give
@@ -71,7 +75,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("coremltools.models.utils.compile_model", compile_model)
 
     def make(units: str = "cpu+ane") -> coreml_runtime.CoreMLRuntime:
-        return coreml_runtime.CoreMLRuntime(tmp_path / "model.mlpackage", "f" * 64, units, 64)
+        return coreml_runtime.CoreMLRuntime(tmp_path, "f" * 64, units, LEAST_COSINE)
 
     make.loaded = loaded
     return make
@@ -134,9 +138,9 @@ def test_a_second_use_leaves_nothing_of_the_first(artifact: Artifact) -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        ("os.abort() if units != 'cpu' else print(1.5)", "ended by signal 6"),
-        ("time.sleep(60) if units != 'cpu' else print(1.5)", "no result after"),
-        ("sys.exit('the outputs contain NaN or infinity') if units != 'cpu' else print(1.5)", "NaN or infinity"),
+        ("os.abort() if units != 'cpu' else answer(1.5)", "ended by signal 6"),
+        ("time.sleep(60) if units != 'cpu' else answer(1.5)", "no result after"),
+        ("sys.exit('the outputs contain NaN or infinity') if units != 'cpu' else answer(1.5)", "NaN or infinity"),
     ],
 )
 def test_the_cpu_takes_over_and_the_result_is_remembered(child, runtime, monkeypatch, body: str, why: str) -> None:
@@ -153,10 +157,10 @@ def test_the_cpu_takes_over_and_the_result_is_remembered(child, runtime, monkeyp
 @pytest.mark.parametrize(
     ("body", "form"),
     [
-        ("os.abort() if form == 'fused' else print(9.0)", "unfused"),
-        ("os.abort() if form == 'unfused' else print(9.0)", "fused"),
-        ("print(30.0 if form == 'fused' else 10.0)", "unfused"),
-        ("print(10.0 if form == 'fused' else 9.5)", "fused"),
+        ("os.abort() if form == 'fused' else answer(9.0)", "unfused"),
+        ("os.abort() if form == 'unfused' else answer(9.0)", "fused"),
+        ("answer(30.0 if form == 'fused' else 10.0)", "unfused"),
+        ("answer(10.0 if form == 'fused' else 9.5)", "fused"),
     ],
 )
 def test_the_form_of_attention_that_works_or_is_much_faster_is_chosen(child, runtime, body: str, form: str) -> None:
@@ -165,16 +169,63 @@ def test_the_form_of_attention_that_works_or_is_much_faster_is_chosen(child, run
     assert runtime.loaded == [(16, "cpu+ane", form)]
 
 
-def test_nan_is_an_error_of_the_child() -> None:
+def test_nan_is_an_error_of_the_child(artifact: Artifact) -> None:
     def predict(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {io.TOKEN_STATES: np.full((1, 8, 64), np.nan), io.SPAN_MEANS: np.zeros((1, 16, 64))}
 
     with pytest.raises(ModelError, match="NaN"):
-        coreml_probe.measure(predict, 8, 64)
+        coreml_probe.measure(predict, 8, Reference.read(artifact.directory, 8))
+
+
+def test_wrong_vectors_are_a_failure_and_what_works_nowhere_is_not_run(child, runtime) -> None:
+    child("answer(1.0, 0.92 if units != 'cpu' else 0.999)")
+    with pytest.warns(UserWarning, match=r"wrong vectors: cosine 0\.9200.*at least 0\.9900.*runs on the cpu"):
+        runtime().predict(8, {})
+    assert runtime.loaded == [(8, "cpu", "fused")]
+    child("answer(1.0, 0.92) if form == 'fused' else os.abort()")
+    for _ in range(2):  # tested, and remembered
+        with pytest.raises(
+            ModelError, match=r"neither on cpu\+ane nor on the cpu at 16 tokens.*signal 6.*another back"
+        ):
+            runtime().predict(16, {})
+        child("answer(1.0)")
+    assert len(runtime.loaded) == 1
+
+
+@pytest.mark.parametrize("length", SHORT)
+def test_a_function_is_compared_with_the_vectors_of_the_reference(artifact: Artifact, length: int) -> None:
+    oracle = OraclePredict(artifact, half=True)
+    reference = Reference.read(artifact.directory, length)
+    n_tokens = len(reference.embeds)
+    assert n_tokens == length - 1  # so that padding is tested
+    milliseconds, cosine = coreml_probe.measure(lambda inputs: oracle(length, inputs), length, reference)
+    assert milliseconds > 0
+    assert 0.9999 < cosine <= 1
+
+    def unmasked(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return oracle(length, dict(inputs) | {io.KEY_BIAS: np.zeros_like(inputs[io.KEY_BIAS])})
+
+    assert coreml_probe.measure(unmasked, length, reference)[1] < cosine
+
+    def wrong_states(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        found = oracle(length, inputs)
+        return dict(found) | {io.TOKEN_STATES: -found[io.TOKEN_STATES]}
+
+    assert coreml_probe.measure(wrong_states, length, reference)[1] < -0.9
+
+
+def test_the_bound_follows_the_figures_of_the_conversion() -> None:
+    assert coreml_probe.least_cosine({}) == 0.995
+    assert coreml_probe.least_cosine({"min_cosine": 0.98}) == pytest.approx(0.955)
+
+
+def test_a_model_without_a_reference_must_be_converted_again(artifact: Artifact) -> None:
+    with pytest.raises(ArtifactError, match=r"no reference for 4 tokens.*convert the model again"):
+        Reference.read(artifact.directory, 4)
 
 
 def test_the_child_itself_reports_why_it_cannot_load(tmp_path: Path) -> None:
-    found = coreml_probe.probe(tmp_path / "none.mlmodelc", 8, 64, "cpu", io.FUSED)
+    found = coreml_probe.probe(tmp_path / "none.mlmodelc", tmp_path, 8, "cpu", io.FUSED, LEAST_COSINE)
     assert isinstance(found, str)
     assert found
 
@@ -200,13 +251,13 @@ def test_interrupted_and_old_compilations_are_removed(runtime, tmp_path: Path) -
 
 
 def test_a_damaged_record_is_made_anew(child, runtime, tmp_path: Path) -> None:
-    child("print(1.0)")
+    child("answer(1.0)")
     for content in ("{", '{"unknown": 1}', "[]"):
         made = runtime()
         file = tmp_path / "cache" / "coreml" / f"model-ffffffffffffffff-macos{BUILD}-cpu+ane-8.json"
         file.write_text(content)
         made.predict(8, {})
-        assert Choice(**json.loads(file.read_text())) == Choice("cpu+ane", "fused", 1.0)
+        assert Choice(**json.loads(file.read_text())) == Choice("cpu+ane", "fused", 1.0, 1.0)
 
 
 # The compute plan

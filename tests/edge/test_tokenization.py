@@ -10,7 +10,7 @@ import pytest
 from checkpoints import SEP, TINY_SEP_ID, tiny_config, tiny_tokenizer
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from pplx_edge.errors import CheckpointError, InputError
 from pplx_edge.spec import ModelSpec
@@ -56,6 +56,23 @@ def test_any_text_survives_the_round_trip(text: str):
 def test_offsets_are_those_of_the_library(text: str):
     library = np.array(TOKENIZER.encode_with_offsets(text).offsets, np.int64).reshape(-1, 2)
     assert np.array_equal(TOKENIZER.offsets(text), np.maximum.accumulate(library, axis=0))
+
+
+def lowercasing_tokenizer() -> Tokenizer:
+    bpe = tiny_tokenizer()
+    bpe.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.NFC()])
+    return Tokenizer(bpe, TINY_SEP_ID)
+
+
+LOWERCASING = lowercasing_tokenizer()
+
+
+@given(TEXTS | st.sampled_from(list(STRANGE.values())))
+@example("The FOX in İstanbul")  # İ has 2 bytes, and 3 in lower case
+@example("ẞ and İ")  # ẞ has 3 bytes, and 2 in lower case
+def test_offsets_of_a_lowercasing_tokenizer_are_those_of_the_library(text: str):
+    library = np.array(LOWERCASING.encode_with_offsets(text).offsets, np.int64).reshape(-1, 2)
+    assert np.array_equal(LOWERCASING.offsets(text), np.maximum.accumulate(library, axis=0))
 
 
 @pytest.mark.parametrize("kind", STRANGE)

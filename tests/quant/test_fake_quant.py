@@ -1,4 +1,4 @@
-"""Fake quantisation against the converter's own integers, its operators run by ONNX Runtime, and a converted model."""
+"""Fake quantization against the converter's own integers, its operators run by ONNX Runtime, and a converted model."""
 
 import copy
 from dataclasses import replace
@@ -61,7 +61,7 @@ MATRICES = hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.just(N_COLUMNS
 
 
 def int8_graph(weight: np.ndarray | None = None) -> ort.InferenceSession:
-    """The converter's activation quantiser, with its linear layer after it when there is a weight `[N, K]`."""
+    """The converter's activation quantizer, with its linear layer after it when there is a weight `[N, K]`."""
     builder, weight_format = GraphBuilder(), Int8()
     prepared = weight_format.prepare(builder, "x")
     outputs = [
@@ -80,7 +80,7 @@ def int8_graph(weight: np.ndarray | None = None) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-quantiser = cache(int8_graph)
+quantizer = cache(int8_graph)
 
 
 # ---------------------------------------------------------------- integers
@@ -138,7 +138,7 @@ def restored(weight: np.ndarray, group_size: int) -> np.ndarray:
 @given(MATRICES)
 @settings(max_examples=200)
 def test_activation_codes_are_those_of_the_onnx_operators(x: np.ndarray) -> None:
-    expected, expected_steps = quantiser().run(["codes", "step"], {"x": x})
+    expected, expected_steps = quantizer().run(["codes", "step"], {"x": x})
     codes, steps = token_codes(torch.from_numpy(x))
     np.testing.assert_array_equal(codes.numpy() + 128, expected)
     np.testing.assert_array_equal(steps.numpy(), expected_steps)
@@ -197,7 +197,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_gradients_are_those_of_the_product_of_rounded_operands(config: FakeQuantization) -> None:
-    """The oracle: `y = x̂ ŵᵀ` with x̂, ŵ the dequantised operands; the gradients of x̂ and ŵ go to x and w."""
+    """The oracle: `y = x̂ ŵᵀ` with x̂, ŵ the dequantized operands; the gradients of x̂ and ŵ go to x and w."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((5, N_COLUMNS)).astype(np.float32)
     x = torch.from_numpy(rng.standard_normal((2, 4, N_COLUMNS)).astype(np.float32)).requires_grad_()
@@ -350,13 +350,13 @@ def test_state_dict_and_model_are_what_they_were(encoder: Qwen3Encoder) -> None:
     apply(encoder, W8A8)
     assert list(encoder.state_dict()) == names
     assert sum(isinstance(module, QuantizedLinear) for module in encoder.modules()) == 14
-    quantised = encoder(IDS).detach()
-    assert not torch.equal(quantised, plain)
+    quantized = encoder(IDS).detach()
+    assert not torch.equal(quantized, plain)
     twin = copy.deepcopy(encoder)
-    assert torch.equal(twin(IDS), quantised)
+    assert torch.equal(twin(IDS), quantized)
     with torch.no_grad():
         twin.get_parameter("layers.0.mlp.up_proj.weight").mul_(2)
-    assert torch.equal(encoder(IDS), quantised)
+    assert torch.equal(encoder(IDS), quantized)
     remove(encoder)
     assert torch.equal(encoder(IDS), plain)
     assert all(torch.equal(old, new) for old, new in zip(weights, encoder.parameters(), strict=True))
@@ -366,10 +366,10 @@ def test_state_dict_and_model_are_what_they_were(encoder: Qwen3Encoder) -> None:
 def test_a_with_block_gives_back_what_was_there(encoder: Qwen3Encoder) -> None:
     plain = encoder(IDS).detach()
     with fake_quantized(encoder, W8A8):
-        quantised = encoder(IDS).detach()
+        quantized = encoder(IDS).detach()
         with fake_quantized(encoder, OFF):
             assert torch.equal(encoder(IDS), plain)
-        assert torch.equal(encoder(IDS), quantised)
+        assert torch.equal(encoder(IDS), quantized)
     assert torch.equal(encoder(IDS), plain)
 
 
@@ -403,7 +403,7 @@ def test_rows_that_do_not_divide_into_groups_are_refused_and_nothing_changes(enc
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_a_named_quantisation_does_what_it_says(encoder: Qwen3Encoder, name: str) -> None:
+def test_a_named_quantization_does_what_it_says(encoder: Qwen3Encoder, name: str) -> None:
     config = replace(BY_NAME[name], group_size=32)
     states = []
     for row in (encoder, copy.deepcopy(encoder)):
@@ -440,18 +440,18 @@ def test_codes_are_those_of_the_converted_model(tiny_dirs: dict[str, Path], tmp_
     with torch.inference_mode():
         plain = encoder_means(encoder, whole_rows(ids)).numpy()
         with fake_quantized(encoder, W8A8):
-            quantised = encoder_means(encoder, whole_rows(ids)).numpy()
-    steps = np.abs(int8_codes(quantised).astype(int) - int8_codes(converted))
+            quantized = encoder_means(encoder, whole_rows(ids)).numpy()
+    steps = np.abs(int8_codes(quantized).astype(int) - int8_codes(converted))
     steps_before = np.abs(int8_codes(plain).astype(int) - int8_codes(converted))
     assert (steps == 0).mean() > 0.95  # 0.976 and 0.975 when this was written, the others one step away
     assert (steps <= 1).mean() > 0.995
     assert steps_before.max() > 4  # 8 and 12
-    error, error_before = np.abs(quantised - converted).mean(), np.abs(plain - converted).mean()
+    error, error_before = np.abs(quantized - converted).mean(), np.abs(plain - converted).mean()
     assert error < error_before / 20  # about 1/80
 
 
 @pytest.mark.parametrize("config", [W8A8, replace(W4, group_size=32)], ids=["w8a8", "w4"])
-def test_training_lowers_the_quantised_loss(encoder: Qwen3Encoder, config: FakeQuantization) -> None:
+def test_training_lowers_the_quantized_loss(encoder: Qwen3Encoder, config: FakeQuantization) -> None:
     rng = np.random.default_rng(0)
     rows = [rng.integers(1, 60, 6) for _ in range(32)]  # row i and row i + 16 share their first tokens
     for row, twin in zip(rows[:16], rows[16:], strict=True):

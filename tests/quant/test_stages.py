@@ -264,14 +264,14 @@ def test_a_teacher_that_is_not_there_is_asked_for(pair, packed_file):
         stage(replace(cfg, data=packed_file))
 
 
-def test_fake_quantisation_is_switched_on_in_any_stage(pair, tmp_path):
+def test_fake_quantization_is_switched_on_in_any_stage(pair, tmp_path):
     cfg, stage = pair
-    for name, options in (("plain", {}), ("quantised", {"weights": "int8", "table": "int8", "activations": True})):
+    for name, options in (("plain", {}), ("quantized", {"weights": "int8", "table": "int8", "activations": True})):
         run = replace(cfg, out=tmp_path / name, **options)
         train(run, stage(run))
-    assert weights(tmp_path / "plain").keys() == weights(tmp_path / "quantised").keys()
-    assert losses(tmp_path / "plain") != losses(tmp_path / "quantised")
-    np.testing.assert_allclose(losses(tmp_path / "plain"), losses(tmp_path / "quantised"), rtol=0.05)
+    assert weights(tmp_path / "plain").keys() == weights(tmp_path / "quantized").keys()
+    assert losses(tmp_path / "plain") != losses(tmp_path / "quantized")
+    np.testing.assert_allclose(losses(tmp_path / "plain"), losses(tmp_path / "quantized"), rtol=0.05)
     with pytest.raises(ConfigError, match="'int3' is not one of"):
         replace(cfg, weights="int3")
 

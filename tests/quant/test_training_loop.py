@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,13 +17,13 @@ from safetensors.torch import load_file
 from pplx_edge.models.qwen3_torch import Qwen3Encoder, attend
 from pplx_edge.vectors.codes import int8_codes
 from pplx_quant import distributed, hardware
-from pplx_quant.checkpoint import WEIGHTS, read_model
+from pplx_quant.checkpoint import STATE_VALUES, WEIGHTS, read_model
 from pplx_quant.corpus import PackedCorpus
 from pplx_quant.distributed import World, buckets
 from pplx_quant.errors import ConfigError, TrainError
 from pplx_quant.hard_negatives import MiningOptions, encode_rows_with_torch, mine_negatives
 from pplx_quant.hardware import choose_device, uses_bfloat16
-from pplx_quant.loop import train
+from pplx_quant.loop import Run, train
 from pplx_quant.mine import MineConfig, choose_pairs, mine
 from pplx_quant.model import encoder_means, whole_rows
 from pplx_quant.optimizers import Rates, RowwiseAdam, build_optimizers
@@ -319,3 +320,38 @@ def test_negatives_are_mined_with_the_torch_encoder(packed_file, model_folder, t
     assert np.array_equal(np.load(tmp_path / "mined" / "negatives.npy")[rows], expected)
     with pytest.raises(ConfigError, match="--encoder gpu must be one of"):
         replace(config, encoder="gpu")
+
+
+# ---------------------------------------------------------------- signals
+
+
+def test_sigterm_stops_with_a_checkpoint_and_the_run_continues_to_the_same_weights(cfg, tmp_path):
+    class Interrupted(PairStage):
+        def accumulate(self, model, step, world):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().accumulate(model, step, world)
+
+    train(replace(cfg, save_every=100), Interrupted(cfg))
+    before = signal.getsignal(signal.SIGTERM)
+    assert json.loads((cfg.out / "checkpoint" / STATE_VALUES).read_text())["step"] == 3
+    run(replace(cfg, save_every=100))
+    run(replace(cfg, out=tmp_path / "whole"))
+    whole = weights(tmp_path / "whole" / "checkpoint")
+    assert all(torch.equal(value, whole[name]) for name, value in weights(cfg.out / "checkpoint").items())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_save_minutes_saves_between_the_steps_of_save_every(cfg, monkeypatch):
+    saved = []
+    save = Run.save
+    monkeypatch.setattr(Run, "save", lambda self: (saved.append(self.step), save(self)))
+    run(replace(cfg, steps=4, save_every=100, save_minutes=1e-9))
+    assert saved == [1, 2, 3, 4]
+
+
+def test_a_table_with_rate_zero_is_not_trained(cfg):
+    run(replace(cfg, steps=2, embedding_rate=0.0))
+    before, after = weights(cfg.init), weights(cfg.out / "checkpoint")
+    assert torch.equal(before["embed_tokens.weight"], after["embed_tokens.weight"])
+    assert not torch.equal(before["layers.0.mlp.up_proj.weight"], after["layers.0.mlp.up_proj.weight"])

@@ -44,7 +44,7 @@ def test_blocks_leave_new_components_alone(trained, tokenizer_folder):
     wide = widen(trained, load_tokenizer(tokenizer_folder), WIDE, 0.5, seed=1)
     added = slice(TINY.hidden_size - 1, -1)
     ids = torch.arange(2, 60)[None]
-    states = wide._states(ids, None)  # normalised at the end, by one factor a token
+    states = wide._states(ids, None)  # normalized at the end, by one factor a token
     table = wide.embed_tokens.weight[ids] * wide.norm.weight
     cosines = torch.cosine_similarity(states[..., added], table[..., added], dim=-1)
     torch.testing.assert_close(cosines, torch.ones_like(cosines))

@@ -272,7 +272,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str | None]] = {
     "escapes.html": (written(b"<title>\x1b]0;title\x07</title><p>\x1b[31mThe text is red, too.&#27;[0m"), None),
     "escapes.eml": (written(b"Subject: =?utf-8?q?=1B]0;title=07?=\nFrom: =?utf-8?q?=1B[31m?= <a@b.c>\n\nRed.\n"), None),
     "line\nend.txt": (written(b"name with a line end"), None),
-    "\x1b[31mred\x1b]0;title\x07.txt": (written(b"name that colours a terminal"), None),
+    "\x1b[31mred\x1b]0;title\x07.txt": (written(b"name that colors a terminal"), None),
     "--help.txt": (written(b"name that looks like an option"), None),
     "n" * 251 + ".txt": (written(b"name as long as one may be"), None),
     "\u202egpj.txt": (written(b"name that runs from right to left"), None),

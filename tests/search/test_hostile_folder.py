@@ -171,7 +171,7 @@ def test_a_folder_of_hostile_files_is_indexed_and_every_file_accounted_for(
     for name, word in words.items():
         assert app.first(word, "--words-only") == name
     assert app.first("Which animal is it that sleeps?", "--all") in GOOD
-    app("search", "red escapes title colours a terminal", "--explain", "--all", "-k", "50")
+    app("search", "red escapes title colors a terminal", "--explain", "--all", "-k", "50")
     assert app("check") == ""
     assert app.said == "pplx-search: sound\n"
 
@@ -187,6 +187,6 @@ def test_two_gigabytes_of_one_line_are_refused_and_the_rest_is_found(tmp_path: P
     app.index("add", folder, seconds=300)
     assert app.child_bytes < MEMORY_MB * 1.5e6
     (told,) = app.not_indexed().values()
-    assert (told["code"], told["message"]) == ("too-large", "more than 1,024 MB of text")
+    assert (told["code"], told["message"]) == ("too-large", "contains more than 1,024 MB of text, which is the limit")
     assert app.first("zorkmid") == "good.txt"
     assert app("check") == ""

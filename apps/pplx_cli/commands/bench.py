@@ -101,7 +101,7 @@ def open_benchmark(name: str) -> tuple[Any, Parser]:
     parser = Parser(
         prog=program,
         description=f"{benchmark.summary[0].upper()}{benchmark.summary[1:]}.",
-        epilog=f"example: {program} {benchmark.example}".rstrip(),
+        epilog=f"example:\n  {program} {benchmark.example}".rstrip(),
     )
     module.add_arguments(parser)
     return module, parser

@@ -2,24 +2,22 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pplx_cli.self_test import texts
+from pplx_cli.self_test import recorded_warnings, texts
 from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError
-from pplx_edge.registry import BACKENDS, EXACT_FORMAT, MLX, ONNX
+from pplx_edge.preparation import ResolvedModel, resolve_model
+from pplx_edge.registry import BACKENDS, COREML, EXACT_FORMAT, MLX, ONNX, entry
+from pplx_edge.system import macos_version
 from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.host import describe_host, peak_rss
@@ -45,28 +43,12 @@ def machine() -> dict[str, Any]:
         "n_cores": host.n_cores,
         "memory_bytes": host.memory_bytes,
         "system": host.system,
-        "real_system": _real_system(),
+        "real_system": " ".join(filter(None, macos_version())),
         "reported_release": platform.mac_ver()[0] or platform.release(),
         "python": platform.python_version(),
         "executable": sys.executable,
         "wheels": {name: wheel_tags(name) for name in names},
     }
-
-
-def _real_system() -> str:
-    """Return what sw_vers says of macOS, without the 16.0 that it tells older programs; empty on other systems."""
-    try:
-        run = subprocess.run(
-            ["/usr/bin/sw_vers"],
-            env=os.environ | {"SYSTEM_VERSION_COMPAT": "0"},
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return " ".join(line.partition(":")[2].strip() for line in run.stdout.splitlines())
 
 
 def wheel_tags(name: str) -> list[str]:
@@ -89,6 +71,15 @@ def matmul() -> dict[str, Any]:
     result = {"shape": SHAPE, "architecture": gpu, "bfloat16_tflops": bf16, "float32_tflops": fp32}
     advice = accelerator_advice(gpu, bf16, wheel_tags(_METAL))
     return result | ({"advice": advice} if advice else {})
+
+
+def proof(backend: str) -> dict[str, Any]:
+    """Test the kernels of a backend that are off until proven, remember the result, and return the findings."""
+    backends.require_installed(BACKENDS[backend])
+    found = dict(entry(BACKENDS[backend].proof)())
+    if not found["note"]:
+        raise Skipped("no GPU here that these kernels are for")
+    return found
 
 
 def accelerator_advice(architecture: str, tflops: float, tags: list[str]) -> str:
@@ -124,6 +115,20 @@ def speed(artifact_format: str, lengths: str) -> dict[str, Any]:
     return result | {"device": model.session.device, "peak_bytes": peak_rss()}
 
 
+def convert(artifact_format: str) -> dict[str, Any]:
+    """Convert the built-in model to a format, for the steps that follow, and return seconds, size and parity."""
+    backend, _, stored = artifact_format.partition(":")
+    started = time.perf_counter()
+    artifact = resolve_model(BUILT_IN, backend=backend, artifact_format=stored).artifact
+    assert artifact is not None
+    return {
+        "convert_seconds": round(time.perf_counter() - started, 1),
+        "bytes": sum(entry["bytes"] for entry in artifact.files.values()),
+        "parity": {name: value for name, value in artifact.parity.items() if name != "layer_cosines"},
+        "peak_bytes": peak_rss(),
+    }
+
+
 def parity(artifact_format: str) -> dict[str, Any]:
     """Return the smallest cosine of a format's int8 codes of the built-in model with the exact ones."""
     backend, _, stored = artifact_format.partition(":")
@@ -142,50 +147,57 @@ def _text(model: Any, length: int) -> str:
 
 
 def coreml_function(artifact_format: str, length: str, units: str, form: str) -> dict[str, Any]:
-    """Return the milliseconds of one Core ML function of the built-in model."""
-    from pplx_edge.backends.coreml_runtime import require_macos
+    """Return the milliseconds of one Core ML function of the built-in model, and its cosine with the reference."""
+    from pplx_edge.backends import coreml_probe
+
+    model, runtime = _coreml(artifact_format, units)
+    started = time.perf_counter()
+    loaded = coreml_probe.load_function(runtime.compiled, int(length), units, form)
+    load_seconds = time.perf_counter() - started
+    reference = coreml_probe.Reference.read(model.directory, int(length))
+    milliseconds, cosine = coreml_probe.measure(loaded.predict, int(length), reference)
+    return {"load_seconds": round(load_seconds, 3), "milliseconds": milliseconds, "cosine": cosine}
+
+
+def coreml_plan(artifact_format: str, units: str) -> dict[str, Any]:
+    """Return where Core ML places the operators of the default function of the built-in model."""
+    return {"device": _coreml(artifact_format, units)[1].device}
+
+
+def _coreml(artifact_format: str, units: str) -> tuple[ResolvedModel, Any]:
+    """Return the built-in model, converted at most once, and its compiled package on some compute units."""
+    from pplx_edge.backends.coreml_probe import least_cosine
+    from pplx_edge.backends.coreml_runtime import CoreMLRuntime, require_macos
 
     require_macos()
-    from pplx_convert import convert
-    from pplx_edge import layout
-    from pplx_edge.backends import coreml_probe, coreml_runtime
-    from pplx_edge.spec import ModelSpec
-    from pplx_edge.weights import hub
-
-    directory = hub.locate(BUILT_IN)
-    with tempfile.TemporaryDirectory() as folder:
-        artifact = convert(directory, Path(folder, "model"), artifact_format)
-        runtime = coreml_runtime.CoreMLRuntime(
-            artifact.path(layout.COREML_PACKAGE),
-            artifact.fingerprint,
-            units,
-            ModelSpec.from_directory(directory).hidden_size,
-        )
-        started = time.perf_counter()
-        loaded = coreml_probe.load_function(runtime.compiled, int(length), units, form)
-        load_seconds = time.perf_counter() - started
-        dim = ModelSpec.from_directory(directory).hidden_size
-        milliseconds = coreml_probe.measure(loaded.predict, int(length), dim)
-        return {"load_seconds": load_seconds, "milliseconds": milliseconds, "device": runtime.device}
+    model = resolve_model(BUILT_IN, backend=COREML.name, artifact_format=artifact_format)
+    assert model.artifact is not None
+    least = least_cosine(model.artifact.parity)
+    return model, CoreMLRuntime(model.directory, model.fingerprint, units, least)
 
 
 STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "machine": machine,
     "matmul": matmul,
+    "proof": proof,
+    "convert": convert,
     "parity": parity,
     "speed": speed,
     "coreml_function": coreml_function,
+    "coreml_plan": coreml_plan,
 }
 
 
 def main(name: str, *arguments: str) -> None:
     """Run a step and print its result as the last line."""
-    try:
-        result = {"status": "ok"} | STEPS[name](*arguments)
-    except Skipped as error:
-        result = {"status": "skipped", "why": str(error)}
-    except EdgeError as error:
-        result = {"status": "failed", "why": str(error)}
+    with recorded_warnings() as said:
+        try:
+            result = {"status": "ok"} | STEPS[name](*arguments)
+        except Skipped as error:
+            result = {"status": "skipped", "why": str(error)}
+        except EdgeError as error:
+            result = {"status": "failed", "why": str(error)}
+    result |= {"warnings": said} if said else {}
     np.seterr(all="ignore")
     print("\n" + json.dumps(result))
 

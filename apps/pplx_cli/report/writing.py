@@ -1,10 +1,12 @@
 """Run the steps of a report in child processes and write what they found; a step that dies is a line in the report."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from pplx_cli.report.steps import STEPS
 from pplx_edge import __version__
 from pplx_edge.backends.coreml_io import FORMS
 from pplx_edge.files import replacing_file
-from pplx_edge.registry import BACKENDS, COREML
+from pplx_edge.registry import BACKENDS, COREML, Backend
+from pplx_edge.weights import hub
 
 VERSION = 1
 FULL_SECONDS, QUICK_SECONDS = 300.0, 60.0
@@ -36,12 +39,14 @@ def write_report(path: Path, *, quick: bool, say: Callable[[str], None]) -> dict
         "backends": {name: asdict(state) for name, state in states.items()},
         "steps": [],
     }
-    for name, arguments in plan(quick):
-        label = " ".join([name, *arguments])
-        say(f"report: {label}")
-        why_not = _why_not(name, arguments, usable, states)
-        result = {"status": "skipped", "why": why_not} if why_not else run_step(name, arguments, until)
-        report["steps"].append({"step": label} | result)
+    with tempfile.TemporaryDirectory(prefix="pplx-edge-report-") as folder:  # so that nothing is left but the proofs
+        for name, arguments in plan(quick):
+            label = " ".join([name, *arguments])
+            say(f"report: {label}")
+            why_not = _why_not(name, arguments, usable, states)
+            cache = "" if name == "proof" else folder
+            result = {"status": "skipped", "why": why_not} if why_not else run_step(name, arguments, until, cache)
+            report["steps"].append({"step": label} | result)
     with replacing_file(path) as new:
         new.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
@@ -51,42 +56,55 @@ def summary(report: dict[str, Any]) -> str:
     """Return a line for each step, with the reason if it did not succeed and the advice if there is any."""
     lines = []
     for step in report["steps"]:
-        about = step.get("why") or step.get("advice") or ""
+        about = "; ".join(
+            filter(None, (step.get("why"), step.get("advice"), step.get("note"), *step.get("warnings", ())))
+        )
         lines.append(f"{step['status']:10} {step['step']}" + (f": {about}" if about else ""))
     return "\n".join(lines)
 
 
 def plan(quick: bool) -> list[tuple[str, tuple[str, ...]]]:
-    """Return the steps in order, each with its arguments."""
-    steps: list[tuple[str, tuple[str, ...]]] = [("machine", ()), ("matmul", ())]
+    """Return the steps in order, each with its arguments; what is most worth knowing comes first."""
     lengths = ",".join(map(str, _QUICK_LENGTHS if quick else _LENGTHS))
-    for backend in BACKENDS.values():
-        formats = [backend.default_format] if quick else list(backend.formats)
-        for name in formats:
-            steps += [("parity", (f"{backend.name}:{name}",)), ("speed", (f"{backend.name}:{name}", lengths))]
-    units = ("cpu+ane",) if quick else ("cpu+ane", "cpu", "all")
-    steps += [
-        ("coreml_function", (COREML.default_format, str(length), unit, form))
-        for length in (_QUICK_COREML_LENGTHS if quick else _COREML_LENGTHS)
-        for unit in units
-        for form in FORMS
+    defaults = [(backend, backend.default_format) for backend in BACKENDS.values()]
+    others = [(backend, name) for backend in BACKENDS.values() for name in backend.formats]
+    return [
+        ("machine", ()),
+        ("matmul", ()),
+        *(("proof", (backend.name,)) for backend in BACKENDS.values() if backend.proof),
+        *_format_steps(defaults, lengths),
+        *_coreml_steps(quick),
+        *([] if quick else _format_steps([pair for pair in others if pair not in defaults], lengths)),
     ]
-    return steps
+
+
+def _format_steps(formats: Iterable[tuple[Backend, str]], lengths: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for backend, artifact_format in formats:
+        name = f"{backend.name}:{artifact_format}"
+        yield from (("convert", (name,)), ("parity", (name,)), ("speed", (name, lengths)))
+
+
+def _coreml_steps(quick: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for units in ("cpu+ane",) if quick else ("cpu+ane", "cpu", "all"):
+        for length in _QUICK_COREML_LENGTHS if quick else _COREML_LENGTHS:
+            for form in FORMS:
+                yield "coreml_function", (COREML.default_format, str(length), units, form)
+        yield "coreml_plan", (COREML.default_format, units)
 
 
 def _why_not(name: str, arguments: Sequence[str], usable: Sequence[str], states: Any) -> str:
-    backend = (
-        arguments[0].partition(":")[0]
-        if name in ("parity", "speed")
-        else COREML.name
-        if name == "coreml_function"
-        else ""
-    )
-    return "" if not backend or backend in usable else states[backend].why
+    """Return why the backend of a step cannot be used, or "" if it can, or if the step needs none."""
+    if name in ("coreml_function", "coreml_plan"):
+        backend = COREML.name
+    elif name in ("proof", "convert", "parity", "speed"):
+        backend = arguments[0].partition(":")[0]
+    else:
+        return ""
+    return "" if backend in usable else states[backend].why
 
 
-def run_step(name: str, arguments: Sequence[str], until: float) -> dict[str, Any]:
-    """Run a step in a child process and return its result, or how it ended."""
+def run_step(name: str, arguments: Sequence[str], until: float, cache: str = "") -> dict[str, Any]:
+    """Run a step in a child process, with a cache of its own if given, and return its result, or how it ended."""
     assert name in STEPS
     seconds = min(_STEP_SECONDS, until - time.monotonic())
     if seconds < 1:
@@ -94,7 +112,12 @@ def run_step(name: str, arguments: Sequence[str], until: float) -> dict[str, Any
     started = time.monotonic()
     try:
         child = subprocess.run(
-            [*CHILD, name, *arguments], capture_output=True, text=True, errors="replace", timeout=seconds
+            [*CHILD, name, *arguments],
+            env=os.environ | ({hub.CACHE_VARIABLE: cache} if cache else {}),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
         return {"status": "timeout", "why": f"no result after {seconds:.0f} s"}

@@ -51,14 +51,14 @@ def rooflines(ceilings: Mapping[str, Mapping[str, float]], spec: ModelSpec, rows
 
 
 def _onnx_int8(threads: int) -> float:
-    return max(_onnx_rate(shape, threads, quantised=True) for shape in _SHAPES)
+    return max(_onnx_rate(shape, threads, quantized=True) for shape in _SHAPES)
 
 
 def _onnx_fp32(threads: int) -> float:
-    return max(_onnx_rate(shape, threads, quantised=False) for shape in _SHAPES)
+    return max(_onnx_rate(shape, threads, quantized=False) for shape in _SHAPES)
 
 
-def _onnx_rate(shape: tuple[int, int, int], threads: int, *, quantised: bool) -> float:
+def _onnx_rate(shape: tuple[int, int, int], threads: int, *, quantized: bool) -> float:
     """uint8 × constant int8 to int32, or fp32, as ONNX Runtime runs it with its weights packed in advance."""
     import onnx
     import onnxruntime as ort
@@ -66,7 +66,7 @@ def _onnx_rate(shape: tuple[int, int, int], threads: int, *, quantised: bool) ->
 
     m, k, n = shape
     rng = np.random.default_rng(0)
-    if quantised:
+    if quantized:
         weight, operator = rng.integers(-127, 128, (k, n), dtype=np.int8), "MatMulInteger"
         feed, kinds = rng.integers(0, 256, (m, k), dtype=np.uint8), (TensorProto.UINT8, TensorProto.INT32)
     else:
@@ -129,10 +129,10 @@ def _openvino_rates(threads: int) -> dict[str, dict[str, float]]:
     for m, k, n in _SHAPES:
         rng = np.random.default_rng(0)
         x = ops.parameter([m, k], np.float32, name="x")
-        quantised = ops.fake_quantize(x, -3.0, 3.0, -3.0, 3.0, 256)
+        rounded = ops.fake_quantize(x, -3.0, 3.0, -3.0, 3.0, 256)
         codes = ops.constant(rng.integers(-127, 128, (n, k), dtype=np.int8))
         weights = ops.multiply(ops.convert(codes, np.float32), ops.constant(np.full((n, 1), 0.01, np.float32)))
-        model = ov.Model([ops.matmul(quantised, weights, False, True)], [x])  # pyright: ignore[reportGeneralTypeIssues]
+        model = ov.Model([ops.matmul(rounded, weights, False, True)], [x])  # pyright: ignore[reportGeneralTypeIssues]
         config = {"INFERENCE_NUM_THREADS": str(threads), "PERFORMANCE_HINT": "LATENCY"}
         request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
         request.set_input_tensor(ov.Tensor(rng.standard_normal((m, k), dtype=np.float32)))

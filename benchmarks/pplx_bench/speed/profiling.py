@@ -21,17 +21,17 @@ from pplx_edge.backends.onnx_options import session_options
 from pplx_edge.backends.onnx_session import PackedSession, graph_file
 from pplx_edge.spec import ModelSpec
 
-GEMM, ATTENTION, QUANTISE, NORMS = "GEMM", "attention", "quantise, rescale", "norms"
+GEMM, ATTENTION, QUANTIZE, NORMS = "GEMM", "attention", "quantize, rescale", "norms"
 ROTARY, ACTIVATION, COPIES = "rotary", "activation", "copies, shapes"
 LOOPS, OUTSIDE, OTHER = "loop overhead", "outside operators", "other operators"
-CLASSES = (GEMM, ATTENTION, QUANTISE, NORMS, ROTARY, ACTIVATION, COPIES, LOOPS, OUTSIDE, OTHER)
+CLASSES = (GEMM, ATTENTION, QUANTIZE, NORMS, ROTARY, ACTIVATION, COPIES, LOOPS, OUTSIDE, OTHER)
 
 # fmt: off
 _CLASS_OF = {
     GEMM: ("MatMulIntegerToFloat", "MatMulInteger", "MatMul", "DynamicQuantizeMatMul", "MatMulNBits", "Gemm",
            "FusedMatMul", "QLinearMatMul"),
     ATTENTION: ("MultiHeadAttention", "GroupQueryAttention", "Attention", "Softmax"),
-    QUANTISE: ("Abs", "ReduceMax", "Max", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    QUANTIZE: ("Abs", "ReduceMax", "Max", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
     NORMS: ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "RMSNormalization"),
     ROTARY: ("RotaryEmbedding",),
     ACTIVATION: ("QuickGelu", "Sigmoid", "SwiGLU"),
@@ -110,7 +110,7 @@ def operator_class(arguments: Mapping[str, Any]) -> str:
     operator = arguments["op_name"]
     if operator == "Mul":
         shapes = [next(iter(entry.values())) for entry in arguments.get("input_type_shape", [])]
-        return ACTIVATION if len(shapes) == 2 and shapes[0] == shapes[1] else QUANTISE
+        return ACTIVATION if len(shapes) == 2 and shapes[0] == shapes[1] else QUANTIZE
     return _BY_OPERATOR.get(operator, OTHER)
 
 

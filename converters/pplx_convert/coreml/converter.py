@@ -20,6 +20,7 @@ from pplx_edge import layout
 from pplx_edge.backends import coreml_io as io
 from pplx_edge.backends.coreml_table import CODES, SCALES, TABLE, EmbeddingTable
 from pplx_edge.errors import InputError
+from pplx_edge.models.qwen3_numpy import encode_rows
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import TokenRow
 from pplx_edge.weights.checkpoint import Checkpoint
@@ -38,6 +39,7 @@ def write(job: Job) -> Written:
     lengths = io.model_lengths(job.checkpoint.spec.max_tokens, job.options.max_tokens or io.USUAL_LIMIT)
     divided = job.checkpoint.divided()
     write_files(divided, job.artifact_format, job.directory, lengths, job.step, residual=divided.residual)
+    write_probe(job.checkpoint, job.directory, job.rows, lengths)
     return Written(
         states=evaluate(job.directory, job.rows, half=True),
         weights={"projections": job.artifact_format.removeprefix("coreml-"), "lengths": list(lengths)},
@@ -74,6 +76,22 @@ def write_files(
     usual = _USUAL_LENGTH if _USUAL_LENGTH in lengths else max(lengths)
     write_package(package, functions, weights, default=io.function_name(usual))
     write_table(checkpoint, directory / layout.COREML_TABLE, as_int8=artifact_format != "coreml-fp16")
+
+
+def write_probe(checkpoint: Checkpoint, directory: Path, rows: Sequence[TokenRow], lengths: Sequence[int]) -> None:
+    """Write what a session compares each function with before its first use: the reference's vectors of a few tokens.
+
+    The tokens are those of the rows, one after the other. The reference runs on the checkpoint in float32.
+    """
+    ids = np.concatenate([row.ids for row in rows])[: io.probe_tokens(max(lengths))].astype(np.uint32)
+    counts = sorted({min(io.probe_tokens(length), len(ids)) for length in lengths})
+    means = [states.mean(axis=0, dtype=np.float32) for states in encode_rows(checkpoint, [ids[:n] for n in counts])]
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {io.PROBE_IDS: ("U32", ids.shape)}
+    tensors |= {io.probe_mean(n): ("F32", mean.shape) for n, mean in zip(counts, means, strict=True)}
+    with SafetensorsWriter(directory / layout.COREML_PROBE, tensors, {"format": "np"}) as file:
+        file.append(io.PROBE_IDS, ids)
+        for n, mean in zip(counts, means, strict=True):
+            file.append(io.probe_mean(n), mean)
 
 
 def evaluate(directory: Path, rows: Sequence[TokenRow], *, half: bool = True) -> Iterator[list[np.ndarray]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pplx_convert.coreml.converter import evaluate
 from pplx_convert.parity import ParityReport, probe_rows
+from pplx_edge.backends.coreml_session import row_lengths
 from pplx_edge.models.qwen3_numpy import layer_states
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.tokenization import Tokenizer
@@ -20,11 +21,12 @@ def evaluate_program(directory: Path, source: Path | None) -> dict[str, Any]:
     different weights.
     """
     spec = ModelSpec.from_directory(directory)
-    rows = probe_rows(Tokenizer.open(directory, spec), spec)
+    artifact = Artifact.open(directory)
+    rows = probe_rows(Tokenizer.open(directory, spec), spec, row_lengths(artifact).limit)
     exact = list(evaluate(directory, rows, half=False))
     rounded = list(evaluate(directory, rows, half=True))
     report: dict[str, Any] = {"rounding": ParityReport.of_passes(exact, rounded).as_dict(), "reference": None}
-    if source is not None and _is_source(Artifact.open(directory), source):
+    if source is not None and _is_source(artifact, source):
         reference = layer_states(Checkpoint.open(source), [row.ids for row in rows])
         report["reference"] = ParityReport.of_passes(reference, rounded).as_dict()
     return report

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
@@ -47,6 +48,25 @@ class PairConfig(ContrastiveConfig):
         super().__post_init__()
         if (self.tokenizer is None) == (self.init is None):
             raise ConfigError("give either --tokenizer, for a new model, or --init")
+        if not self.blocks and (self.shard or self.lora):
+            raise ConfigError("--no-blocks trains the table alone: leave out --shard and --lora")
+
+
+def new_spec(cfg: PairConfig, tokenizer: Tokenizer) -> ModelSpec:
+    """Return the sizes of a new model."""
+    return ModelSpec(
+        n_layers=cfg.layers,
+        hidden_size=cfg.hidden_size,
+        n_heads=cfg.heads,
+        n_kv_heads=cfg.kv_heads,
+        head_dim=cfg.head_dim,
+        intermediate_size=cfg.intermediate_size,
+        vocab_size=tokenizer.get_vocab_size(),
+        max_tokens=cfg.max_tokens,
+        rope_theta=cfg.rope_theta,
+        rms_norm_eps=1e-6,
+        sep_id=0,
+    )
 
 
 class PairStage(ContrastiveStage[PairConfig]):
@@ -67,19 +87,7 @@ class PairStage(ContrastiveStage[PairConfig]):
         if cfg.tokenizer is None:
             return super().start_model()
         tokenizer = load_tokenizer(cfg.tokenizer)
-        spec = ModelSpec(
-            n_layers=cfg.layers,
-            hidden_size=cfg.hidden_size,
-            n_heads=cfg.heads,
-            n_kv_heads=cfg.kv_heads,
-            head_dim=cfg.head_dim,
-            intermediate_size=cfg.intermediate_size,
-            vocab_size=tokenizer.get_vocab_size(),
-            max_tokens=cfg.max_tokens,
-            rope_theta=cfg.rope_theta,
-            rms_norm_eps=1e-6,
-            sep_id=0,
-        )
+        spec = new_spec(cfg, tokenizer)
         counts = np.bincount(self.packed.ids, minlength=spec.vocab_size)
         words = self.packed.word_vectors() if cfg.teacher_weight else None
         model = new_model(spec, tokenizer, counts, cfg.seed, words)

@@ -1,7 +1,7 @@
-"""OpenVINO on the CPU, int8 weights per channel; activations quantised statically by NNCF, or dynamically as it runs.
+"""OpenVINO on the CPU, int8 weights per channel; activations quantized statically by NNCF, or dynamically as it runs.
 
 static: `nncf.quantize` for transformers (SmoothQuant, calibrated on seeded random ids), the setting of optimum-intel's
-full quantisation. dynamic: `nncf.compress_weights` and the plugin's dynamic quantisation in groups of 256 inputs.
+full quantization. dynamic: `nncf.compress_weights` and the plugin's dynamic quantization in groups of 256 inputs.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class OpenVinoPeer:
 
 
 def prepare(checkpoint: Path, directory: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the quantised model."""
+    """Writes the quantized model."""
     import nncf
 
     model = _exported(checkpoint)
@@ -51,7 +51,7 @@ def prepare(checkpoint: Path, directory: Path, settings: Mapping[str, Any]) -> N
 
 
 def open_model(source: Path, threads: int, settings: Mapping[str, Any]) -> OpenVinoPeer:
-    """The model compiled for the CPU. What is not quantised runs in bf16 where the processor has it: the default."""
+    """The model compiled for the CPU. What is not quantized runs in bf16 where the processor has it: the default."""
     config = {"INFERENCE_NUM_THREADS": str(threads), "PERFORMANCE_HINT": "LATENCY"}
     if settings["activations"] == "dynamic":
         config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _DYNAMIC_GROUP

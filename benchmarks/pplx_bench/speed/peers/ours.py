@@ -16,7 +16,7 @@ ARTIFACT = "artifact"
 
 
 class OursPeer:
-    """A session, run as the Embedder runs it; the quantiser's time is counted, its codes are not returned."""
+    """A session, run as the Embedder runs it; the quantizer's time is counted, its codes are not returned."""
 
     def __init__(self, session: Session):
         self._session = session

@@ -1,8 +1,8 @@
-"""The usual recipe: export of the stock model to ONNX and ONNX Runtime's dynamic int8 quantisation of it.
+"""The usual recipe: export of the stock model to ONNX and ONNX Runtime's dynamic int8 quantization of it.
 
 The steps and settings are those of `export_dynamic_quantized_onnx_model(…, "avx512_vnni")` in sentence-transformers,
 which calls optimum: TorchScript export with ids and mask as inputs, then signed int8 weights per channel, uint8
-activations with one scale a tensor, all operators that the quantiser knows, products inside attention included. They
+activations with one scale a tensor, all operators that the quantizer knows, products inside attention included. They
 are written out here because optimum pins an older transformers, in which this model would run causally.
 """
 
@@ -23,7 +23,7 @@ _OPSET = 18
 
 
 class RecipePeer:
-    """The quantised graph in ONNX Runtime; mean pooling outside, as sentence-transformers does it."""
+    """The quantized graph in ONNX Runtime; mean pooling outside, as sentence-transformers does it."""
 
     def __init__(self, session: ort.InferenceSession):
         self._session = session
@@ -37,7 +37,7 @@ class RecipePeer:
 
 
 def prepare(checkpoint: Path, directory: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the exported and quantised graph."""
+    """Writes the exported and quantized graph."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
