@@ -56,7 +56,7 @@ def test_two_processes_with_parts_of_a_model_train_as_one_with_all_of_it(packed_
         "-m",
         "pplx_quant",
     ]
-    command = [*launch, "pair", *map(str, options), "--shard"]
+    command = [*launch, "pplx_quant", "pair", *map(str, options), "--shard"]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert losses(parts.out) == pytest.approx(losses(whole.out), rel=2e-4)
