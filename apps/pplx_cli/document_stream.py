@@ -5,21 +5,18 @@ import os
 import shlex
 import stat
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, BinaryIO
-
-from tqdm import tqdm
+from functools import cached_property
+from typing import BinaryIO
 
 from pplx_cli.records import STDIN
 from pplx_cli.vector_writers import open_writer, require_output
 from pplx_edge.errors import EdgeError, InputError
 from pplx_edge.types import DEFAULT_CHUNK_TOKENS, MARKUPS, ChunkVector, StreamOptions
 from pplx_kit.options import natural, open_model, positive
+from pplx_kit.progress import Bar, Progress
 from pplx_kit.terminal import say
 
-_PROGRESS_DELAY_SECONDS = 2.0
 _OTHER_WAYS = ("jsonl", "contextual", "truncate")
 
 
@@ -27,9 +24,10 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `--stream`: chunk size, overlap, markup, windows, and where to resume."""
     group = parser.add_argument_group(
         "streams",
-        "With --stream, each file is one document of any length. The output is JSON Lines with doc, chunk, start and "
-        "stop (in characters), line, page, heading, codes and position; a .npy file contains only the codes. "
-        "All sizes are in tokens.",
+        "With --stream, each file is one document of plain text or Markdown, of any length. The output is JSON "
+        "Lines with doc (the file), chunk (its number in the file, from 0), start and stop (offsets in characters), "
+        "line, page (always null), heading, tokens, codes (the vector) and position (for --resume); a .npy file "
+        "contains only the vectors.",
     )
     group.add_argument(
         "--stream", action="store_true", help="Split whole files into chunks and encode each chunk in its context."
@@ -39,45 +37,61 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=DEFAULT_CHUNK_TOKENS,
         metavar="N",
-        help="Size of a chunk (default: 128).",
+        help="Maximum length of a chunk in tokens.",
     )
     group.add_argument(
-        "--overlap", type=natural, default=0, metavar="N", help="Repeat the last N tokens of the previous chunk."
+        "--overlap",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="Repeat up to N tokens from the end of the previous chunk.",
     )
     group.add_argument(
         "--markup",
         choices=MARKUPS,
         default="markdown",
-        help="Markup of the input: # at the beginning of a line is a heading only in markdown.",
+        help="Markup of the input. A line that begins with # is a heading in markdown, and nothing special in text and "
+        "code.",
     )
     group.add_argument(
         "--window",
         type=positive,
         metavar="N",
-        help="Size of the window that is encoded at once (default: 4096 if the model allows it).",
+        help="Tokens that the model reads at once, with the margins and repeated headings (default: 4096, or the limit "
+        "of the model if that is lower).",
     )
     group.add_argument(
-        "--memory",
+        "--window-mb",
         type=positive,
         metavar="MB",
         help="Choose the largest window that fits in this many MB on top of the model.",
     )
     group.add_argument(
-        "--margin", type=natural, metavar="N", help="Context on either side of the chunks that a window contributes."
+        "--margin",
+        type=natural,
+        metavar="N",
+        help="Tokens at each end of a window that are read as context only; their vectors come from the neighboring "
+        "windows (default: 256, or an eighth of a window of fewer than 2048 tokens).",
     )
     group.add_argument(
         "--heading-tokens",
         type=natural,
         metavar="N",
-        help="Repeat up to N tokens of the title and current headings at the start of each window (default: 64 for "
-        "contextual models, otherwise 0).",
+        help="Repeat up to N tokens of the title and current headings at the start of each window after the first "
+        "(default: 64 for contextual models, fewer in a small window; otherwise 0).",
     )
     group.add_argument(
         "--separator",
         action=argparse.BooleanOptionalAction,
-        help="Put the separator token between chunks (default: as the model was trained).",
+        help="Join the chunks with the model's separator token (default: --separator for contextual models, otherwise "
+        "--no-separator).",
     )
-    group.add_argument("--resume", metavar="POSITION", help="Continue after this position in the first file.")
+    group.add_argument(
+        "--resume",
+        metavar="POSITION",
+        help="Continue after this position in the first file, with the same options (default: start at its beginning). "
+        "--output must name a new file, which gets the chunks after the position.",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,12 +103,13 @@ def run(args: argparse.Namespace) -> int:
         empty = model.encode([], args.precision, dim=args.dim)
         settings = {"dim": args.dim, "options": options, "resume": args.resume}
         stream = model.encode_streams(reader.sources(), args.precision, **settings)
-        with open_writer(args.output, empty) as writer, _bar(reader) as bar:
-            document = 0
+        with open_writer(args.output, empty) as writer, Bar() as bar:
+            document = n_tokens = 0
             try:
                 for document, last in stream:
                     writer.append_chunk(args.files[document], last)
-                    bar.show(last.tokens)
+                    n_tokens += last.tokens
+                    bar.show(Progress(len(args.files), reader.size, document, reader.n_bytes, n_tokens))
             except (KeyboardInterrupt, EdgeError, OSError) as error:
                 failure = error  # the vectors before it are final: an output file is finished with them
     if failure is None:
@@ -113,7 +128,7 @@ def _options(args: argparse.Namespace) -> StreamOptions:
         raise InputError(f"{args.output}: exists and would be replaced by the rest alone; choose another name")
     return StreamOptions(
         window=args.window,
-        memory_mb=args.memory,
+        window_mb=args.window_mb,
         margin=args.margin,
         separator=args.separator,
         heading_tokens=args.heading_tokens,
@@ -129,14 +144,14 @@ class _Reader:
     def __init__(self, paths: list[str]):
         self.paths, self.n_bytes = paths, 0
 
-    @property
-    def size(self) -> int | None:
-        """The bytes of all files, None when one of them does not know."""
+    @cached_property
+    def size(self) -> int:
+        """The bytes of all files, 0 if the size of one is unknown."""
         sizes = [
             os.stat(path) if path != STDIN else None for path in self.paths if path == STDIN or os.path.exists(path)
         ]
         known = [entry.st_size for entry in sizes if entry is not None and stat.S_ISREG(entry.st_mode)]
-        return sum(known) if len(known) == len(self.paths) else None
+        return sum(known) if len(known) == len(self.paths) else 0
 
     def sources(self) -> Iterator[BinaryIO]:
         for path in self.paths:
@@ -157,23 +172,3 @@ class _Counted:
         block = self.file.read(n_bytes)
         self.reader.n_bytes += len(block)
         return block
-
-
-class _Progress:
-    """Bytes read of all there are, and tokens a second. The time that is left is by the mean speed so far."""
-
-    def __init__(self, bar: Any, reader: _Reader):
-        self.bar, self.reader, self.n_tokens, self.began = bar, reader, 0, time.monotonic()
-
-    def show(self, n_tokens: int) -> None:
-        self.n_tokens += n_tokens
-        speed = self.n_tokens / max(time.monotonic() - self.began, 1e-9)
-        self.bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
-        self.bar.update(self.reader.n_bytes - self.bar.n)
-
-
-@contextmanager
-def _bar(reader: _Reader) -> Iterator[_Progress]:
-    style = {"unit": "B", "unit_scale": True, "desc": "embedding", "smoothing": 0}
-    with tqdm(total=reader.size, delay=_PROGRESS_DELAY_SECONDS, disable=None, **style) as bar:
-        yield _Progress(bar, reader)

@@ -13,19 +13,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError
-from pplx_edge.registry import BACKENDS, EXACT_FORMAT, ONNX
+from pplx_edge.files import replacing_file
+from pplx_edge.registry import BACKENDS, EXACT_FORMAT, ONNX, entry
 from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.findings import Verdict
 from pplx_kit.host import peak_rss
 from pplx_kit.terminal import printable
 
@@ -38,8 +40,6 @@ _TERMINATED = 143
 
 N_TEXTS = 32
 _SENTENCE_CHARS = range(20, 200)
-
-Verdict = Literal["ok", "failed", "unfinished"]
 
 
 @cache
@@ -93,7 +93,8 @@ class Measurement:
     """The result of a child process: the int8 codes of the first `n_texts` texts, the device, and the cost.
 
     `open_seconds` includes a conversion if the model was not converted yet. `tokens_per_second` is measured on texts
-    that were already encoded once, so it does not include preparation. `warnings` are those that a user would see.
+    that were already encoded once, so it does not include preparation. `note` is what was found out about
+    kernels, and `warnings` are those that a user would see.
     """
 
     device: str
@@ -103,14 +104,15 @@ class Measurement:
     open_seconds: float
     tokens_per_second: float
     peak_bytes: int
+    note: str = ""
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The outcome of a trial.
+    """The outcome of a trial: OK, WRONG if it failed, NOTE if it did not finish.
 
-    `why` is the reason for a verdict other than "ok". `min_cosine` and `largest_step` are None if nothing was compared.
+    `why` is the reason for a verdict other than OK. `min_cosine` and `largest_step` are None if nothing was compared.
     """
 
     trial: Trial
@@ -139,17 +141,17 @@ def run_trials(usable: Sequence[str], report: Callable[[str], None], budget: flo
 def judged(trial: Trial, measured: Measurement, reference: Measurement | None) -> Outcome:
     """Return the outcome of comparing the codes with those of the reference, within the tolerance of the trial."""
     if trial is REFERENCE:
-        return Outcome(trial=trial, verdict="ok", measured=measured)
+        return Outcome(trial=trial, verdict=Verdict.OK, measured=measured)
     if reference is None:
         why = f"nothing to compare with: {REFERENCE.label} gave no vectors"
-        return Outcome(trial=trial, verdict="unfinished", why=why, measured=measured)
+        return Outcome(trial=trial, verdict=Verdict.NOTE, why=why, measured=measured)
     n = min(measured.n_texts, reference.n_texts)
     ours, theirs = (np.array(one.codes[:n], np.float64) for one in (measured, reference))
     cosine = float(paired_cosines(ours, theirs).min())
     sound = cosine >= trial.least_cosine
     return Outcome(
         trial=trial,
-        verdict="ok" if sound else "failed",
+        verdict=Verdict.OK if sound else Verdict.WRONG,
         why="" if sound else f"cosine {cosine:.5f} with {REFERENCE.label}, at least {trial.least_cosine} is expected",
         measured=measured,
         min_cosine=cosine,
@@ -159,8 +161,8 @@ def judged(trial: Trial, measured: Measurement, reference: Measurement | None) -
 
 def passed(outcomes: Sequence[Outcome]) -> bool:
     """Return whether the default backend passed its trial and no other trial failed."""
-    default_works = any(outcome.trial.is_default and outcome.verdict == "ok" for outcome in outcomes)
-    return default_works and all(outcome.verdict != "failed" for outcome in outcomes)
+    default_works = any(outcome.trial.is_default and outcome.verdict == Verdict.OK for outcome in outcomes)
+    return default_works and all(outcome.verdict != Verdict.WRONG for outcome in outcomes)
 
 
 def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outcome:
@@ -169,7 +171,7 @@ def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outco
     Returns an outcome instead if the child fails, or takes longer than `limit` seconds.
     """
     if limit < _LEAST_SECONDS:
-        return Outcome(trial=trial, verdict="unfinished", why="no time was left for it")
+        return Outcome(trial=trial, verdict=Verdict.NOTE, why="no time was left for it")
     with tempfile.TemporaryDirectory(prefix="pplx-edge-doctor-") as folder:
         result, said = Path(folder) / "result.json", Path(folder) / "stderr"
         request = {"model": BUILT_IN, "backend": trial.backend, "format": trial.format, "seconds": seconds}
@@ -181,27 +183,34 @@ def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outco
             child.communicate(asked, timeout=limit - _ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             _end(child)
+            if result.is_file():
+                return Measurement(**json.loads(result.read_text(encoding="utf-8")))
             why = f"not done after {limit:.0f} s; a first conversion may take that long: run doctor again"
-            return Outcome(trial=trial, verdict="unfinished", why=why)
+            return Outcome(trial=trial, verdict=Verdict.NOTE, why=why)
         except BaseException:
             _end(child)
             raise
         if child.returncode or not result.is_file():
             why = _ending(child.returncode, said.read_text(encoding="utf-8", errors="replace"))
-            return Outcome(trial=trial, verdict="failed", why=why)
+            return Outcome(trial=trial, verdict=Verdict.WRONG, why=why)
         found = json.loads(result.read_text(encoding="utf-8"))
     if "error" in found:
-        return Outcome(trial=trial, verdict="failed", why=found["error"])
+        return Outcome(trial=trial, verdict=Verdict.WRONG, why=found["error"])
     return Measurement(**found)
 
 
-def measure(model: str, backend: str, format: str | None, seconds: float) -> Measurement:
+def measure(
+    model: str, backend: str, format: str | None, seconds: float, early: Callable[[Measurement], None] = lambda _: None
+) -> Measurement:
     """Encode as many of the texts as there is time for, and return the measurement.
 
     The first text is encoded once without being counted, because the first call of a backend includes preparation. Then
     the number of texts is doubled while the speed so far allows it. Finally, all of them are encoded once more to
-    measure the speed.
+    measure the speed. `early` gets the measurement before the device is known, because Core ML may take minutes to say
+    which devices it uses.
     """
+    proof = BACKENDS[backend].proof
+    note = entry(proof)()["note"] if proof else ""
     started = time.monotonic()
     with load(model, backend=backend, artifact_format=format) as embedder:
         open_seconds = time.monotonic() - started
@@ -222,15 +231,18 @@ def measure(model: str, backend: str, format: str | None, seconds: float) -> Mea
         if n_tokens / pace <= allowed:
             taken, _ = _timed(lambda: embedder.encode(texts()[:done], show_progress=False))
             pace = n_tokens / taken
-        return Measurement(
-            device=embedder.session.device,
+        measured = Measurement(
+            device="device not known yet",
             codes=[row.tolist() for row in codes],
             n_texts=done,
             n_tokens=n_tokens,
             open_seconds=round(open_seconds, 3),
             tokens_per_second=round(pace, 1),
             peak_bytes=peak_rss(),
+            note=note,
         )
+        early(measured)
+        return replace(measured, device=embedder.session.device)
 
 
 @contextmanager
@@ -253,12 +265,20 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that an unfinished conversion is deleted
     request = json.load(sys.stdin)
     result = Path(request.pop("result"))
+
+    def write(found: dict[str, Any]) -> None:
+        with replacing_file(result) as new:
+            new.write_text(json.dumps(found), encoding="utf-8")
+
     with recorded_warnings() as said:
+
+        def write_measured(found: Measurement) -> None:
+            write(asdict(found) | {"warnings": said})
+
         try:
-            found: dict[str, Any] = asdict(measure(**request)) | {"warnings": said}
+            write_measured(measure(**request, early=write_measured))
         except EdgeError as error:
-            found = {"error": str(error)}
-    result.write_text(json.dumps(found), encoding="utf-8")
+            write({"error": str(error)})
     return 0
 
 

@@ -64,8 +64,14 @@ COMMANDS = {
         "Train on chunks in the context of their documents.", "stages.context:ContextConfig", "stages.context:run"
     ),
     "mine": Command("Mine hard negatives for the pairs of a packed file.", "mine:MineConfig", "mine:mine"),
+    "score": Command("Score mined negatives with teachers.", "score:ScoreConfig", "score:score"),
     "triplet": Command(
         "Train on pairs with mined hard negatives.", "stages.triplet:TripletConfig", "stages.triplet:run"
+    ),
+    "validate": Command(
+        "Score a model on held-out pairs and on folders in the layout of BEIR.",
+        "validation:ValidateConfig",
+        "validation:validate_model",
     ),
     "merge": Command("Merge two checkpoints by spherical interpolation.", "merge:MergeConfig", "merge:merge"),
     "widen": Command(

@@ -269,7 +269,7 @@ def test_models_are_listed_found_and_refused(run: Run, nano_dir: Path, tmp_path:
     status, out, err = run("models", "list")
     assert (status, err) == (0, "")
     assert out.splitlines()[0].startswith("nano ")
-    assert "not fetched" in out
+    assert "not downloaded" in out
     assert json.loads(run("models", "list", "--json")[1].splitlines()[0])["directory"] == str(nano_dir)
     assert run("models", "path", "nano") == (0, f"{nano_dir}\n", "")
     for command in (["path"], ["pull"], ["pull", "--offline"]):

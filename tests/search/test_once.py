@@ -57,6 +57,10 @@ def test_rules_and_filters_apply(run: Run, folder: Path):
     assert [json.loads(line)["path"] for line in out.splitlines()] == [str(folder / "fox.md")]
 
 
+def test_it_has_no_collections(run: Run, folder: Path):
+    assert "unknown option -c" in run("once", "dog", folder, "-c", "default")[2]
+
+
 def test_a_file_that_cannot_be_read_is_named(run: Run, folder: Path):
     (folder / "broken.docx").write_bytes(b"PK\x03\x04 not a document")
     status, _, err = run("once", "lazy dog", folder)

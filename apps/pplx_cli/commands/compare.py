@@ -22,34 +22,39 @@ def add_parser(commands: Any) -> None:
         COMMANDS["compare"],
         "pplx-edge compare nano@onnx-fp32 nano@onnx-int8\n"
         "pplx-edge compare nano@onnx-fp32 nano@onnx-int8 nano@mlx-q8 --texts lines.txt --beir task --plot card.svg",
-        description="Reports sizes, cosines, changed int8 codes, flipped bits, and the drift after each layer.",
+        description="Compares each CAND with REF: size on disk, cosine of the float vectors, share of int8 codes that "
+        "differ and the largest difference, share of binary bits that differ, and 1 − cosine of the states after each "
+        "layer (the drift, from the manifest). All must have been made from the same weights; a warning says if they "
+        "were not. An MLX model needs MLX on this machine; a Core ML model is evaluated in NumPy where it cannot run.",
     )
-    model = f"{MODEL_HELP}; MODEL@FORMAT converts it first, if it was not"
+    model = f"{MODEL_HELP}. MODEL@FORMAT converts the model to that format and keeps the result in the cache"
     parser.add_argument("reference", metavar="REF", help=f"Model that the others are compared with: {model}.")
-    parser.add_argument("candidates", nargs="+", metavar="CAND", help="Models to compare with it, one or more.")
+    parser.add_argument(
+        "candidates", nargs="+", metavar="CAND", help="Models to compare with REF, named in the same way."
+    )
     parser.add_argument(
         "--texts",
         metavar="FILE",
-        help="Use these texts, one per line, instead of the converters' probe texts. With 20 texts or more, "
-        "each text is also a query among the others, to report how many of its ten nearest stay the same.",
+        help="File of texts to compare vectors of, one per line (default: the few sentences that conversions are "
+        "checked on). With 20 texts or more, each is also searched among the others, to report how many of its ten "
+        "nearest are the same.",
     )
     parser.add_argument(
         "--jsonl",
         action="store_true",
         help="Read each line as a JSON string, or as an object whose text is in --field.",
     )
-    parser.add_argument("--field", default="text", metavar="NAME", help="Field that holds the text (default: text).")
+    parser.add_argument("--field", default="text", metavar="NAME", help="Field of the object that holds the text.")
     parser.add_argument(
         "--beir",
         action="append",
         default=[],
         type=Path,
         metavar="FOLDER",
-        help="Report nDCG@10 of int8 and binary codes on a task in BEIR layout, or the mean over a folder of tasks.",
+        help="Also report the retrieval quality (nDCG@10) of int8 and binary vectors on a task in BEIR layout "
+        "(corpus.jsonl, queries.jsonl, qrels/test.tsv, or .gz), or the mean over a folder of tasks.",
     )
-    parser.add_argument(
-        "--max-tokens", type=positive, default=512, metavar="N", help="Cut texts to this many tokens (default: 512)."
-    )
+    parser.add_argument("--max-tokens", type=positive, default=512, metavar="N", help="Cut texts to this many tokens.")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="Write a picture: .svg, .png or .pdf.")
     parser.add_argument("--json", metavar="FILE", help="Append one JSON object per candidate to this .jsonl file.")
     add_hub_options(parser)

@@ -21,28 +21,54 @@ def add_parser(commands: Any) -> None:
         COMMANDS["convert"],
         "pplx-edge convert pplx-embed-v1-0.6b --to onnx-int8 --out models/0.6b-int8\n"
         "pplx-edge convert pplx-embed-v1-0.6b --to mlx-mixed --max-mb 450 --out models/0.6b-mixed",
-        description="The result is checked against a float32 reference; a conversion that fails leaves nothing behind.",
+        description="You rarely need this: `load` and `embed` convert a checkpoint when they first open it, and "
+        "keep the result in the cache. Use it to choose the format, or to copy a converted model to another "
+        "machine: every format can be written on Linux and on a Mac, if the extra of its backend is installed. "
+        "onnx-* runs on any CPU, mlx-* on the GPU and coreml-* on the Neural Engine of a Mac with Apple Silicon. "
+        "int8, q8 and pal8 store 8 bits per weight, q4 and pal4 4 bits.\n\nThe result is compared with a float32 "
+        "reference on a few sentences. If a figure is outside the limits of the format, or anything else fails, "
+        "nothing is written. Limits, sizes and accuracy: docs/formats/models.md.",
     )
     parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
-    parser.add_argument("--to", required=True, choices=all_formats(), metavar="FORMAT", help=", ".join(all_formats()))
-    parser.add_argument("--out", required=True, metavar="DIR", help="Directory to write. Missing parents are created.")
-    parser.add_argument("--force", action="store_true", help="Replace a converted model that exists at DIR.")
+    parser.add_argument(
+        "--to", required=True, choices=all_formats(), metavar="FORMAT", help=f"Required: {', '.join(all_formats())}."
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="Required: directory to write. Missing parents are created."
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="Replace the converted model at DIR. Without this, and if DIR has other files, it is an error.",
+    )
     parser.add_argument(
         "--override",
         action="append",
         default=[],
         type=_override,
-        metavar="PATTERN=Q",
-        help="mlx: Store matrices whose path matches PATTERN in format Q (q8, q4, bf16, …). The last match wins.",
+        metavar="PATTERN=TYPE",
+        help="mlx, except mlx-fp16: Store the matrices whose names match PATTERN (with * and ?, for example "
+        "'layers.0.*=q8') as TYPE: q8, q4, mxfp8, mxfp4, nvfp4 or bf16 (default: as the format says). May be repeated; "
+        "the last match wins.",
     )
     parser.add_argument(
         "--no-equalization",
         action="store_true",
-        help="Convert the weights as they are, without folding the scales of outlier channels into their neighbors.",
+        help="Convert the weights as they are. Without this, channels with outliers are scaled down and their "
+        "neighbors up, which changes no result in float32 and makes integers and float16 more accurate; only a "
+        "model that was trained for the integers of its weights needs --no-equalization.",
     )
-    parser.add_argument("--max-mb", type=positive, metavar="MB", help="mlx-mixed: Budget for all weights.")
     parser.add_argument(
-        "--max-tokens", type=positive, metavar="N", help="coreml: Longest input in tokens, up to 2048 (default: 512)."
+        "--max-mb",
+        type=positive,
+        metavar="MB",
+        help="mlx-mixed: Size of all weights, in MB of 10⁶ bytes (default: halfway between 4 and 8 bits per weight).",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=positive,
+        metavar="N",
+        help="coreml: Longest input that the model can read, in tokens, up to 2048 (default: 512).",
     )
     add_hub_options(parser)
     parser.set_defaults(run=run)
@@ -80,7 +106,7 @@ def _override(text: str) -> tuple[str, str]:
     """`(pattern, weight format)` of `layers.0.*=q8`, for argparse."""
     pattern, equals, weight_format = text.rpartition("=")
     if not equals or not pattern or not weight_format:
-        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=Q, 'layers.0.*=q8' for one")
+        raise argparse.ArgumentTypeError(f"expected PATTERN=TYPE, for example 'layers.0.*=q8'; got {text!r}")
     return pattern, weight_format
 
 

@@ -16,8 +16,9 @@ from pplx_cli.vector_writers import open_writer, require_output
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError, NumericalError, TextTooLong
 from pplx_edge.types import PRECISIONS
-from pplx_kit.options import add_command, add_model_options, open_model, positive
+from pplx_kit.options import add_command, add_model_options, open_warm_model, positive
 from pplx_kit.terminal import say
+from pplx_kit.warm import WarmEmbedder
 
 _PROGRESS_DELAY_SECONDS = 2.0
 
@@ -29,28 +30,45 @@ def add_parser(commands: Any) -> None:
         COMMANDS["embed"],
         "printf 'hello\\n\\nworld\\n' | pplx-edge embed - --output vectors.npy\n"
         "pplx-edge embed docs.jsonl --jsonl --field body --precision ubinary --output docs.npy\n"
-        "pplx-edge embed --stream book.md --heading-tokens 64 --output book.jsonl",
-        description="Reads one text per line, empty ones too, and writes one vector per text, in order. With --stream, "
-        "writes one vector per chunk of whole files.",
+        "pplx-edge embed --stream book.md --chunk-tokens 256 --output book.jsonl",
+        description="Reads one text per line, including empty lines, and writes one vector per text, in the same "
+        "order. Queries are embedded like other texts, without a prefix. With --stream, writes one vector per chunk "
+        "of whole files.\n\nJSON Lines have an object per text: index (the number of the text, from 0) and "
+        "embedding (a list of numbers); with --contextual, embeddings (a list of lists). Other fields of the input "
+        "are not copied: join them by the order of the lines. Without --stream, an error leaves no output file. "
+        "--precision is the type of the vectors; --format and --weights are how the model itself is stored.",
     )
-    parser.add_argument("files", nargs="*", default=[STDIN], metavar="FILE", help="Text files; - or nothing for stdin.")
     parser.add_argument(
-        "--output", "-o", metavar="FILE", help="File to write, .npy or .jsonl (default: JSON Lines on stdout)."
+        "files", nargs="*", default=[STDIN], metavar="FILE", help="Text files; - or nothing for standard input."
     )
-    parser.add_argument("--precision", default="int8", choices=PRECISIONS, help="Type of the vectors (default: int8).")
-    parser.add_argument("--dim", type=positive, metavar="N", help="Keep only the first N components, 128 or more.")
-    parser.add_argument("--truncate", action="store_true", help="Cut texts that are too long instead of failing.")
+    parser.add_argument(
+        "--output", "-o", metavar="FILE", help="File to write, .npy or .jsonl (default: JSON Lines on standard output)."
+    )
+    parser.add_argument(
+        "--precision",
+        default="int8",
+        choices=PRECISIONS,
+        help="Type of the vectors: int8 codes, signs as ±1 (binary), signs as packed bits (ubinary), or float32 means.",
+    )
+    parser.add_argument(
+        "--dim", type=positive, metavar="N", help="Keep only the first N components, 128 or more (default: all)."
+    )
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="Cut texts that are longer than the model reads, with a warning. Without this, such a text is an error.",
+    )
     parser.add_argument(
         "--jsonl",
         action="store_true",
         help="Read each line as a JSON string, or as an object whose text is in --field.",
     )
-    parser.add_argument("--field", default="text", metavar="NAME", help="Field that holds the text (default: text).")
+    parser.add_argument("--field", default="text", metavar="NAME", help="Field of the object that holds the text.")
     parser.add_argument(
         "--contextual",
         action="store_true",
-        help="Read each line as a document: a JSON list of chunks, or an object with one in --field. Each chunk gets a "
-        "vector in the context of the whole document; .npy stacks the chunks of all documents.",
+        help="Read each line as a document: a JSON list of chunks, or an object with such a list in --field. Each "
+        "chunk gets a vector in the context of the whole document; .npy stacks the chunks of all documents.",
     )
     document_stream.add_stream_options(parser)
     add_model_options(parser)
@@ -64,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         require_output(args.output)  # said before the model is opened, not after
     line_format = LineFormat(jsonl=args.jsonl, contextual=args.contextual, field=args.field)
     records = read_records(args.files, line_format)
-    with open_model(args) as model:
+    with open_warm_model(args) as model:
         empty = model.encode([], args.precision, dim=args.dim)
         with (
             open_writer(args.output, empty) as writer,
@@ -76,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _encode(model: Embedder, block: list[Record], args: argparse.Namespace) -> list[np.ndarray]:
+def _encode(model: Embedder | WarmEmbedder, block: list[Record], args: argparse.Namespace) -> list[np.ndarray]:
     """The vectors of each record; errors and warnings name files and lines instead of places in the block."""
     encode = model.encode_chunks if args.contextual else model.encode
     contents = [record.content for record in block]

@@ -18,7 +18,7 @@ from pplx_edge.vectors.codes import MIN_DIM
 from pplx_edge.weights import hub
 from pplx_edge.weights.artifact import Artifact, is_artifact, ready_made
 from pplx_edge.weights.checkpoint import Checkpoint, has_weights
-from pplx_kit.options import MODEL_HELP, add_command
+from pplx_kit.options import MODEL_HELP, REVISION_HELP, add_command
 from pplx_kit.terminal import human_bytes
 
 
@@ -28,14 +28,16 @@ def add_parser(commands: Any) -> None:
         "info",
         COMMANDS["info"],
         "pplx-edge info nano\npplx-edge info models/nano-coreml-int8 --evaluate",
-        description="Reads only file headers, except with --evaluate, and only models on this machine.",
+        description="Downloads nothing: the model must be on this machine. Reads only the headers of its files, except "
+        "with --evaluate. Parity figures say how close a converted model was to the float32 reference.",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--revision", metavar="REV", help="Commit, tag or branch of a hub repository.")
+    parser.add_argument("--revision", metavar="REV", help=REVISION_HELP)
     parser.add_argument(
         "--evaluate",
         action="store_true",
-        help="Evaluate a Core ML program in NumPy on the probe texts, and report what float16 and its weights cost.",
+        help="Compute a Core ML model in NumPy on a few sentences, on any machine, and report two errors: that of "
+        "rounding to float16, and that against the checkpoint.",
     )
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.set_defaults(run=run)

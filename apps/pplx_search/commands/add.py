@@ -29,9 +29,14 @@ def add_parser(commands: Any) -> None:
         "add",
         COMMANDS["add"],
         "pplx-search add ~/Documents ~/Notes\npplx-search add ~/mail --collection mail --include '*.mbox'",
-        description="Skips files that .gitignore excludes, hidden files, and files stored only in the cloud. Files "
-        "become searchable while indexing is still running. You can interrupt it at any time; the next run continues "
-        "where it stopped.",
+        description="Skips hidden files, files that a .gitignore excludes, symbolic links, files that are stored only "
+        "in the cloud, and files without text that it can read. To index an ignored file or folder, add its path "
+        "itself. Files become searchable while indexing is still running. You can interrupt it at any time: `add` or "
+        "`update` continues where it stopped. Exit status: 0 done, even if some files could not be read (see: "
+        "pplx-search status --files), 2 error.\n\n"
+        "A collection is a named set of folders and files with rules about what to index; `search --collection NAME` "
+        "searches it alone. --include, --exclude and --hidden are the rules of the whole collection: later updates "
+        "follow them, and giving any of them again replaces all of them.",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="Folders and files to index.")
     parser.add_argument(
@@ -39,9 +44,9 @@ def add_parser(commands: Any) -> None:
         "--collection",
         default=DEFAULT_COLLECTION,
         metavar="NAME",
-        help="Collection to add them to (default: %(default)s).",
+        help="Collection to add them to. A new name makes a new collection.",
     )
-    add_rule_options(parser)
+    add_rule_options(parser, "Model of a new index; `pplx-search reembed` changes that of an existing one")
     add_quiet_option(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)

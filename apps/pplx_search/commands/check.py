@@ -16,9 +16,11 @@ def add_parser(commands: Any) -> None:
         "check",
         COMMANDS["check"],
         "pplx-search check",
-        description="Checks that every passage has one vector and an entry in the full-text index, that the sign bits "
-        "match the vectors, and that there are no orphaned rows. Exit status: 0 no problems, 1 problems found, 2 "
-        "error.",
+        description="Checks that the database is not damaged, that every passage has one vector and an entry in the "
+        "full-text index, that the copy of the vectors' signs matches the vectors, and that no row belongs to a "
+        "deleted one. Prints a line per problem. An index with problems cannot be repaired: delete its folder and add "
+        "your folders again. `doctor` makes a shorter check, of the installation too. Exit status: 0 no problems, 1 "
+        "problems found, 2 error.",
     )
     parser.set_defaults(run=run)
 

@@ -19,8 +19,9 @@ def add_parser(commands: Any) -> None:
         "get",
         COMMANDS["get"],
         "pplx-search get 12\npplx-search get 12:240:10",
-        description="A document's ID is the number in brackets in the output of search. On a terminal, control "
-        "characters are shown as �.",
+        description="A document's ID is the number in square brackets at the end of the first line of a result of "
+        "`search`. Lines are those of the extracted text; in a PDF they are not the lines of a page. On a terminal, "
+        "control characters are replaced.",
     )
     parser.add_argument(
         "place",

@@ -11,7 +11,7 @@ from pplx_search.access import open_index
 from pplx_search.commands import search
 from pplx_search.commands.add import index_paths
 from pplx_search.console import say, shown_path
-from pplx_search.options import DEFAULT_COLLECTION, add_model_options, add_rule_options
+from pplx_search.options import DEFAULT_COLLECTION, add_model_options, add_rule_options, query_words
 from pplx_search.program import COMMANDS
 from pplx_search.store.values import FileState
 
@@ -23,17 +23,17 @@ def add_parser(commands: Any) -> None:
         COMMANDS["once"],
         'pplx-search once "how is the cache cleaned?" src/ README.md\n'
         "pplx-search once \"who pays for shipping?\" contracts/ --include '*.pdf' -k 3 --json",
-        description="Indexes the files in a private temporary directory, searches it as `search` does, and deletes it. "
-        "To search the same files again, `add` them instead. "
+        description="Makes an index of the files in a temporary directory, searches it as `search` does, and "
+        "deletes it. To search the same files again, `add` them instead. Names files that cannot be read. "
         "Exit status: 0 results found, 1 nothing relevant, 2 error.",
     )
-    parser.add_argument("query", metavar="QUERY", help="A question or a few words, in quotes.")
+    parser.add_argument("query", type=query_words, metavar="QUERY", help="A question or a few words, in quotes.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="Files and folders to search.")
-    add_rule_options(parser)
+    add_rule_options(parser, "Model to embed the files and the query with")
     search.add_search_options(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="Show no progress bar.")
     add_model_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, collection=[])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,8 +20,9 @@ def add_parser(commands: Any) -> None:
         "open",
         COMMANDS["open"],
         "pplx-search open 12",
-        description="A document's ID is the number in brackets in the output of search. Executable files are not "
-        "opened; their folder is shown instead.",
+        description="Opens the file of the document with the system's `open` (macOS) or `xdg-open` (Linux), not at the "
+        "place of a result. A document's ID is the number in square brackets at the end of the first line of a result "
+        "of `search`. A file that is executable is not opened; its folder is shown instead.",
     )
     parser.add_argument("document", type=int, metavar="ID", help="ID of the document.")
     parser.add_argument("--reveal", action="store_true", help="Show the file in its folder instead of opening it.")

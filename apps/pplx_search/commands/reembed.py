@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from pplx_edge.errors import InputError
-from pplx_kit.options import add_command
+from pplx_kit.options import MODEL_HELP, add_command
 from pplx_search.access import EMPTY, open_index, open_model
 from pplx_search.console import say
 from pplx_search.indexer import Indexer
@@ -20,13 +20,15 @@ def add_parser(commands: Any) -> None:
         "reembed",
         COMMANDS["reembed"],
         "pplx-search reembed --model pplx-embed-context-v1-0.6b",
-        description="You can interrupt it at any time; run it again to continue where it stopped.",
+        description="Embeds the text that is stored in the index; the files are not read again. Until it is done, the "
+        "index holds both sets of vectors, searches use the old ones, and no other command can write to the index. You "
+        "can interrupt it at any time; run it again to continue where it stopped.",
     )
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="New model, by any name that pplx-edge can open (default: the model of an unfinished reembed, otherwise "
-        "the current one).",
+        help=f"New model: {MODEL_HELP} (default: the model of an interrupted reembed; without one, the current model, "
+        "for example after its files were updated).",
     )
     add_quiet_option(parser)
     add_model_options(parser)

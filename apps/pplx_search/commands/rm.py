@@ -22,10 +22,12 @@ def add_parser(commands: Any) -> None:
         COMMANDS["rm"],
         "pplx-search rm ~/Documents/old\npplx-search rm --collection mail",
         description="Removing an added folder stops indexing it. Removing something inside an added folder only "
-        "drops it from the index; the next update adds it again unless an exclude rule covers it.",
+        "drops it from the index; the next update adds it again unless an --exclude pattern of its collection matches "
+        "it. `rm` then prints the `add` command with such a pattern. Give paths or --collection. Exit status: 0 done, "
+        "2 error.",
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="Folders and files to remove.")
-    parser.add_argument("-c", "--collection", metavar="NAME", help="Remove this whole collection instead.")
+    parser.add_argument("-c", "--collection", metavar="NAME", help="Remove this whole collection, instead of paths.")
     parser.set_defaults(run=run)
 
 

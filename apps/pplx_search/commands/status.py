@@ -26,10 +26,18 @@ def add_parser(commands: Any) -> None:
         commands,
         "status",
         COMMANDS["status"],
-        "pplx-search status --files",
+        "pplx-search status\npplx-search status --files",
+        description="Shows how many files are indexed, why others are not, where the index is and how large, its "
+        "model, and the folders of each collection.",
     )
-    parser.add_argument("--files", action="store_true", help="List each file that is not indexed, with the reason.")
-    parser.add_argument("--json", action="store_true", help="Print one JSON object, plus one per file with --files.")
+    parser.add_argument(
+        "--files", action="store_true", help="Also list each file that is not indexed, with the reason."
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print one JSON object; with --files, one more for each file that is not indexed.",
+    )
     parser.set_defaults(run=run)
 
 

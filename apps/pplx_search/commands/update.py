@@ -20,13 +20,24 @@ def add_parser(commands: Any) -> None:
         "update",
         COMMANDS["update"],
         "pplx-search update",
-        description="Unchanged files are not read again. You can interrupt it at any time; the next run continues "
-        "where it stopped.",
+        description="Scans the added folders. A file whose size and modification time are the same is not read again, "
+        "and one with the same content is not embedded again. Deleted files leave the index; if a whole folder is "
+        "missing or empty, for example because a drive is not mounted, its files stay. You can interrupt it at any "
+        "time; the next run continues where it stopped. Exit status: 0 done, even if some files could not be read, 2 "
+        "error.",
     )
     parser.add_argument(
-        "-c", "--collection", action="append", metavar="NAME", help="Only update this collection. May be repeated."
+        "-c",
+        "--collection",
+        action="append",
+        metavar="NAME",
+        help="Only update this collection (default: all). May be repeated.",
     )
-    parser.add_argument("--retry", action="store_true", help="Also retry files that failed before.")
+    parser.add_argument(
+        "--retry",
+        action="store_true",
+        help="Also read files again that could not be read before. Without this, they are read again when they change.",
+    )
     add_quiet_option(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)

@@ -30,10 +30,11 @@ def add_parser(commands: Any) -> None:
         "watch",
         COMMANDS["watch"],
         "pplx-search watch",
-        description="Scans all folders at the start, after the machine wakes from sleep, once an hour, and whenever "
-        "the system reports changed files.",
+        description="Runs in the foreground. Does what `update` does at the start, after the machine wakes from sleep, "
+        "once an hour, and whenever the system reports a changed file; the model stays in memory in between. You can "
+        "search meanwhile, but `add`, `update`, `rm` and `reembed` fail until it ends.",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="Do not report what was indexed.")
+    parser.add_argument("-q", "--quiet", action="store_true", help="Report nothing after each update.")
     add_model_options(parser)
     parser.set_defaults(run=run)
 

@@ -25,6 +25,7 @@ _READ = {
     "mail": "eml emlx",
     "mbox": "mbox mbx",
 }
+DOCUMENT_KINDS = tuple(kind for kind in _READ if kind != "mbox")  # the documents of a mailbox are mails
 _NOT_READ = (
     # images, sound, films
     "png jpg jpeg jpe gif bmp tif tiff webp avif heic heif ico icns psd ai eps raw cr2 cr3 nef arw dng xcf sketch fig "
