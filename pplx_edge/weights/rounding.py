@@ -81,7 +81,7 @@ def quantize_groups(weight: np.ndarray, group_size: int) -> tuple[np.ndarray, np
 def quantize_blocks(weight: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Quantize a float32 matrix `[R, C]` to 4 bits as `quantize_groups` does, with zero points instead of biases.
 
-    Returns uint8 codes `[R, C]`, float32 scales `[R, C / group_size]` and uint8 zero points 0…15 of the same shape, with
+    Returns uint8 codes `[R, C]`, float32 scales `[R, C / group_size]` and uint8 zero points 0…15 of the same shape:
     `weight ≈ scale * (code - zero point)`. Groups whose weights have one sign start at zero.
     """
     codes, scales, biases = quantize_groups(weight, group_size)

@@ -21,7 +21,7 @@ from pplx_edge.weights.rounding import quantize_projection, quantize_rows
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The inputs, and what every layer needs of them: the visible keys `[B, 1, 1, T]`, cosines and sines `[T, 1, d]`."""
+    """The inputs, and what layers need of them: the visible keys `[B, 1, 1, T]`, cosines and sines `[T, 1, d]`."""
 
     parameters: list[Any]
     visible: Any
