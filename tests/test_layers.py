@@ -36,6 +36,7 @@ LAYERS = {
     "preparation": "preparation",
     "streaming": "streaming",
     "embedder": "embedder",
+    "integrations": "integrations",
     "nano": "data",
 }
 LAYER_OF = {f"pplx_edge.{module}": layer for modules, layer in LAYERS.items() for module in modules.split()} | {
@@ -65,6 +66,7 @@ BELOW = {
     "streaming": {"base", "text", "vectors"},
     "embedder": COLUMNS | {"preparation", "streaming"},
     "facade": {"base", "vectors", "embedder"},
+    "integrations": {"base", "weights", "embedder", "facade", "integrations"},
     "kit": LIBRARY | {"kit"},
     "serve": LIBRARY | {"kit", "serve"},
     "cli": LIBRARY | {"kit", "cli"},
@@ -73,12 +75,13 @@ BELOW = {
     "ids": set(),
     "query": {"base", "text", "vectors", "ids", "query"},
     "search": {"base", "text", "vectors", "facade", "kit", "ids", "query", "search"},
-    "bench": LIBRARY | {"kit", "serve", "cli", "ids", "query", "search", "convert", "quant", "bench"},
+    "bench": LIBRARY | {"integrations", "kit", "serve", "cli", "ids", "query", "search", "convert", "quant", "bench"},
 }
 LAZILY = {"cli": {"convert", "quant", "bench", "serve"}, "search": {"serve"}}
 
-HEAVY = {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
-HEAVY_LAYERS = {"backends", "models", "convert", "quant", "bench"}
+FRAMEWORKS = {"optimum", "langchain_core", "llama_index"}
+HEAVY = FRAMEWORKS | {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
+HEAVY_LAYERS = {"integrations", "backends", "models", "convert", "quant", "bench"}
 REGISTRY = "pplx_edge.registry"
 NETWORK = {"huggingface_hub", "requests", "httpx", "urllib3", "aiohttp", "socket", "urllib.request", "http.client"}
 PACKAGES = {"base": {"numpy"}, "query": {"numpy", "numkong", "regex"}}  # of layers that may import few
@@ -183,7 +186,7 @@ def same_backend(found: Import) -> bool:
 def outside_complaint(found: Import, layer: str) -> str | None:
     top = found.target.split(".")[0]
     if top in HEAVY and layer not in HEAVY_LAYERS:
-        return f"{top} belongs in backends, models, pplx_convert, pplx_quant and pplx_bench"
+        return f"{top} belongs in backends, models, integrations, pplx_convert, pplx_quant and pplx_bench"
     on_network = top in NETWORK or found.target in NETWORK
     if on_network and layer != "bench" and found.importer not in LOCAL_SOCKETS | {NETWORK_MODULE}:
         return f"only hub touches the network, not {found.target}"
@@ -264,6 +267,22 @@ PLANTED = {
         "from importlib import import_module\nimport_module('pplx_convert.onnx')",
         "embedder may not import pplx_convert",
     ),
+    "integration in the facade": (
+        "pplx_edge/embedder.py",
+        "import pplx_edge.integrations.langchain",
+        "embedder may not",
+    ),
+    "integration in a program": (
+        "apps/pplx_cli/commands/embed.py",
+        "def f():\n    import pplx_edge.integrations.optimum",
+        "cli may not import",
+    ),
+    "converting from an integration": (
+        "pplx_edge/integrations/optimum.py",
+        "def f():\n    import pplx_convert",
+        "integrations may not import",
+    ),
+    "framework in the library": ("pplx_edge/embedder.py", "import langchain_core", "langchain_core belongs in"),
     "program in the library": ("pplx_edge/embedder.py", "import pplx_kit.terminal", "embedder may not import"),
     "program in the kit": ("apps/pplx_kit/options.py", "import pplx_cli", "kit may not import"),
     "program in a program": ("apps/pplx_search/store.py", "import pplx_cli", "search may not import"),
@@ -316,6 +335,7 @@ ALLOWED = {
     "pplx_edge/backends/onnx_session.py": "import onnxruntime\nfrom pplx_edge.vectors.pooling import span_means",
     "pplx_edge/backends/onnx_memory.py": "from pplx_edge.backends.onnx_session import x",
     "pplx_edge/models/qwen3_mlx.py": "import mlx.core",
+    "pplx_edge/integrations/transformers.py": "import transformers\nfrom pplx_edge import load",
     "pplx_edge/weights/hub.py": "from huggingface_hub import snapshot_download",
     "apps/pplx_cli/commands/convert.py": "import pplx_edge\n\ndef run():\n    import pplx_convert, pplx_bench",
     "converters/pplx_convert/onnx.py": "import onnx\nfrom pplx_edge.weights.checkpoint import Checkpoint",
