@@ -16,6 +16,8 @@ COMMANDS = {
     "once": "search files and folders without keeping an index",
     "get": "print the text of a document as it was indexed",
     "open": "open a document in its default application",
+    "serve": "search in the browser, and keep the model open for the other commands",
+    "mcp": "let assistants search your files over the Model Context Protocol",
     "status": "show what is indexed, what is not, and why",
     "rm": "remove folders, files or collections from the index; the files themselves are kept",
     "watch": "keep the index up to date until interrupted",
