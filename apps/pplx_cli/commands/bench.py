@@ -27,6 +27,12 @@ BENCHMARKS = {
         "measure tokens per second next to other runtimes, with weights of the true 0.6b shape",
         "",
     ),
+    "variants": Benchmark(
+        "pplx_bench.variants.command",
+        "measure every format and peer that this machine can run, and recommend one for each use",
+        "nano --data data/bench --tasks squad-dev --out variants",
+        "quality",
+    ),
     "memory": Benchmark(
         "pplx_bench.memory.command", "measure peak memory of converting, opening and encoding", "--shape 0.6b"
     ),
