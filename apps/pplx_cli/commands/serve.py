@@ -52,7 +52,8 @@ def add_parser(commands: Any) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help=f"Require the key in this file (also: ${KEY_VARIABLE}). Needed for an address that others can reach (default: none).",
+        help=f"Require the key in this file (also: ${KEY_VARIABLE}). Needed for an address that others can reach "
+        "(default: none).",
     )
     group = parser.add_argument_group("limits")
     group.add_argument(
