@@ -42,8 +42,8 @@ def run_task(
 
     The task is an entry `"package.module:function"`, called as `function(arguments, send)`. `threads` limits the
     threads of every numeric library, and `timeout` is in seconds. `python` is the interpreter, which may belong to
-    another environment (None: this one), and `path` its PYTHONPATH (None: as it is). Raises ChildFailed if the task raises, dies or
-    takes too long.
+    another environment (None: this one), and `path` its PYTHONPATH (None: as it is). Raises ChildFailed if the task
+    raises, dies or takes too long.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as log_file:
