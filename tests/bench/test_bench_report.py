@@ -185,8 +185,9 @@ def test_peers_are_a_table_with_ours_first() -> None:
     assert [peer.name for peer in peers.parse_peers("recipe,onnx,native")] == ["native", "onnx", "recipe"]
     with pytest.raises(InputError, match="unknown peer 'tensorflow'"):
         peers.parse_peers("tensorflow")
-    absent = peers.Peer(name="x", label="x", module="x", needs=("numpy", "no-such-distribution"), install="pip")
+    absent = peers.Peer(name="x", label="x", module="x", needs=("numpy", "no-such-distribution"))
     assert absent.missing() == ["no-such-distribution"]
+    assert peers.PEERS["recipe"].install == "pip install torch 'transformers>=5.2' onnx onnxruntime"
 
 
 def test_a_plot_shows_the_newest_run(tmp_path: Path) -> None:

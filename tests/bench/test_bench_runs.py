@@ -51,13 +51,11 @@ def test_memory(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_missing_peer_is_listed_with_its_command(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = peers.Peer(
-        name="openvino", label="OpenVINO int8", module="none", needs=("no-such-thing",), install="pip install that"
-    )
+    absent = peers.Peer(name="openvino", label="OpenVINO int8", module="none", needs=("no-such-thing",))
     monkeypatch.setitem(peers.PEERS, "openvino", absent)
     options = ["--shape", "tiny", "--peers", "openvino", "--rows", "1x16", "--work", str(work), "--no-ceilings"]
     assert main(["bench", "speed", *options]) == 0
-    assert "OpenVINO int8: not installed: no-such-thing: pip install that" in capsys.readouterr().out
+    assert "OpenVINO int8: not installed: no-such-thing: pip install no-such-thing" in capsys.readouterr().out
 
 
 def start_source(

@@ -172,7 +172,7 @@ def test_the_peak_of_memory_is_in_bytes_on_every_system(monkeypatch: pytest.Monk
     if sys.platform == "linux":
         block = np.ones(30_000_000, np.uint8)
         assert block.nbytes < host.peak_rss() < 1e11
-    monkeypatch.setattr(host, "_lines", lambda _: [])  # no /proc
+    monkeypatch.setattr(host, "read_lines", lambda _: [])  # no /proc
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     monkeypatch.setattr(sys, "platform", "darwin")
     assert host.peak_rss() == pytest.approx(used, rel=0.2)
