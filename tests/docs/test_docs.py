@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 import pplx_edge
-from pplx_edge import errors
+from pplx_edge import backends, errors
 from pplx_edge.weights.hub import cache_directory
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+MACHINES_DEFAULT = backends.default_backend  # which fixtures replace
 FENCE = re.compile(r"^```(?P<language>\S*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = ("python", "console")
 
@@ -76,6 +77,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pplx_edge.backends.default_backend", MACHINES_DEFAULT)
     return dict(os.environ)
 
 
@@ -105,7 +107,7 @@ def test_help_of_every_command_is_rendered(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")  # rendering sets it; this restores it
     shown = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, timeout=60).stdout
-    names = re.findall(r"^    (\w+)\s", shown, re.MULTILINE)
+    names = re.findall(r"^  (\w+) ", shown.split("\noptions:")[0], re.MULTILINE)
     rendered = hooks.on_page_markdown(f"<!-- commands: {program} -->")
     assert names
     for name in names:
@@ -133,16 +135,17 @@ def test_reference_names_everything_public() -> None:
 def test_navigation_names_every_page() -> None:
     configuration = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r": (\S+\.md)$", configuration, re.MULTILINE))
-    assert named == {str(page.relative_to(DOCS)) for page in PAGES} | {"measurements.md"}
+    assert named == {str(page.relative_to(DOCS)) for page in PAGES}
 
 
-def test_measurements_have_the_sections_that_pages_link_to(hooks: ModuleType) -> None:
-    text, linked = hooks.measurements()
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
-    for page in PAGES:
-        assert set(re.findall(r"measurements\.md#([\w-]+)", page.read_text(encoding="utf-8"))) <= anchors
-    assert linked
+def test_benchmarks_link_to_results_that_exist() -> None:
+    linked = [
+        page.parent / link
+        for page in PAGES
+        for link in re.findall(r"\]\((\.\./\.\./benchmarks/results/[^)]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(linked) > 4
+    assert [str(path) for path in linked if not path.is_file()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -27,6 +27,12 @@ BENCHMARKS = {
         "measure tokens per second next to other runtimes, with weights of the true 0.6b shape",
         "",
     ),
+    "variants": Benchmark(
+        "pplx_bench.variants.command",
+        "measure every format and peer that this machine can run, and recommend one for each use",
+        "nano --data data/bench --tasks squad-dev --out variants",
+        "quality",
+    ),
     "memory": Benchmark(
         "pplx_bench.memory.command", "measure peak memory of converting, opening and encoding", "--shape 0.6b"
     ),
@@ -58,6 +64,12 @@ BENCHMARKS = {
         "measure pplx-search: its index at scale next to others, and the whole app on real files",
         "retrieval data/bench --tasks squad-dev",
         "search",
+    ),
+    "serve": Benchmark(
+        "pplx_bench.serve.command",
+        "measure the embeddings server under load: throughput, latency and memory, next to the library alone",
+        "--model nano --ragged-seconds 60",
+        "serve",
     ),
     "mteb": Benchmark(
         "pplx_bench.mteb.command",
