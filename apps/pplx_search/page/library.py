@@ -23,12 +23,14 @@ from pplx_search.query.snippets import snippet
 from pplx_search.results import explained
 from pplx_search.store import Answer, FileState, Filter, Hit, Query, Store
 from pplx_search.store.database import DATABASE_FILE
+from pplx_search.store.errors import StoreBusy
 
 SNIPPET_CHARS = 320
 MAX_HITS = 50
 _MAX_FAILURES = 200
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
-_STEM, _LEAST_LETTERS = 5, 3
+_STEM = 5  # words with the same first letters match
+_FEW_TEXTS, _MOST_TEXTS = 5, 0.5
 _CLOSE, _RELATED = 0.6, 0.4  # cosines of nano that deserve these words
 _Result = TypeVar("_Result")
 
@@ -57,8 +59,9 @@ class Library:
         if answer is None:
             return {"hits": [], "relevant": True, "chance": None, "explained": "", "pending": 0}
         verdict = judge(answer, self.home)
+        telling = telling_stems(words, answer.texts)
         return {
-            "hits": [hit_of(hit, text, words) for hit, text in zip(answer.hits, answer.texts, strict=True)],
+            "hits": [hit_of(hit, text, words, telling) for hit, text in zip(answer.hits, answer.texts, strict=True)],
             "relevant": verdict.relevant,
             "chance": verdict.chance,
             "explained": explained(answer, verdict) if codes is not None else "",
@@ -78,7 +81,7 @@ class Library:
         answer, own_text = self._read(read)
         pairs = zip(answer.hits, answer.texts, strict=True)
         others = [(hit, text) for hit, text in pairs if (hit.text_id, hit.start) != (own_text, start)]
-        return {"hits": [hit_of(hit, text, "") for hit, text in others[:k]], "relevant": True, "chance": None}
+        return {"hits": [hit_of(hit, text, "", set()) for hit, text in others[:k]], "relevant": True, "chance": None}
 
     def document(self, document_id: int) -> dict[str, Any]:
         """Return what is known of a document. Raises InputError if it is not in the index."""
@@ -128,15 +131,15 @@ class Library:
                     if not (self.home / DATABASE_FILE).exists():
                         raise InputError("nothing is indexed yet")
                     self._store = Store.open(self.home)
-                except InputError:
+                except (InputError, StoreBusy):  # busy: an update is creating it at this moment
                     if without_index is InputError:
                         raise
                     return without_index
             return read(self._store)
 
 
-def hit_of(hit: Hit, text: str, words: str) -> dict[str, Any]:
-    """Return a hit as plain values. `snippet` lists parts of text, each with whether it matches the query."""
+def hit_of(hit: Hit, text: str, words: str, stems: set[str]) -> dict[str, Any]:
+    """Return a hit as plain values. `snippet` lists parts of its text, each with whether it starts like a stem."""
     return {
         "document": hit.document_id,
         "start": hit.start,
@@ -153,19 +156,26 @@ def hit_of(hit: Hit, text: str, words: str) -> dict[str, Any]:
         "page": hit.page,
         "copies": hit.copies,
         "score": round(hit.score, 4),
-        "snippet": marked(snippet(text, words, SNIPPET_CHARS), words),
+        "snippet": marked(snippet(text, words, SNIPPET_CHARS), stems),
         "text": text,
         "why": reasons(hit),
     }
 
 
-def marked(text: str, words: str) -> list[tuple[str, bool]]:
-    """Return a text in parts, each with whether it is a word of the query, or one with the same first letters."""
-    wanted = {word[:_STEM] for word in _WORD.findall(words.casefold()) if len(word) >= _LEAST_LETTERS}
+def telling_stems(words: str, texts: Sequence[str]) -> set[str]:
+    """Return the first letters of the words of a query, except of words that most of the texts have, such as "the"."""
+    stems = {word[:_STEM] for word in _WORD.findall(words.casefold())}
+    of_texts = [{word[:_STEM] for word in _WORD.findall(text.casefold())} for text in texts]
+    common = {stem for stem in stems if sum(stem in found for found in of_texts) > len(texts) * _MOST_TEXTS}
+    return stems - common if len(texts) >= _FEW_TEXTS else stems
+
+
+def marked(text: str, stems: set[str]) -> list[tuple[str, bool]]:
+    """Return a text in parts, each with whether it is a word that starts like one of the stems."""
     parts: list[tuple[str, bool]] = []
     at = 0
     for match in _WORD.finditer(text):
-        if match.group().casefold()[:_STEM] in wanted:
+        if match.group().casefold()[:_STEM] in stems:
             parts += [(text[at : match.start()], False), (match.group(), True)]
             at = match.end()
     return [part for part in [*parts, (text[at:], False)] if part[0]]

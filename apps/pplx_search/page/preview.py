@@ -12,16 +12,14 @@ from markdown_it.token import Token
 
 from pplx_search.page.library import Library
 
-TAGS = frozenset(
-    ("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "code", "em", "strong", "s", "hr")
-    + ("br", "table", "thead", "tbody", "tr", "th", "td", "a")
-)
+_BLOCKS = ("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "hr", "br")
+_TABLES = ("table", "thead", "tbody", "tr", "th", "td")
+TAGS = frozenset((*_BLOCKS, *_TABLES, "code", "em", "strong", "s", "a"))
 _LINK_SCHEMES = ("http", "https", "mailto")
 _MAX_MARKDOWN_CHARS = 200_000
 _LINES_AROUND = 40
 _MAX_LINES = 400
 _MAX_LINE_CHARS = 2000
-_RENDERED = ("markdown", "html", "docx", "odt", "epub")
 _CODE = ("code", "json", "jsonl", "csv")
 
 Node = str | dict[str, Any]
@@ -56,7 +54,7 @@ def _nodes(tokens: Sequence[Token], first: int, stop: int) -> list[Node]:
     """Return the nodes of a flat list of tokens."""
     root: list[Node] = []
     open_lists = [root]
-    for token in tokens:
+    for at, token in enumerate(tokens):
         if token.nesting == -1:
             if len(open_lists) > 1:
                 open_lists.pop()
@@ -64,7 +62,8 @@ def _nodes(tokens: Sequence[Token], first: int, stop: int) -> list[Node]:
         if token.type == "inline":
             open_lists[-1] += _nodes(token.children or [], first, stop)
             continue
-        node = _node(token, first, stop)
+        has_content = any(each.content for each in tokens[at + 1 : at + 2])
+        node = _node(token, first, stop, has_content)
         if isinstance(node, str):
             open_lists[-1].append(node)
             continue
@@ -74,7 +73,7 @@ def _nodes(tokens: Sequence[Token], first: int, stop: int) -> list[Node]:
     return root
 
 
-def _node(token: Token, first: int, stop: int) -> Node:
+def _node(token: Token, first: int, stop: int, has_content: bool) -> Node:
     if token.type in ("text", "html_inline", "html_block"):
         return token.content
     if token.type == "softbreak":
@@ -86,6 +85,7 @@ def _node(token: Token, first: int, stop: int) -> Node:
     if token.type == "code_inline":
         return {"tag": "code", "children": [token.content]}
     tag = token.tag if token.tag in TAGS else "p"
+    tag = "td" if tag == "th" and not has_content else tag  # an empty heading has nothing to announce
     node: dict[str, Any] = {"tag": tag, "children": []}
     if tag == "a" and urlsplit(href := str(token.attrs.get("href", ""))).scheme in _LINK_SCHEMES:
         node["href"] = href

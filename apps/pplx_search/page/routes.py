@@ -34,10 +34,12 @@ _PAGE_CSP = (
 )
 _STATIC = {
     "/": ("page.html", "text/html"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
 _MAX_QUERY_CHARS = 2000
+_OPENING = {"done": 0, "total": 0, "share": 0.0, "text": "opening the model"}
 _COOKIE_SECONDS = 30 * 24 * 3600
 _MAX_ID = (1 << 63) - 1
 
@@ -134,7 +136,8 @@ class SearchPage:
     async def status(self, request: Request) -> Response:
         """Return the state of the index and of the running update."""
         found = await asyncio.to_thread(self.library.status)
-        return _json(found | {"working": self.indexing.state(), "error": self.indexing.error, "kinds": sorted(PARSERS)})
+        working = self.indexing.state() or (_OPENING if self._tasks else None)
+        return _json(found | {"working": working, "error": self.indexing.error, "kinds": sorted(PARSERS)})
 
     async def preview(self, request: Request) -> Response:
         """Return a passage in its document."""
@@ -182,7 +185,7 @@ class SearchPage:
 
     async def _start(self, task: Callable[[Embedder], None]) -> None:
         """Run a task in the background. An error within the first moment is that of the request."""
-        if self.indexing.busy:
+        if self.indexing.busy or self._tasks:
             raise InputError("an update is running already; try again when it is done")
 
         async def run() -> None:

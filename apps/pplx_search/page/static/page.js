@@ -86,6 +86,7 @@ function show(answer, mode) {
   state.answer = answer;
   showHits(merged(answer.hits));
   const summary = byId("summary");
+  summary.classList.remove("unanswered");
   if (!final) {
     summary.textContent = `${plural(answer.hits.length, "passage", "passages")} with these words; comparing meanings …`;
     return;
@@ -96,6 +97,7 @@ function show(answer, mode) {
     text = `Nothing here seems to answer this${chance}. The nearest passages:`;
   }
   summary.textContent = text;
+  summary.classList.toggle("unanswered", !answer.hits.length || !answer.relevant);
   byId("live").textContent = text;
 }
 
