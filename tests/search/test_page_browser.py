@@ -26,7 +26,10 @@ from test_page import Page, page_of, wait_for_index, write_files
 # What starts slowly here must not fail: the page is given time, and every wait ends as soon as it can.
 SECONDS = 60_000
 LOOKS = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 390)]
-QUIET = "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update --disable-sync"
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update "
+    "--disable-sync"
+)
 pytestmark = pytest.mark.slow
 
 
