@@ -59,6 +59,12 @@ BENCHMARKS = {
         "retrieval data/bench --tasks squad-dev",
         "search",
     ),
+    "serve": Benchmark(
+        "pplx_bench.serve.command",
+        "measure the embeddings server under load: throughput, latency and memory, next to the library alone",
+        "--model nano --ragged-seconds 60",
+        "serve",
+    ),
     "mteb": Benchmark(
         "pplx_bench.mteb.command",
         "run tasks and benchmarks of mteb and ConTEB, which are downloaded from the hub",
