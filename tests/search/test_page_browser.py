@@ -24,7 +24,7 @@ from live_server import running_server
 from test_page import Page, page_of, wait_for_index, write_files
 
 # What starts slowly here must not fail: the page is given time, and every wait ends as soon as it can.
-SECONDS = 60_000
+SECONDS = 30_000
 LOOKS = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 390)]
 QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update "
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("browser")
     directory.chmod(0o700)
     write_files(directory / "files")
-    for number in range(30):
+    for number in range(12):
         text = "".join(
             f"## Part {part}\n\n" + f"Filler sentence {part} of {number}. " * 30 + "\n\n" for part in range(20)
         )
