@@ -299,7 +299,7 @@ function showStatus(found) {
   if (skipped) parts.push(`${skipped.toLocaleString()} skipped`);
   const coverage = parts.join(", ");
   byId("coverage").textContent = found.model ? `${coverage}; ${plural(found.passages, "passage", "passages")}, model ${found.model}.` : "";
-  byId("banner").textContent = found.working ? `${coverage}. The results so far are complete for these files.` : failed ? `${coverage}: see Index below.` : `${coverage}.`;
+  byId("banner").textContent = found.working ? `${coverage}. You can search what is indexed so far.` : failed ? `${coverage}: see Index below.` : `${coverage}.`;
   byId("banner").hidden = !(found.working || pending || failed);
   byId("empty").hidden = Boolean(found.roots.length || byId("q").value.trim());
   byId("work").hidden = !found.working;
@@ -336,8 +336,10 @@ async function removeRoot(root) {
 }
 
 async function start(path, body) {
-  try { await ask(path, body); fail(null); } catch (error) { fail(error); }
+  let started = true;
+  try { await ask(path, body); fail(null); } catch (error) { fail(error); started = false; }
   refresh();
+  return started;
 }
 
 // ---------------------------------------------------------------- events
@@ -358,10 +360,10 @@ byId("q").addEventListener("input", () => { clearTimeout(state.timer); state.tim
 byId("form").addEventListener("submit", (event) => { event.preventDefault(); search(); });
 byId("clear").addEventListener("click", () => { byId("q").value = ""; search(); byId("q").focus(); });
 for (const name of FILTERS) byId(name).addEventListener("change", () => search());
-byId("add").addEventListener("submit", (event) => {
+byId("add").addEventListener("submit", async (event) => {
   event.preventDefault();
   const path = byId("folder").value.trim();
-  if (path) { byId("folder").value = ""; start("/api/folders", { path }); }
+  if (path && await start("/api/folders", { path })) byId("folder").value = "";
 });
 byId("update").addEventListener("click", () => start("/api/update", {}));
 byId("retry").addEventListener("click", () => start("/api/retry", {}));
