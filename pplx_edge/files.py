@@ -5,12 +5,13 @@ single step, so a crash between two renames can leave the previous version under
 """
 
 import errno
+import fcntl
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pplx_edge.errors import InputError, StorageError
@@ -144,10 +145,16 @@ def _is_running(process: int) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """Flush the contents of a file, or the list of files in a directory, to disk."""
+    """Flush the contents of a file, or the list of files in a directory, to disk.
+
+    On a Mac, fsync leaves them in the cache of the disk, and not every file system supports the call that does not.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        if hasattr(fcntl, "F_FULLFSYNC"):
+            with suppress(OSError):
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
     finally:
         os.close(descriptor)
 

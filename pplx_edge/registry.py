@@ -46,6 +46,8 @@ class Backend:
     - `evaluator`: the entry that computes a converted model from its files on machines that cannot run it, or "".
     - `requirement`: an entry without arguments that raises InputError on machines that can never run the backend.
     - `note`: an entry without arguments that returns a sentence for `doctor` on how the backend runs on this machine.
+    - `proof`: an entry without arguments that `doctor` calls before the self-test: it tests kernels that are off until
+      proven on this machine, remembers the result, and returns the findings with a sentence in `note`; or "".
     - `self_test_cosine`: the minimum cosine with the exact codes of the built-in model that `doctor` accepts.
     - `longer_inputs`: advice for inputs above the limit of the model, or "".
     """
@@ -69,6 +71,7 @@ class Backend:
     evaluator: str = ""
     requirement: str = ""
     note: str = ""
+    proof: str = ""
     self_test_cosine: float = 0.999
     longer_inputs: str = ""
 
@@ -120,6 +123,7 @@ MLX = Backend(
     default_on=("darwin-arm64",),
     writer="pplx_convert.mlx.converter:write",
     note="pplx_edge.backends.mlx_device:describe_use",
+    proof="pplx_edge.backends.mlx_proof:prove",
 )
 COREML = Backend(
     name="coreml",

@@ -5,21 +5,18 @@ import os
 import shlex
 import stat
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, BinaryIO
-
-from tqdm import tqdm
+from functools import cached_property
+from typing import BinaryIO
 
 from pplx_cli.records import STDIN
 from pplx_cli.vector_writers import open_writer, require_output
 from pplx_edge.errors import EdgeError, InputError
 from pplx_edge.types import DEFAULT_CHUNK_TOKENS, MARKUPS, ChunkVector, StreamOptions
 from pplx_kit.options import natural, open_model, positive
+from pplx_kit.progress import Bar, Progress
 from pplx_kit.terminal import say
 
-_PROGRESS_DELAY_SECONDS = 2.0
 _OTHER_WAYS = ("jsonl", "contextual", "truncate")
 
 
@@ -106,12 +103,13 @@ def run(args: argparse.Namespace) -> int:
         empty = model.encode([], args.precision, dim=args.dim)
         settings = {"dim": args.dim, "options": options, "resume": args.resume}
         stream = model.encode_streams(reader.sources(), args.precision, **settings)
-        with open_writer(args.output, empty) as writer, _bar(reader) as bar:
-            document = 0
+        with open_writer(args.output, empty) as writer, Bar() as bar:
+            document = n_tokens = 0
             try:
                 for document, last in stream:
                     writer.append_chunk(args.files[document], last)
-                    bar.show(last.tokens)
+                    n_tokens += last.tokens
+                    bar.show(Progress(len(args.files), reader.size, document, reader.n_bytes, n_tokens))
             except (KeyboardInterrupt, EdgeError, OSError) as error:
                 failure = error  # the vectors before it are final: an output file is finished with them
     if failure is None:
@@ -146,14 +144,14 @@ class _Reader:
     def __init__(self, paths: list[str]):
         self.paths, self.n_bytes = paths, 0
 
-    @property
-    def size(self) -> int | None:
-        """The bytes of all files, None when one of them does not know."""
+    @cached_property
+    def size(self) -> int:
+        """The bytes of all files, 0 if the size of one is unknown."""
         sizes = [
             os.stat(path) if path != STDIN else None for path in self.paths if path == STDIN or os.path.exists(path)
         ]
         known = [entry.st_size for entry in sizes if entry is not None and stat.S_ISREG(entry.st_mode)]
-        return sum(known) if len(known) == len(self.paths) else None
+        return sum(known) if len(known) == len(self.paths) else 0
 
     def sources(self) -> Iterator[BinaryIO]:
         for path in self.paths:
@@ -174,23 +172,3 @@ class _Counted:
         block = self.file.read(n_bytes)
         self.reader.n_bytes += len(block)
         return block
-
-
-class _Progress:
-    """Bytes read of all there are, and tokens a second. The time that is left is by the mean speed so far."""
-
-    def __init__(self, bar: Any, reader: _Reader):
-        self.bar, self.reader, self.n_tokens, self.began = bar, reader, 0, time.monotonic()
-
-    def show(self, n_tokens: int) -> None:
-        self.n_tokens += n_tokens
-        speed = self.n_tokens / max(time.monotonic() - self.began, 1e-9)
-        self.bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
-        self.bar.update(self.reader.n_bytes - self.bar.n)
-
-
-@contextmanager
-def _bar(reader: _Reader) -> Iterator[_Progress]:
-    style = {"unit": "B", "unit_scale": True, "desc": "embedding", "smoothing": 0}
-    with tqdm(total=reader.size, delay=_PROGRESS_DELAY_SECONDS, disable=None, **style) as bar:
-        yield _Progress(bar, reader)

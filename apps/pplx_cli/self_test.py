@@ -16,16 +16,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError
-from pplx_edge.registry import BACKENDS, EXACT_FORMAT, ONNX
+from pplx_edge.registry import BACKENDS, EXACT_FORMAT, ONNX, entry
 from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.findings import Verdict
 from pplx_kit.host import peak_rss
 from pplx_kit.terminal import printable
 
@@ -38,8 +39,6 @@ _TERMINATED = 143
 
 N_TEXTS = 32
 _SENTENCE_CHARS = range(20, 200)
-
-Verdict = Literal["ok", "failed", "unfinished"]
 
 
 @cache
@@ -93,7 +92,8 @@ class Measurement:
     """The result of a child process: the int8 codes of the first `n_texts` texts, the device, and the cost.
 
     `open_seconds` includes a conversion if the model was not converted yet. `tokens_per_second` is measured on texts
-    that were already encoded once, so it does not include preparation. `warnings` are those that a user would see.
+    that were already encoded once, so it does not include preparation. `note` is what was found out about
+    kernels, and `warnings` are those that a user would see.
     """
 
     device: str
@@ -103,14 +103,15 @@ class Measurement:
     open_seconds: float
     tokens_per_second: float
     peak_bytes: int
+    note: str = ""
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The outcome of a trial.
+    """The outcome of a trial: OK, WRONG if it failed, NOTE if it did not finish.
 
-    `why` is the reason for a verdict other than "ok". `min_cosine` and `largest_step` are None if nothing was compared.
+    `why` is the reason for a verdict other than OK. `min_cosine` and `largest_step` are None if nothing was compared.
     """
 
     trial: Trial
@@ -139,17 +140,17 @@ def run_trials(usable: Sequence[str], report: Callable[[str], None], budget: flo
 def judged(trial: Trial, measured: Measurement, reference: Measurement | None) -> Outcome:
     """Return the outcome of comparing the codes with those of the reference, within the tolerance of the trial."""
     if trial is REFERENCE:
-        return Outcome(trial=trial, verdict="ok", measured=measured)
+        return Outcome(trial=trial, verdict=Verdict.OK, measured=measured)
     if reference is None:
         why = f"nothing to compare with: {REFERENCE.label} gave no vectors"
-        return Outcome(trial=trial, verdict="unfinished", why=why, measured=measured)
+        return Outcome(trial=trial, verdict=Verdict.NOTE, why=why, measured=measured)
     n = min(measured.n_texts, reference.n_texts)
     ours, theirs = (np.array(one.codes[:n], np.float64) for one in (measured, reference))
     cosine = float(paired_cosines(ours, theirs).min())
     sound = cosine >= trial.least_cosine
     return Outcome(
         trial=trial,
-        verdict="ok" if sound else "failed",
+        verdict=Verdict.OK if sound else Verdict.WRONG,
         why="" if sound else f"cosine {cosine:.5f} with {REFERENCE.label}, at least {trial.least_cosine} is expected",
         measured=measured,
         min_cosine=cosine,
@@ -159,8 +160,8 @@ def judged(trial: Trial, measured: Measurement, reference: Measurement | None) -
 
 def passed(outcomes: Sequence[Outcome]) -> bool:
     """Return whether the default backend passed its trial and no other trial failed."""
-    default_works = any(outcome.trial.is_default and outcome.verdict == "ok" for outcome in outcomes)
-    return default_works and all(outcome.verdict != "failed" for outcome in outcomes)
+    default_works = any(outcome.trial.is_default and outcome.verdict == Verdict.OK for outcome in outcomes)
+    return default_works and all(outcome.verdict != Verdict.WRONG for outcome in outcomes)
 
 
 def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outcome:
@@ -169,7 +170,7 @@ def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outco
     Returns an outcome instead if the child fails, or takes longer than `limit` seconds.
     """
     if limit < _LEAST_SECONDS:
-        return Outcome(trial=trial, verdict="unfinished", why="no time was left for it")
+        return Outcome(trial=trial, verdict=Verdict.NOTE, why="no time was left for it")
     with tempfile.TemporaryDirectory(prefix="pplx-edge-doctor-") as folder:
         result, said = Path(folder) / "result.json", Path(folder) / "stderr"
         request = {"model": BUILT_IN, "backend": trial.backend, "format": trial.format, "seconds": seconds}
@@ -182,16 +183,16 @@ def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outco
         except subprocess.TimeoutExpired:
             _end(child)
             why = f"not done after {limit:.0f} s; a first conversion may take that long: run doctor again"
-            return Outcome(trial=trial, verdict="unfinished", why=why)
+            return Outcome(trial=trial, verdict=Verdict.NOTE, why=why)
         except BaseException:
             _end(child)
             raise
         if child.returncode or not result.is_file():
             why = _ending(child.returncode, said.read_text(encoding="utf-8", errors="replace"))
-            return Outcome(trial=trial, verdict="failed", why=why)
+            return Outcome(trial=trial, verdict=Verdict.WRONG, why=why)
         found = json.loads(result.read_text(encoding="utf-8"))
     if "error" in found:
-        return Outcome(trial=trial, verdict="failed", why=found["error"])
+        return Outcome(trial=trial, verdict=Verdict.WRONG, why=found["error"])
     return Measurement(**found)
 
 
@@ -202,6 +203,8 @@ def measure(model: str, backend: str, format: str | None, seconds: float) -> Mea
     the number of texts is doubled while the speed so far allows it. Finally, all of them are encoded once more to
     measure the speed.
     """
+    proof = BACKENDS[backend].proof
+    note = entry(proof)()["note"] if proof else ""
     started = time.monotonic()
     with load(model, backend=backend, artifact_format=format) as embedder:
         open_seconds = time.monotonic() - started
@@ -230,6 +233,7 @@ def measure(model: str, backend: str, format: str | None, seconds: float) -> Mea
             open_seconds=round(open_seconds, 3),
             tokens_per_second=round(pace, 1),
             peak_bytes=peak_rss(),
+            note=note,
         )
 
 

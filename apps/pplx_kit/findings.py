@@ -1,9 +1,16 @@
-"""The results of `doctor`, one finding per check."""
+"""The results of `doctor`, one finding per check, and how they are printed."""
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from pplx_kit.terminal import printable
+
+NAME_CHARS = 11  # width of the first column
 
 
 class Verdict(StrEnum):
@@ -27,6 +34,12 @@ class Finding:
     advice: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """The finding as text, wrapped to the terminal, with its advice on a separate line."""
+        lines = [entry(self.name, self.what if self.verdict == Verdict.OK else f"{self.verdict}: {self.what}")]
+        lines += [entry("", f"→ {self.advice}")] if self.advice else []
+        return "\n".join(lines)
+
 
 def wrong(name: str, what: str, advice: str = "", **facts: Any) -> Finding:
     """Return a finding about something that does not work."""
@@ -41,3 +54,13 @@ def note(name: str, what: str, advice: str = "", **facts: Any) -> Finding:
 def sound(name: str, what: str, **facts: Any) -> Finding:
     """Return a finding about something that is as it should be."""
     return Finding(name=name, what=what, facts=facts)
+
+
+def entry(name: str, text: str) -> str:
+    """Return a line of a doctor: a name and a text, wrapped if stdout is a terminal."""
+    line = f"{name:{NAME_CHARS}} {printable(text)}"
+    if not sys.stdout.isatty():
+        return line
+    width = max(40, shutil.get_terminal_size().columns)
+    indent = " " * (NAME_CHARS + 1)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

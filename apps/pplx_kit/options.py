@@ -7,6 +7,7 @@ from pplx_edge.embedder import Embedder, load
 from pplx_edge.registry import BACKENDS
 from pplx_edge.types import COMPUTE_UNITS
 from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.warm import WarmEmbedder, find_warm
 
 MODEL_HELP = f"{BUILT_IN}, a directory, an official name (pplx-embed-v1-0.6b) or a Hugging Face repository (org/name)"
 
@@ -91,6 +92,18 @@ def open_model(args: argparse.Namespace) -> Embedder:
         memory_mb=args.memory_mb,
         compute_units=args.compute_units,
     )
+
+
+def open_warm_model(args: argparse.Namespace) -> "Embedder | WarmEmbedder":
+    """Return the embedder that the model options describe: over a running server that has it, or opened here.
+
+    The options of a backend decide how a model is opened, so that they rule out a model that is open already.
+    """
+    if not (args.threads or args.weights or args.memory_mb or args.compute_units):
+        resolving = {"backend": args.backend, "artifact_format": args.format, "revision": args.revision}
+        if found := find_warm(args.model, offline=offline(args), **resolving):
+            return found
+    return open_model(args)
 
 
 def offline(args: argparse.Namespace) -> bool | None:

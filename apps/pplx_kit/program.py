@@ -8,8 +8,10 @@ import argparse
 import difflib
 import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,23 +44,28 @@ class Parser(argparse.ArgumentParser):
 class Program:
     """A program and its commands.
 
-    `commands` maps the name of a command to its summary. The module of a command has the same name in `package`; it has
-    `add_parser(subparsers)`, and is imported only when the command is used. `add_options` adds the options that stand
-    before the command; `value_options` names those that take a value. `extra` is the extra of the package that installs
-    what the commands need. `first_step` completes "no command given; start with: ", and `memory_advice` "out of memory;
-    ".
+    `groups` maps the heading of a group to its commands, and the name of a command to its summary. The module of a
+    command has the same name in `package`; it has `add_parser(subparsers)`, and is imported only when it is used.
+    `add_options` adds the options before the command; `value_options` names those that take a value. `extra` is the
+    extra of the package that installs what the commands need. `first_step` completes "no command given; start with: ",
+    and `memory_advice` "out of memory; ".
     """
 
     name: str
     description: str
     example: str
-    commands: Mapping[str, str]
+    groups: Mapping[str, Mapping[str, str]]
     package: str
     first_step: str
     memory_advice: str
     extra: str
     add_options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None
     value_options: Sequence[str] = field(default=())
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """The summary of every command by its name."""
+        return {name: summary for group in self.groups.values() for name, summary in group.items()}
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command that `argv` names (None: the arguments of the process), and return the exit status."""
@@ -87,12 +94,26 @@ class Program:
         """Return a parser without commands, and the action that commands are added to."""
         parser = Parser(
             prog=self.name,
-            description=self.description,
+            description=f"{self.description}\n\n{self._grouped_commands()}",
             epilog="example:\n" + "\n".join(f"  {line}" for line in self.example.splitlines()),
         )
         parser.add_argument("--version", action="version", version=f"{self.name} {__version__}")
         self.add_options(parser)
-        return parser, parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+        parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} COMMAND ..."
+        hidden = argparse.SUPPRESS  # the description lists the commands, in groups
+        return parser, parser.add_subparsers(
+            metavar="COMMAND", required=True, parser_class=Parser, help=hidden, prog=self.name
+        )
+
+    def _grouped_commands(self) -> str:
+        """Return the commands under the headings of their groups, wrapped to the terminal."""
+        column = 4 + max(map(len, self.commands))
+        wrap = textwrap.TextWrapper(shutil.get_terminal_size().columns - 2, subsequent_indent=" " * column)
+        groups = (
+            "\n".join([f"{heading}:", *(wrap.fill(f"  {name:{column - 2}}{text}") for name, text in commands.items())])
+            for heading, commands in self.groups.items()
+        )
+        return "\n\n".join(groups)
 
     def load(self, module: str, feature: str, extra: str = "") -> Any:
         """Return an imported module. Raises MissingExtra naming the feature when the module needs another package.

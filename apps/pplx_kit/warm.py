@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pplx_edge.errors import EdgeError, InputError, NumericalError, TextTooLong
-from pplx_edge.preparation import ResolvedModel
+from pplx_edge.preparation import ResolvedModel, resolve_model
 from pplx_edge.types import Precision
 from pplx_edge.vectors.codes import quantize, require_dim, require_precision, truncate_dims
 from pplx_edge.weights.hub import cache_directory
@@ -54,12 +54,16 @@ def key_of(model: ResolvedModel) -> str:
     return f"{model.backend.name}:{model.fingerprint or model.directory.resolve()}"
 
 
-def find_warm(model: ResolvedModel) -> "WarmEmbedder | None":
-    """Return an embedder over a running server that has this model, or None."""
-    if os.environ.get(OFF_VARIABLE) == "0":
+def find_warm(name_or_path: str | Path, **resolving: Any) -> "WarmEmbedder | None":
+    """Return an embedder over a running server that has this model, or None.
+
+    `resolving` are the arguments of `resolve_model`; a model that they do not find is in no server either.
+    """
+    if os.environ.get(OFF_VARIABLE) == "0" or not (paths := sorted(socket_directory().glob(f"*{_SUFFIX}"))):
         return None
-    with contextlib.suppress(OSError):
-        for path in sorted(socket_directory().glob(f"*{_SUFFIX}")):
+    with contextlib.suppress(EdgeError, OSError):
+        model = resolve_model(name_or_path, **resolving)
+        for path in paths:
             if found := _model_of(path, key_of(model)):
                 return WarmEmbedder(path, found, model.fingerprint)
     return None

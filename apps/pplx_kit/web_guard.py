@@ -9,7 +9,7 @@ time, and hands it on whole.
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -23,7 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 8 << 20
-MAX_HEADERS = 64
+MAX_HEADERS, MAX_HEADER_BYTES = 64, 32 << 10
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = frozenset({"/health", "/ready"})
 _BODIES_AT_ONCE = 8  # bodies of the maximum size that are held at once, all clients together
@@ -124,7 +124,8 @@ class Guard:
         given = [token.strip()] if kind.lower() == "bearer" else []
         if self.settings.cookie:
             given.append(cookie_value(headers.get(b"cookie", b"").decode("latin-1"), self.settings.cookie))
-        if not any([same_secret(each, secret) for each in given]):
+        same = [same_secret(each, secret) for each in given]  # compares all, whichever is right
+        if True not in same:
             raise WebError(401, "the key is missing or wrong: send Authorization: Bearer KEY", code="invalid_api_key")
 
     def _require_plain_json(self, headers: Mapping[bytes, bytes]) -> None:
@@ -224,11 +225,13 @@ def cookie_value(header: str, name: str) -> str:
 
 def _headers_of(scope: Scope) -> dict[bytes, bytes]:
     """Return the headers of a request by name. Raises WebError for too many, and for names that must be unique."""
-    pairs: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    pairs: list[tuple[bytes, bytes]] = scope["headers"]
     headers = dict(pairs)
-    if len(scope["headers"]) > MAX_HEADERS:
-        raise WebError(431, f"more than {MAX_HEADERS} headers", code="too_many_headers")
+    n_bytes = sum(len(name) + len(value) for name, value in pairs) + len(scope.get("raw_path") or b"")
+    if len(pairs) > MAX_HEADERS or n_bytes > MAX_HEADER_BYTES:
+        message = f"more than {MAX_HEADERS} headers, or {MAX_HEADER_BYTES:,} bytes of them"
+        raise WebError(431, message, code="too_many_headers")
     for name in (b"host", b"origin", b"authorization", b"content-type"):
-        if sum(each == name for each, _ in scope["headers"]) > 1:
+        if sum(each == name for each, _ in pairs) > 1:
             raise WebError(400, f"more than one {name.decode()} header", code="repeated_header")
     return headers

@@ -7,6 +7,7 @@ from typing import Any
 import pplx_edge
 from pplx_edge import Embedder
 from pplx_edge.errors import InputError, OfflineError
+from pplx_kit.warm import WarmEmbedder, find_warm
 from pplx_search.console import say, shown_path
 from pplx_search.store import Store
 from pplx_search.store.database import DATABASE_FILE
@@ -33,19 +34,41 @@ def open_model(name: str, args: argparse.Namespace) -> Embedder:
         return pplx_edge.load(name, offline=False, threads=args.threads)
 
 
+def settings_of_index(store: Store) -> dict[str, Any]:
+    """Return the settings of the vectors that searches use. Raises InputError if the index is empty."""
+    serving = store.vectors.serving
+    if serving is None:
+        raise InputError(EMPTY)
+    return dict(serving.settings)
+
+
 def model_of(store: Store, args: argparse.Namespace) -> tuple[Embedder, dict[str, Any]]:
     """Return the opened model of the index, and the settings of its vectors.
 
     Raises InputError if the index is empty, or if the weights of the model have changed.
     """
-    serving = store.vectors.serving
-    if serving is None:
-        raise InputError(EMPTY)
-    settings = dict(serving.settings)
+    settings = settings_of_index(store)
     model = open_model(str(settings["model"]), args)
+    require_same_weights(model, settings)
+    return model, settings
+
+
+def query_model_of(store: Store, args: argparse.Namespace) -> Embedder | WarmEmbedder:
+    """Return a model that encodes queries for the index: over a running server that has it, or opened here.
+
+    Raises InputError like `model_of`.
+    """
+    settings = settings_of_index(store)
+    if not args.threads and (found := find_warm(str(settings["model"]), offline=True)):
+        require_same_weights(found, settings)
+        return found
+    return model_of(store, args)[0]
+
+
+def require_same_weights(model: Embedder | WarmEmbedder, settings: dict[str, Any]) -> None:
+    """Raise InputError if a model has other weights than the one that the vectors come from."""
     if model.fingerprint != settings["weights"]:
         raise InputError(
             f"the model {settings['model']} is not the one that the index was built with; "
             f"to re-embed all documents, run: pplx-search reembed --model {settings['model']}"
         )
-    return model, settings

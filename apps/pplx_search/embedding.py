@@ -12,7 +12,15 @@ from itertools import islice
 from types import TracebackType
 
 from pplx_edge import ChunkVector, Embedder, StreamOptions
-from pplx_search.encoder_threads import Completed, EncodingAhead, Ended, Made, Message, Restarted, Work
+from pplx_search.encoder_threads import (
+    EncodingAhead,
+    Message,
+    TextCompleted,
+    TextRestarted,
+    VectorReady,
+    Work,
+    WorkEnded,
+)
 from pplx_search.ids import EmbeddingId, TextId
 from pplx_search.store import EmbeddingProgress, Generation, Store
 
@@ -167,20 +175,20 @@ class TextEmbedder:
     def _take(self, message: Message) -> None:
         self._collect(message)
         self._commit_when_due()
-        if isinstance(message, Made):
+        if isinstance(message, VectorReady):
             self.on_vector(message.vector)
 
     def _collect(self, message: Message) -> None:
         match message:
-            case Made(embedding_id, vector):
+            case VectorReady(embedding_id, vector):
                 self._uncommitted.setdefault(embedding_id, []).append(vector)
                 self._n_uncommitted += 1
-            case Completed(embedding_id):
+            case TextCompleted(embedding_id):
                 self._completed.append(embedding_id)
-            case Restarted(embedding_id):
+            case TextRestarted(embedding_id):
                 self._commit()
                 self.store.vectors.restart(embedding_id)
-            case Ended(work, error):
+            case WorkEnded(work, error):
                 batch = self._batches.pop(work)
                 batch.n_open -= 1
                 batch.error = batch.error or error

@@ -33,7 +33,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class VectorReady:
     """The next vector of a text is ready."""
 
     embedding_id: EmbeddingId
@@ -41,28 +41,28 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Completed:
+class TextCompleted:
     """All vectors of a text are done."""
 
     embedding_id: EmbeddingId
 
 
 @dataclass(frozen=True, slots=True)
-class Restarted:
+class TextRestarted:
     """A text is embedded from the start again, because its resume position was not usable."""
 
     embedding_id: EmbeddingId
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class WorkEnded:
     """A work has ended, successfully or with an error."""
 
     work: Work
     error: Exception | None
 
 
-Message = Made | Completed | Restarted | Ended
+Message = VectorReady | TextCompleted | TextRestarted | WorkEnded
 
 
 class EncodingAhead:
@@ -114,7 +114,7 @@ class EncodingAhead:
                                 return
                 except Exception as failure:
                     error = failure
-                self._put(Ended(work, error))
+                self._put(WorkEnded(work, error))
 
     def _put(self, message: Message) -> bool:
         """Put a message into the queue. Returns False if it was closed."""
@@ -146,21 +146,21 @@ def _messages(work: Work, model: Embedder, reader: Store) -> Generator[Message, 
             yield from _rest(progress, work.options, model, reader)
             return
         except InputError:  # the position comes from another release, or other weights
-            yield Restarted(progress.embedding_id)
+            yield TextRestarted(progress.embedding_id)
     sources = (_source(reader, progress) for progress in work.started)
     current = 0
     for index, vector in model.encode_streams(sources, options=work.options):
-        yield from (Completed(progress.embedding_id) for progress in work.started[current:index])
+        yield from (TextCompleted(progress.embedding_id) for progress in work.started[current:index])
         current = index
-        yield Made(work.started[index].embedding_id, vector)
-    yield from (Completed(progress.embedding_id) for progress in work.started[current:])
+        yield VectorReady(work.started[index].embedding_id, vector)
+    yield from (TextCompleted(progress.embedding_id) for progress in work.started[current:])
 
 
 def _rest(progress: EmbeddingProgress, options: StreamOptions, model: Embedder, reader: Store) -> Iterator[Message]:
     """Resume an interrupted text after its last chunk."""
     for vector in model.encode_stream(_source(reader, progress), options=options, resume=progress.position):
-        yield Made(progress.embedding_id, vector)
-    yield Completed(progress.embedding_id)
+        yield VectorReady(progress.embedding_id, vector)
+    yield TextCompleted(progress.embedding_id)
 
 
 def _source(reader: Store, progress: EmbeddingProgress) -> Iterable[tuple[str, int | None]]:

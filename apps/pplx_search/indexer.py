@@ -16,6 +16,7 @@ from itertools import islice
 
 from pplx_edge import ChunkVector, Embedder, StreamOptions
 from pplx_edge.errors import NumericalError
+from pplx_kit.progress import Progress
 from pplx_search.embedding import BATCHES_AHEAD, Batch, TextEmbedder
 from pplx_search.ids import FileId, TextId
 from pplx_search.ingest.reading import Reader, ReadFailed, ReadFile, ReadLimits
@@ -57,20 +58,6 @@ class Report:
     changing: int = 0
     n_tokens: int = 0
     missing: list[MissingRoot] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Progress of a run: total files and bytes to read, how many are done, and the tokens embedded so far.
-
-    A file that is being embedded counts one byte for each character that already has a vector.
-    """
-
-    n_files: int
-    n_bytes: int
-    files: int
-    bytes: int
-    tokens: int
 
 
 OnProgress = Callable[[Progress], None]
@@ -194,9 +181,7 @@ class Indexer:
                         changed.append(task)
                     elif isinstance(outcome, ReadFailed):
                         self._fail(task, outcome.code, outcome.message, outcome.sha256)
-                    elif self.store.files.adopt(
-                        task.file_id, _facts_read(task, outcome), bytes.fromhex(outcome.sha256)
-                    ):
+                    elif self._adopt(task, outcome):
                         self.report.known += 1
                         self._done(task)
                     else:

@@ -69,6 +69,39 @@ def add_quiet_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="Show no progress bar and no summary.")
 
 
+def query_words(text: str) -> str:
+    """Parse a query, or a part of one, for argparse. Refuses what the shell passed as bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        found = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
+        raise argparse.ArgumentTypeError(
+            f"found the {found} at character {error.start + 1:,}, which is not valid UTF-8; type the query again, in a "
+            "terminal that uses UTF-8"
+        ) from None
+    return text
+
+
 def absolute(path: str) -> bytes:
     """Parse a path, for argparse, and return the absolute path as the store keeps it."""
-    return os.fsencode(Path(path).expanduser().absolute())
+    return os.fsencode(as_listed(Path(path).expanduser().absolute()))
+
+
+def as_listed(path: Path) -> Path:
+    """Return an absolute path with the names that its folders list.
+
+    The file system of a Mac finds `notes` under `Notes`, and an accented name under both of its Unicode forms, while
+    the store compares paths byte by byte.
+    """
+    listed = Path(path.anchor)
+    for name in path.parts[1:]:
+        try:
+            names = os.listdir(listed)
+            if name not in names:
+                wanted = (listed / name).lstat()
+                name = next((other for other in names if os.path.samestat((listed / other).lstat(), wanted)), name)
+        except OSError:  # the rest does not exist, or its folder cannot be listed
+            pass
+        listed /= name
+    return listed

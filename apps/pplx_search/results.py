@@ -8,7 +8,7 @@ import textwrap
 
 from pplx_kit.terminal import colors, paint, printable
 from pplx_search.console import shown_path
-from pplx_search.query.relevance import Verdict
+from pplx_search.query.relevance import Relevance
 from pplx_search.query.snippets import snippet_lines
 from pplx_search.store import Answer, Hit
 
@@ -16,15 +16,15 @@ _SCHEMA = 1
 _WIDTH, _INDENT = 100, "    "
 
 
-def percent(verdict: Verdict) -> str:
+def percent(relevance: Relevance) -> str:
     """Return the chance of an answer as a percentage, or `unknown`."""
-    return "unknown" if verdict.chance is None else f"{100 * verdict.chance:.0f} %"
+    return "unknown" if relevance.chance is None else f"{100 * relevance.chance:.0f} %"
 
 
-def explained(answer: Answer, verdict: Verdict) -> str:
+def explained(answer: Answer, relevance: Relevance) -> str:
     """Return the evidence for an answer as text, comparing each figure with that of unanswerable questions."""
     evidence, baseline = answer.evidence, answer.null_baseline
-    if verdict.chance is None or baseline is None:
+    if relevance.chance is None or baseline is None:
         return "chance of an answer: unknown; it requires vectors, a calibrated model and more than a few documents"
     figures = (
         ("vectors", evidence.cosine_z or 0.0, baseline.cosine_z_mean, baseline.cosine_z_std),
@@ -32,7 +32,7 @@ def explained(answer: Answer, verdict: Verdict) -> str:
     )
     told = [f"{name} {value:.2f} (unanswerable: {mean:.2f} ± {std:.2f})" for name, value, mean, std in figures]
     exact = ["exact phrase or file name found"] if evidence.exact else []
-    return f"chance of an answer: {percent(verdict)}; {', '.join(told + exact)}"
+    return f"chance of an answer: {percent(relevance)}; {', '.join(told + exact)}"
 
 
 def text_of_hit(number: int, hit: Hit, text: str, query: str, explain: bool) -> str:
@@ -60,7 +60,7 @@ def text_of_hit(number: int, hit: Hit, text: str, query: str, explain: bool) -> 
     return "\n".join(lines)
 
 
-def json_of_hit(hit: Hit, text: str, verdict: Verdict) -> str:
+def json_of_hit(hit: Hit, text: str, relevance: Relevance) -> str:
     """Return a hit with its text as one JSON object."""
     return json.dumps(
         {
@@ -82,7 +82,7 @@ def json_of_hit(hit: Hit, text: str, verdict: Verdict) -> str:
             "bm25": None if hit.bm25 is None else round(hit.bm25, 4),
             "ranks": dict(hit.ranks),
             "copies": hit.copies,
-            "chance": None if verdict.chance is None else round(verdict.chance, 4),
+            "chance": None if relevance.chance is None else round(relevance.chance, 4),
             "text": text,
         },
         ensure_ascii=False,

@@ -31,13 +31,18 @@ _BODY_ERRORS = {
     415: "The body is not plain JSON.",
     422: "The request is not valid; the message says which part.",
 }
+_EMPTY_BODY_ERRORS = {status: _BODY_ERRORS[status] for status in (408, 413, 415)}
 _MODEL_ERRORS = {404: "There is no such model."}
 _LOAD_ERRORS = {
     429: "Too much is waiting; try again after the time in Retry-After.",
     500: "The model gave no finite numbers.",
     503: "There is no memory for the model, or the server is stopping.",
 }
-_EVERY_ERROR = {401: "The key is missing or wrong.", 403: "The request comes from another site.", 431: "Too many headers."}
+_EVERY_ERROR = {
+    401: "The key is missing or wrong.",
+    403: "The request comes from another site.",
+    431: "Too many headers.",
+}
 _PAGE_CSP = "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
@@ -89,14 +94,14 @@ def operations(service: Service) -> list[Operation]:
             path="/v1/models/{model}/load",
             handler=service.load,
             reply=messages.State,
-            errors=_MODEL_ERRORS | _LOAD_ERRORS | {408: _BODY_ERRORS[408], 413: _BODY_ERRORS[413], 415: _BODY_ERRORS[415]},
+            errors=_MODEL_ERRORS | _LOAD_ERRORS | _EMPTY_BODY_ERRORS,
         ),
         Operation(
             method="POST",
             path="/v1/models/{model}/unload",
             handler=service.unload,
             reply=messages.State,
-            errors=_MODEL_ERRORS | {408: _BODY_ERRORS[408], 413: _BODY_ERRORS[413], 415: _BODY_ERRORS[415]},
+            errors=_MODEL_ERRORS | _EMPTY_BODY_ERRORS,
         ),
         Operation(method="GET", path="/health", handler=service.health, reply=messages.State),
         Operation(
@@ -110,14 +115,18 @@ def operations(service: Service) -> list[Operation]:
     ]
 
 
-def document(found: Sequence[Operation]) -> dict[str, Any]:
-    """Return the OpenAPI document of some operations."""
+def document(found: Sequence[Operation], models: Sequence[str]) -> dict[str, Any]:
+    """Return the OpenAPI document of some operations. `models` are the names that requests may use."""
     kinds = {kind for each in found for kind in (each.body, each.reply) if isinstance(kind, type)}
     kinds |= {messages.ErrorReply}
     _, schemas = models_json_schema(
         [(kind, "validation") for kind in sorted(kinds, key=lambda kind: kind.__name__)],
         ref_template="#/components/schemas/{model}",
     )
+    for kind in kinds:
+        named = schemas["$defs"][kind.__name__]["properties"].get("model", {})
+        if kind.__name__.endswith("Request"):
+            named["enum"] = list(models)
     paths: dict[str, Any] = {}
     for each in found:
         paths.setdefault(each.path, {})[each.method.lower()] = _described(each)
@@ -169,7 +178,9 @@ def page(described: Mapping[str, Any]) -> str:
     for path, methods in described["paths"].items():
         for method, each in methods.items():
             body = each.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(each['summary'])}</p>")
+            parts.append(
+                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(each['summary'])}</p>"
+            )
             if body:
                 parts.append(_fields(described["components"]["schemas"][body["$ref"].rpartition("/")[2]]))
             rows = "".join(
@@ -180,7 +191,8 @@ def page(described: Mapping[str, Any]) -> str:
     info = described["info"]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
         f"<title>{html.escape(info['title'])} API</title>"
         '<link rel="stylesheet" href="/docs.css"></head><body><main>'
         f"<h1>{html.escape(info['title'])} {html.escape(info['version'])}</h1><p>{html.escape(info['description'])} "
@@ -216,7 +228,7 @@ def embeddings_service(sources: Sequence[Source], settings: PoolSettings) -> Ser
 def embeddings_routes(service: Service) -> list[Route]:
     """Return the routes of the API, its document, and the page about it."""
     found = operations(service)
-    described = document(found)
+    described = document(found, service.pool.names)
     as_json, as_page = orjson.dumps(described), page(described).encode()
 
     async def openapi(request: Request) -> Response:
@@ -230,7 +242,9 @@ def embeddings_routes(service: Service) -> list[Route]:
 
     routes = [
         Route(
-            each.path.replace("{model}", "{model:path}"), service.counted(each.path, each.handler), methods=[each.method]
+            each.path.replace("{model}", "{model:path}"),
+            service.counted(each.path, each.handler),
+            methods=[each.method],
         )
         for each in found
     ]
@@ -238,8 +252,13 @@ def embeddings_routes(service: Service) -> list[Route]:
 
 
 @asynccontextmanager
-async def running(service: Service, warm: Sequence[str] = ()) -> AsyncIterator[None]:
-    """Keep the models of a service for the time of the block: load `warm` first, and unload idle ones."""
+async def running(service: Service, prepared: Sequence[str] = (), warm: Sequence[str] = ()) -> AsyncIterator[None]:
+    """Keep the models of a service for the time of the block, and unload idle ones.
+
+    `prepared` are models to locate first, so that other programs can find out which they are, and `warm` models to load.
+    """
+    for name in prepared:
+        await service.pool.resolve(service.pool.slot(name))
     for name in warm:
         async with service.pool.use(name):
             pass
@@ -253,12 +272,14 @@ async def running(service: Service, warm: Sequence[str] = ()) -> AsyncIterator[N
         await service.pool.close()
 
 
-def build(service: Service, warm: Sequence[str] = (), more_routes: Sequence[Route] = ()) -> Starlette:
-    """Return the application. `warm` are the models to load before it starts."""
+def build(
+    service: Service, prepared: Sequence[str] = (), warm: Sequence[str] = (), more_routes: Sequence[Route] = ()
+) -> Starlette:
+    """Return the application. `prepared` and `warm` are those of `running`."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with running(service, warm):
+        async with running(service, prepared, warm):
             yield
 
     async def refuse(request: Request, error: Exception) -> Response:

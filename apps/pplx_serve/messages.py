@@ -1,8 +1,8 @@
 """Requests and replies of the API. The OpenAPI document and the checks of requests both come from these classes."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from pplx_kit.web_errors import WebError
 
@@ -17,9 +17,36 @@ MAX_TOKENS = 300_000
 MAX_HOSTED_TOKENS = 120_000
 
 _MAX_ID = (1 << 31) - 1
-_SHOWN_PROBLEMS = 10
 TokenId = Annotated[int, Field(ge=0, le=_MAX_ID, strict=True)]
 Text = Annotated[str, Field(strict=True)]
+
+
+_TEXT, _TEXTS, _IDS, _MANY_IDS = "text", "texts", "ids", "many_ids"
+
+
+def _kind_of_input(value: object) -> str | None:
+    """Return which member of `Inputs` a value should be, by its first item."""
+    if isinstance(value, str):
+        return _TEXT
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else ""
+    return _IDS if isinstance(first, int) else _MANY_IDS if isinstance(first, list) else _TEXTS
+
+
+Inputs = Annotated[
+    Annotated[Text, Tag(_TEXT)]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS), Tag(_TEXTS)]
+    | Annotated[list[TokenId], Field(min_length=1), Tag(_IDS)]
+    | Annotated[
+        list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS), Tag(_MANY_IDS)
+    ],
+    Discriminator(
+        _kind_of_input,
+        custom_error_type="input_kind",
+        custom_error_message="must be a string, a list of strings, a list of token ids or a list of those",
+    ),
+]
 
 
 class _Request(BaseModel):
@@ -43,12 +70,7 @@ class _Request(BaseModel):
 class EmbeddingsRequest(_Request):
     """Inputs to embed, each on its own."""
 
-    input: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS)]
-    ) = Field(description="A string, a list of strings, the token ids of one input, or a list of those.")
+    input: Inputs = Field(description="A string, a list of strings, the token ids of one input, or a list of those.")
     encoding_format: EncodingFormat | None = Field(
         None,
         description="float (the default), base64 (float32, little-endian), base64_int8 (the default for Perplexity's "
@@ -56,15 +78,15 @@ class EmbeddingsRequest(_Request):
     )
     user: str | None = Field(None, description="Ignored.")
 
-    @model_validator(mode="after")
-    def _hosted_rules(self) -> "EmbeddingsRequest":
-        if self.encoding_format in HOSTED_FORMATS:
-            texts = [self.input] if isinstance(self.input, str) else self.input
-            if len(texts) > MAX_HOSTED_INPUTS and not isinstance(texts[0], int):
-                raise ValueError(f"at most {MAX_HOSTED_INPUTS} inputs are allowed with {self.encoding_format}")
-            if any(text == "" for text in texts):
-                raise ValueError(f"inputs must not be empty with {self.encoding_format}")
-        return self
+    def require_hosted(self, encoding_format: str) -> None:
+        """Raise WebError 422 if the inputs break the rules of the hosted API, which its formats come with."""
+        texts = [self.input] if isinstance(self.input, str) else self.input
+        if len(texts) > MAX_HOSTED_INPUTS and not isinstance(texts[0], int):
+            message = f"input: at most {MAX_HOSTED_INPUTS} inputs are allowed with {encoding_format}"
+            raise WebError(422, message, code="too_many_inputs", where=("input",))
+        if "" in texts:
+            message = f"input {texts.index('')} must not be empty with {encoding_format}"
+            raise WebError(422, message, code="empty_input", where=("input", texts.index("")))
 
 
 class ContextualizedEmbeddingsRequest(_Request):
@@ -203,32 +225,15 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parse(kind: type[_Model], body: bytes) -> _Model:
-    """Return the request in a body. Raises WebError: 400 for what is not JSON or an unknown format, 422 for the rest."""
+    """Return the request in a body.
+
+    Raises WebError: 400 for what is not JSON and for an unknown encoding format, and 422 for everything else.
+    """
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-    raise _refusal(problems)
-
-
-def _refusal(problems: list[Any]) -> WebError:
-    first = min(problems, key=lambda each: (each["type"] != "json_invalid", each["loc"][:1] != ("encoding_format",)))
-    message = first["msg"].removeprefix("Value error, ")
-    # A union reports each of its members; the deepest place is the one that the caller meant.
-    of_input = [each for each in problems if each["loc"][:1] == ("input",)]
-    if first in of_input and len(of_input) > 1:
-        first = max(of_input, key=lambda each: len(_place(each["loc"])))
-        message = "input must be a string, a list of strings, a list of token ids or a list of those"
-        if first["type"] in ("too_long", "too_short", "greater_than_equal", "less_than_equal"):
-            message = first["msg"]
-    where = _place(first["loc"])
-    bad_json = first["type"] == "json_invalid"
-    status = 400 if bad_json or where[:1] == ("encoding_format",) else 422
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = tuple(each for each in first["loc"] if each not in (_TEXT, _TEXTS, _IDS, _MANY_IDS))
     named = f"{'.'.join(map(str, where))}: " if where else ""
-    more = {"problems": len(problems)} if len(problems) > _SHOWN_PROBLEMS else None
-    return WebError(status, named + message, code=first["type"], where=where, more=more)
-
-
-def _place(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Return a place in a request without the names that pydantic gives to the members of a union."""
-    return tuple(each for each in location if isinstance(each, int) or each.isidentifier())
+    status = 400 if first["type"] == "json_invalid" or where == ("encoding_format",) else 422
+    raise WebError(status, named + first["msg"].removeprefix("Value error, "), code=first["type"], where=where)

@@ -14,14 +14,20 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.requests = Counter("pplx_requests", "Requests by route and status.", ["route", "status"], registry=registry)
+        self.requests = Counter(
+            "pplx_requests", "Requests by route and status.", ["route", "status"], registry=registry
+        )
         self.tokens = Counter("pplx_tokens", "Tokens of answered requests.", ["model"], registry=registry)
         self.truncated = Counter("pplx_truncated_inputs", "Inputs that were cut.", ["model"], registry=registry)
         self.seconds = Histogram(
             "pplx_request_seconds", "Time to a reply.", ["route"], registry=registry, buckets=_LATENCY_SECONDS
         )
         self.fill = Histogram(
-            "pplx_batch_fill", "Share of the token budget that passes used.", ["model"], registry=registry, buckets=_FILLS
+            "pplx_batch_fill",
+            "Share of the token budget that passes used.",
+            ["model"],
+            registry=registry,
+            buckets=_FILLS,
         )
         self.queue = Gauge("pplx_queue_tokens", "Tokens that wait.", ["model"], registry=registry)
         self.resident = Gauge("pplx_model_resident_bytes", "Memory of a loaded model.", ["model"], registry=registry)

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from pplx_edge.embedder import Embedder
@@ -63,7 +64,7 @@ def source(name: str, model: str, *, options: SessionOptions = SESSION_DEFAULTS,
     return Source(
         name=name,
         aliases=tuple(names),
-        resolve=lambda: resolve_model(model, **resolving),  # type: ignore[arg-type]
+        resolve=cache(lambda: resolve_model(model, **resolving)),  # type: ignore[arg-type]
         options=options,
     )
 
@@ -105,13 +106,21 @@ class Pool:
         self._names |= self.slots
         self._loading = asyncio.Lock()
 
+    @property
+    def names(self) -> list[str]:
+        """The names and aliases of all models."""
+        return list(self._names)
+
     def slot(self, name: str) -> Slot:
         """Return the slot of a model. Raises WebError 404 if it is not known."""
         found = self._names.get(name)
         if found is None:
             known = ", ".join(self.slots)
             raise WebError(
-                404, f"there is no model {name[:100]!r}; this server has: {known}", code="model_not_found", where=("model",)
+                404,
+                f"there is no model {name[:100]!r}; this server has: {known}",
+                code="model_not_found",
+                where=("model",),
             )
         return found
 
@@ -211,7 +220,9 @@ class Pool:
         if wanted is None or (found := host.rss() or 0) + n_bytes <= ceiling:
             return
         in_use = any(slot.loaded for slot in self.slots.values())
-        what = f"{wanted.source.name} needs {n_bytes >> 20:,} MB, and {found >> 20:,} of {ceiling >> 20:,} MB are in use"
+        what = (
+            f"{wanted.source.name} needs {n_bytes >> 20:,} MB, and {found >> 20:,} of {ceiling >> 20:,} MB are in use"
+        )
         raise WebError(
             503,
             what + ("; try again" if in_use else "; start the server with more --memory"),

@@ -79,7 +79,9 @@ class Load:
 class Scheduler:
     """Runs the jobs of one model in two threads, until it is closed."""
 
-    def __init__(self, session: Session, pad_id: int, *, capacity: int, window: float, on_pass: Callable[[float], object]):
+    def __init__(
+        self, session: Session, pad_id: int, *, capacity: int, window: float, on_pass: Callable[[float], object]
+    ):
         self._session, self._pad_id, self._policy = session, pad_id, session.policy
         self._capacity, self._window, self._on_pass = capacity, window, on_pass
         self._changed = threading.Condition()
@@ -194,7 +196,9 @@ class Scheduler:
         try:
             rows = [job.rows[row] for job, row in taken]
             means = self._session.span_means(collate(rows, self._pad_id))
-            for (job, row), part in zip(taken, np.split(means, np.cumsum([len(r.bounds) for r in rows])[:-1]), strict=True):
+            for (job, row), part in zip(
+                taken, np.split(means, np.cumsum([len(r.bounds) for r in rows])[:-1]), strict=True
+            ):
                 self._put(job, row, part)
         except BaseException as error:  # whatever the runtime raises belongs to those who wait for it
             for job, _ in taken:
@@ -223,38 +227,32 @@ class Scheduler:
 def take(jobs: deque[Job], max_tokens: int, max_attention: int, padded: bool) -> Taken:
     """Return the rows of the next pass, and remove them from their jobs, and jobs without further rows from the queue.
 
-    Every job gets an equal share of the pass; what some do not need, the others get. The first job, which moves to the
-    end of the queue, is served in any case. A session that computes padding gets rows of like length.
+    The longest row of the first job is in the pass whatever its length, and then the job moves to the end of the queue.
+    What is left of the pass is shared equally, and what some jobs do not need, the others get. A session that computes
+    padding gets rows of like length.
     """
-    taken: Taken = []
-    room, attention, longest = max_tokens, max_attention, 0
+    first = jobs[0]
+    taken: Taken = [(first, first.waiting.popleft())]
+    longest = len(first.rows[taken[0][1]])
+    room, attention = max_tokens - longest, max_attention - longest * longest
 
-    def fits(length: int) -> bool:
-        if not taken:
-            return True
-        if padded:
-            return longest // 2 <= length <= longest and longest <= room and longest * longest <= attention
-        return length <= room and length * length <= attention
+    def fits(length: int, share: int) -> bool:
+        cost = longest if padded else length
+        alike = longest // 2 <= length <= longest or not padded
+        return alike and cost <= min(room, share) and cost * cost <= attention
 
-    share = max(1, max_tokens // max(1, len(jobs)))
-    served = True
-    while served and room > 0:
-        served = False
-        for job in list(jobs):
+    for share in (room // len(jobs), room):
+        for job in jobs:
             given = 0
-            while job.waiting and (not taken or given < share):
-                ends = (job.waiting[0], job.waiting[-1])
-                at = next((end for end, row in enumerate(ends) if fits(len(job.rows[row]))), None)
-                if at is None:
+            while job.waiting:
+                ends = [job.waiting[0], job.waiting[-1]]
+                row = next((row for row in ends if fits(len(job.rows[row]), share - given)), None)
+                if row is None:
                     break
-                row = job.waiting.popleft() if at == 0 else job.waiting.pop()
-                length = len(job.rows[row])
-                longest = max(longest, length)
-                cost = longest if padded else length
+                job.waiting.remove(row)
+                cost = longest if padded else len(job.rows[row])
                 room, attention, given = room - cost, attention - cost * cost, given + cost
                 taken.append((job, row))
-                served = True
-    first = jobs[0]
     for job in list(jobs):
         if not job.waiting:
             jobs.remove(job)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import EdgeError, InputError, NumericalError
 from pplx_edge.types import TokenRow
-from pplx_edge.vectors.codes import MIN_DIM, BITS_PER_BYTE
+from pplx_edge.vectors.codes import BITS_PER_BYTE, MIN_DIM
 from pplx_kit.web_errors import WebError
 from pplx_serve import wire
 from pplx_serve.messages import (
@@ -53,6 +53,8 @@ class Service:
         body = await _parsed(EmbeddingsRequest, request)
         encoding = body.encoding_format or _default_format(request)
         hosted = encoding in HOSTED_FORMATS
+        if hosted:
+            body.require_hosted(encoding)
 
         def rows(embedder: Embedder) -> list[TokenRow]:
             return _rows(embedder, body.input)
@@ -182,9 +184,7 @@ class Service:
                 )
                 raise WebError(422, message, code="unknown_token", where=("input", index))
             if len(row) > limit and not truncate:
-                message = (
-                    f"input {index} has {len(row):,} tokens, limit {limit:,}; split it, or send \"truncate\": true"
-                )
+                message = f'input {index} has {len(row):,} tokens, limit {limit:,}; split it, or send "truncate": true'
                 more = {"index": index, "n_tokens": len(row), "limit": limit}
                 raise WebError(422, message, code="input_too_long", where=("input", index), more=more)
             if min(len(row), limit) > room:

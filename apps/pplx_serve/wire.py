@@ -48,7 +48,8 @@ def documents(rows: np.ndarray, counts: Sequence[int], encoding_format: str) -> 
     """Return the `data` of a reply with the rows of each document, of which `counts` says how many there are."""
     parts = np.split(rows, np.cumsum(counts)[:-1])
     return [
-        {"object": "list", "index": index, "data": embeddings(part, encoding_format)} for index, part in enumerate(parts)
+        {"object": "list", "index": index, "data": embeddings(part, encoding_format)}
+        for index, part in enumerate(parts)
     ]
 
 

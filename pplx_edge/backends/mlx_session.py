@@ -14,6 +14,7 @@ from typing import TypeVar
 import mlx.core as mx
 import numpy as np
 
+from pplx_edge.backends.mlx_proof import use_proven_kernels
 from pplx_edge.errors import InputError
 from pplx_edge.models.mlx_weights import n_bytes, open_model
 from pplx_edge.models.qwen3_mlx import Rows
@@ -50,6 +51,7 @@ class MlxSession:
         self.spec = spec
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pplx-edge-mlx")
         self.model = self._on_worker(lambda: open_model(directory, options.weights))
+        self._on_worker(lambda: use_proven_kernels(self.model))
         self.device = self._on_worker(_device)
         self.policy = BatchPolicy(max_tokens=_MAX_TOKENS, max_attention=_MAX_ATTENTION, padded=True)
         mx.set_cache_limit(_CACHE_BYTES)

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from pplx_edge.models.mlx_add_norm import fused_add_norm
 from pplx_edge.spec import ModelSpec
 
 PREFIX = "model."
@@ -108,6 +109,19 @@ class MLP(nn.Module):
         return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x)))
 
 
+class StreamNorm(nn.RMSNorm):
+    """A norm of the residual stream, with float32 weights; `fused` selects our kernel, which needs Metal."""
+
+    fused = False
+
+    def add(self, x: mx.array, y: mx.array | None, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """Return `x + y`, and its norm in another type; x is float32, and y, in any type, may be None for zero."""
+        if self.fused and y is not None and dtype != mx.float32:
+            return fused_add_norm(x, y, self.weight, self.eps, dtype)
+        x = x if y is None else _added(x, y)
+        return x, self(x).astype(dtype)
+
+
 class Block(nn.Module):
     """One layer: pre-norm attention and MLP, each added to the residual stream.
 
@@ -119,14 +133,14 @@ class Block(nn.Module):
         super().__init__()
         self.self_attn = Attention(spec)
         self.mlp = MLP(spec)
-        self.input_layernorm = nn.RMSNorm(spec.hidden_size, spec.stream_eps)
-        self.post_attention_layernorm = nn.RMSNorm(spec.hidden_size, spec.stream_eps)
+        self.input_layernorm = StreamNorm(spec.hidden_size, spec.stream_eps)
+        self.post_attention_layernorm = StreamNorm(spec.hidden_size, spec.stream_eps)
 
     def __call__(self, x: mx.array, pending: mx.array | None, rows: Rows) -> tuple[mx.array, mx.array]:
         """Return the stream and the term to add to it, given the stream and the term that the last layer added."""
         dtype = self.self_attn.q_norm.weight.dtype  # that of all products
-        x, normed = add_norm(x, pending, self.input_layernorm, dtype)
-        x, normed = add_norm(x, self.self_attn(normed, rows), self.post_attention_layernorm, dtype)
+        x, normed = self.input_layernorm.add(x, pending, dtype)
+        x, normed = self.post_attention_layernorm.add(x, self.self_attn(normed, rows), dtype)
         return x, self.mlp(normed)
 
 
@@ -137,7 +151,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [Block(spec) for _ in range(spec.n_layers)]
-        self.norm = nn.RMSNorm(spec.hidden_size, spec.stream_eps)
+        self.norm = StreamNorm(spec.hidden_size, spec.stream_eps)
 
     def states(self, ids: mx.array, rows: Rows) -> Iterator[mx.array]:
         """Yield the states, float32 `[S, D]`, after the embedding, after each layer and after the final norm.
@@ -149,7 +163,7 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x, pending = layer(x, pending, rows)
             yield x + pending
-        yield add_norm(x, pending, self.norm, mx.float32)[1]
+        yield self.norm.add(x, pending, mx.float32)[1]
 
     def __call__(self, ids: mx.array, rows: Rows) -> mx.array:
         *_, final = self.states(ids, rows)
@@ -188,12 +202,6 @@ class Model(nn.Module):
 def is_stream_norm(name: str) -> bool:
     """Return whether a tensor is the weight of a norm of the residual stream, which stays in float32."""
     return name.removesuffix(".weight").rpartition(".")[2] in _STREAM_NORMS
-
-
-def add_norm(x: mx.array, y: mx.array | None, norm: nn.RMSNorm, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-    """Return `x + y`, and its norm in another type; x is float32, and y, in any type, may be None for zero."""
-    x = x if y is None else _added(x, y)
-    return x, norm(x).astype(dtype)
 
 
 # Compiled for all shapes at once: each is one Metal kernel instead of two, and no new shape needs another compilation.

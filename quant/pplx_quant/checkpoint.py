@@ -72,15 +72,18 @@ def write_checkpoint(
     dtype: torch.dtype = torch.float32,
     state: tuple[Mapping[str, Tensor], Mapping[str, object]] | None = None,
     vectors: str = "means",
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint to `folder` and replace a previous one; after a crash, either of them is complete.
 
-    `state` adds what a run needs to continue: tensors by name, and JSON values. `vectors` selects the output of
+    `weights` are written instead of those of the model, which are others while it has adapters or is sharded. `state`
+    adds what a run needs to continue: tensors by name, and JSON values. `vectors` selects the output of
     sentence-transformers (see `stock_layout`). Raises StorageError.
     """
     with writing_checkpoint(folder, model.spec, tokenizer_folder, vectors) as staging:
-        weights = {name: weight.detach().to(dtype).contiguous() for name, weight in model.state_dict().items()}
-        save_file(weights, staging / WEIGHTS, metadata={"format": "pt"})
+        chosen = model.state_dict() if weights is None else weights
+        plain = {name: weight.detach().to(dtype).contiguous() for name, weight in chosen.items()}
+        save_file(plain, staging / WEIGHTS, metadata={"format": "pt"})
         if state is not None:
             save_file(dict(state[0]), staging / STATE_TENSORS)
             (staging / STATE_VALUES).write_text(json.dumps(state[1]) + "\n")

@@ -64,6 +64,7 @@ COMMANDS = {
         "Train on chunks in the context of their documents.", "stages.context:ContextConfig", "stages.context:run"
     ),
     "mine": Command("Mine hard negatives for the pairs of a packed file.", "mine:MineConfig", "mine:mine"),
+    "score": Command("Score mined negatives with teachers.", "score:ScoreConfig", "score:score"),
     "triplet": Command(
         "Train on pairs with mined hard negatives.", "stages.triplet:TripletConfig", "stages.triplet:run"
     ),

@@ -14,6 +14,8 @@ A packed file is an `.npz` of plain arrays. It contains each distinct text once,
 | `chunks` | int32 `[C]` | text ids of the chunks of all documents, concatenated |
 | `n_chunks` | uint16 `[M]` | chunks of each document |
 | `titles` | int32 `[M]` | text id of the title of each document, -1 if it has none |
+| `negatives` | int32 `[N, n]` | text ids of the negatives that came with pairs, -1 for none (if any pair has some) |
+| `scores` | float32 `[N, 1 + n]` | a teacher's scores of the positive and of these negatives, NaN for none |
 | `taught` | int32 `[T]` | row of `teacher` for each text, -1 for none (this and the next are added by `teach`) |
 | `teacher` | uint8 `[V, W/2]` | teacher vectors of width W, 4 bits per component |
 | `teacher_grid` | float32 `[2, W]` | mean and code step of each component |

@@ -1,4 +1,7 @@
-"""Streaming readers of gzip JSON Lines: pairs, chunks of documents, and plain paragraphs.
+"""Streaming readers of training data: pairs, chunks of documents, and plain paragraphs.
+
+Our own files are gzip JSON Lines. Pairs can also come from JSON Lines, Parquet files and saved Hugging Face datasets,
+in the columns of sentence-transformers or in the layout of BGE (see `pairs_of_row`).
 
 A row that is not a JSON object, or has a missing or empty field, is dropped and counted with its line number. A file
 with too many such rows is refused.
@@ -13,14 +16,18 @@ from pathlib import Path
 
 from pplx_quant.errors import DataError
 
-TEXT_KINDS = ("text", "text2", "text3")  # of plain paragraphs; a folder needs files of the first kind only
+TEXT_KINDS = ("text", "text2", "text3")  # of plain paragraphs
+PAIR_SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 MAX_DROPPED_SHARE = 0.01
 MAX_LINES_KEPT = 20
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A query and the passage that answers it."""
+    """A query and the passage that answers it.
+
+    `negatives` are passages that do not, and `scores` a teacher's scores of the positive and of each negative.
+    """
 
     query: str
     positive: str
@@ -28,6 +35,8 @@ class Pair:
     source: str
     doc_id: str | None = None
     chunk_idx: int | None = None
+    negatives: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
 
     @property
     def query_lang(self) -> str:
@@ -87,7 +96,7 @@ class ReadReport:
 
 
 def read_rows(path: Path, fields: tuple[str, ...], report: ReadReport) -> Iterator[tuple[int, dict]]:
-    """Yield the line number and the object of each row of a `.jsonl.gz` file whose `fields` are non-empty strings."""
+    """Yield the line number and the object of each row of JSON Lines whose `fields` are non-empty strings."""
     for number, line in enumerate(_lines(path), start=1):
         report.n_rows += 1
         try:
@@ -105,7 +114,7 @@ def read_rows(path: Path, fields: tuple[str, ...], report: ReadReport) -> Iterat
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        with gzip.open(path, "rb") as stream:
+        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as stream:
             yield from stream
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -116,18 +125,120 @@ def _lines(path: Path) -> Iterator[bytes]:
 def read_pairs(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> tuple[list[Pair], ReadReport]:
     """Return the pairs of a file, except those whose query equals the positive, and the report.
 
-    Raises DataError if the file cannot be read or too many rows were dropped.
+    The file is `.jsonl.gz` with all of our own fields, or one that `read_foreign_rows` reads. Raises DataError if it
+    cannot be read or too many rows were dropped.
     """
     report = ReadReport(path)
+    own = path.name.endswith(".jsonl.gz")
+    rows = read_rows(path, ("query", "positive", "lang", "source"), report) if own else read_foreign_rows(path, report)
     pairs = []
-    for number, row in read_rows(path, ("query", "positive", "lang", "source"), report):
-        if row["query"].strip() == row["positive"].strip():
-            report.drop(number, "query equals positive")
-        else:
-            place = row.get("doc_id"), row.get("chunk_idx")
-            pairs.append(Pair(row["query"], row["positive"], row["lang"], row["source"], *place))
+    for number, row in rows:
+        try:
+            found = pairs_of_row(row, pair_group(path))
+        except ValueError as error:
+            report.drop(number, str(error))
+            continue
+        for pair in found:
+            if pair.query.strip() == pair.positive.strip():
+                report.drop(number, "query equals positive")
+            else:
+                pairs.append(pair)
     report.require(max_dropped_share)
     return pairs, report
+
+
+def pair_group(path: Path) -> str:
+    """Return the group of a file of pairs: its name without suffix and without `pairs.` in front."""
+    name = path.name.removeprefix("pairs.")
+    return next((name.removesuffix(end) for end in PAIR_SUFFIXES if name.endswith(end)), name)
+
+
+def pairs_of_row(row: dict, group: str) -> list[Pair]:
+    """Return the pairs of a row in one of three layouts. Raises ValueError, with the reason, if it is none of them.
+
+    | layout | fields |
+    |---|---|
+    | our own | `query`, `positive`, and optionally `lang`, `source`, `doc_id`, `chunk_idx` |
+    | sentence-transformers | `anchor` (or `query`), `positive`, `negative` or `negative_1` … `negative_n`, `score` |
+    | BGE | `query`, `pos` and `neg` (lists), `pos_scores`, `neg_scores` |
+
+    `score` is a list with the score of the positive and of each negative; a number is the score of the positive.
+    """
+    query = row.get("anchor", row.get("query"))
+    if isinstance(row.get("pos"), list):
+        positives, negatives = row["pos"], row.get("neg") or []
+        of_positives, of_negatives = row.get("pos_scores") or [], row.get("neg_scores") or []
+    else:
+        positives = [row.get("positive")]
+        names = [name for name in row if re.fullmatch(r"negative(_\d+)?", name)]
+        negatives = [
+            row[name] for name in sorted(names, key=lambda name: int(name.partition("_")[2] or 0)) if row[name]
+        ]
+        scores = row.get("score")
+        scores = [] if scores is None else list(scores) if isinstance(scores, list | tuple) else [scores]
+        of_positives, of_negatives = scores[:1], scores[1:]
+    texts = [query, *positives, *negatives]
+    if not positives or any(not isinstance(text, str) for text in texts):
+        raise ValueError("missing field")
+    if any(not text.strip() for text in texts):
+        raise ValueError("empty")
+    if of_positives and (len(of_positives), len(of_negatives)) != (len(positives), len(negatives)):
+        if of_negatives or len(of_positives) != len(positives):
+            raise ValueError("not one score for each passage")
+        of_positives = []  # of the positives alone, there is nothing to compare
+    lang, source = row.get("lang") or "und", row.get("source") or group
+    place = row.get("doc_id"), row.get("chunk_idx")
+    return [
+        Pair(
+            str(query),
+            positive,
+            lang,
+            source,
+            *place,
+            negatives=tuple(negatives),
+            scores=(float(of_positives[number]), *map(float, of_negatives)) if of_positives else (),
+        )
+        for number, positive in enumerate(positives)
+    ]
+
+
+def read_foreign_rows(path: Path, report: ReadReport) -> Iterator[tuple[int, dict]]:
+    """Yield the number and the object of each row of JSON Lines, Parquet, or a saved Hugging Face dataset.
+
+    A dataset is the directory that `save_to_disk` wrote; of several splits, `train` is read. Parquet and datasets need
+    pyarrow. Raises DataError if the file cannot be read.
+    """
+    if path.name.endswith(".jsonl"):
+        yield from read_rows(path, (), report)
+        return
+    try:
+        for number, row in enumerate(_arrow_rows(path), start=1):
+            report.n_rows += 1
+            yield number, row
+    except ImportError as error:
+        raise DataError(f"{path}: needs pyarrow; install it with: pip install 'pplx-edge[train]'") from error
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these
+        raise DataError(f"{path}: not readable ({error})") from error
+
+
+def _arrow_rows(path: Path) -> Iterator[dict]:
+    if path.is_dir():
+        from pyarrow import ipc, memory_map
+
+        folder = path / "train" if (path / "train").is_dir() else path
+        listed = json.loads((folder / "state.json").read_text())["_data_files"]
+        for item in listed:
+            with memory_map(str(folder / item["filename"])) as file, ipc.open_stream(file) as stream:
+                for batch in stream:
+                    yield from batch.to_pylist()
+    elif path.name.endswith(".parquet"):
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    else:
+        raise DataError(f"{path}: not .jsonl, .parquet, or a directory of a saved dataset")
 
 
 def read_texts(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> tuple[list[tuple[str, str]], ReadReport]:
@@ -158,13 +269,13 @@ def read_documents(path: Path, max_dropped_share: float = MAX_DROPPED_SHARE) -> 
     return documents, report
 
 
-def list_files(folder: Path, kind: str) -> list[Path]:
+def list_files(folder: Path, kind: str, required: bool = True) -> list[Path]:
     """Return the files `<kind>.<name>.jsonl.gz` of a folder, sorted by name.
 
-    Raises DataError if there are none, except for further kinds of plain paragraphs.
+    Raises DataError if there are none and they are `required`.
     """
     paths = sorted(folder.glob(f"{kind}.*.jsonl.gz"))
-    if not paths and kind not in TEXT_KINDS[1:]:
+    if not paths and required:
         raise DataError(f"{folder}: contains no {kind}.*.jsonl.gz file")
     return paths
 

@@ -29,6 +29,7 @@ def backward(
     world: World,
     call_tokens: int,
     cached: bool,
+    sharded: bool = False,
 ) -> float:
     """Return `loss(means)`, for float32 means `[N, D]` of all spans of `rows`, and add its gradient to the parameters.
 
@@ -42,8 +43,12 @@ def backward(
         with autocast():
             return encode([rows[row] for row in calls[call]]).float()
 
+    # The processes of a sharded model compute together, so all must have the same number of calls.
+    idle = sharded and bool(own_calls) and len(own_calls) * world.size < len(calls)
     with torch.set_grad_enabled(not cached):
         own = [run(call) for call in own_calls]
+        if idle and cached:
+            run(own_calls[0])
     means = gather_means(own, [spans[call] for call in own_calls], sum(map(len, spans)), world)
     if not cached:
         value = loss(means)
@@ -54,6 +59,8 @@ def backward(
     (gradient,) = torch.autograd.grad(value, means)
     for call in own_calls:
         run(call).backward(gradient[spans[call]])
+    if idle:
+        run(own_calls[0]).backward(torch.zeros_like(gradient[spans[own_calls[0]]]))
     return float(value.detach())
 
 

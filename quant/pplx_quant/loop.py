@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
+from pplx_quant import lora, sharding
 from pplx_quant.checkpoint import STATE_VALUES, find_checkpoint, read_model, read_state, write_checkpoint
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError
@@ -41,8 +42,18 @@ Config = TypeVar("Config", bound="RunConfig")
 HEAD, OPTIONS = "head.", "options.json"
 
 # Options that may differ when a run is resumed, for example on another machine. At most, they change rounding.
-MACHINE = ("device", "precision", "compile", "recompute", "grad_cache", "call_tokens", "save_every")
-MAY_DIFFER = (*MACHINE, "save_minutes", "threads", "minutes", "log_every", "validate_every", "patience")
+MACHINE = ("device", "precision", "compile", "recompute", "grad_cache", "call_tokens", "save_every", "shard")
+MAY_DIFFER = (
+    *MACHINE,
+    "save_minutes",
+    "threads",
+    "minutes",
+    "log_every",
+    "validate_every",
+    "patience",
+    "tensorboard",
+    "beir",
+)
 
 
 @dataclass(frozen=True)
@@ -79,9 +90,14 @@ class RunConfig:
 
     exponent: float = option(0.5, "The share of a group is proportional to its size to this power.")
     boost: tuple[str, ...] = option((), "Multiply the share of a group: GROUP=FACTOR, or PREFIX*=FACTOR.")
+    lora: int = option(0, "Rank of low-rank adapters, the only trained parameters, at --matrix-rate; 0 for none.")
+    lora_alpha: float = option(16.0, "Scale of the adapters, times their rank.")
+    shard: bool = option(False, "Shard the model over the processes (FSDP2); needs --grad-cache.")
+
     save_every: int = option(100, "Steps between checkpoints.")
     save_minutes: float = option(0.0, "Save a checkpoint also after this many minutes without one; 0 for none.")
     log_every: int = option(10, "Steps between log lines.")
+    tensorboard: bool = option(False, "Also write the log for TensorBoard, to OUT/tensorboard.")
     validate_every: int = option(0, "Steps between validations, of which the best is kept in OUT/best; 0 for none.")
     patience: int = option(0, "Stop after this many validations without a better score; 0 does not stop.")
     minutes: float = option(0.0, "Stop with a checkpoint after this many minutes; 0 continues to the last step.")
@@ -93,6 +109,16 @@ class RunConfig:
         for name in ("validate_every", "patience", "weight_decay", "save_minutes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
+        if self.lora < 0 or not self.lora_alpha > 0:
+            raise ConfigError(f"--lora {self.lora} must not be negative, and --lora-alpha must be above 0")
+        if self.lora and (self.quantization != OFF or self.optimizer != "adamw"):
+            raise ConfigError("--lora trains with AdamW and without fake quantization; leave out one of the options")
+        if self.shard and (self.lora or self.quantization != OFF or self.optimizer != "adamw"):
+            raise ConfigError("--shard trains all parameters with AdamW and without fake quantization")
+        if self.shard and self.table_optimizer != "adamw":
+            raise ConfigError("--shard needs --table-optimizer adamw")
+        if self.shard and not getattr(self, "grad_cache", False):
+            raise ConfigError("--shard needs --grad-cache, which this stage must have")
         if self.patience and not self.validate_every:
             raise ConfigError("--patience needs --validate-every")
         choices = {
@@ -221,10 +247,15 @@ class Run:
     def start(cls, cfg: RunConfig, stage: Stage, world: World) -> "Run":
         """Restore a run from its directory, or start it at step 0."""
         found = find_checkpoint(cfg.out / "checkpoint")
-        model = (read_model(found) if found else stage.start_model()).to(world.device).train()
+        # Adapters are added to the weights of step 0, those of a checkpoint contain them already.
+        model = (read_model(found) if found and not cfg.lora else stage.start_model()).to(world.device).train()
         model.recompute_blocks = cfg.recompute
         if stage.head is not None:
             stage.head.to(world.device)
+        if cfg.lora:
+            lora.add(model, cfg.lora, cfg.lora_alpha, cfg.seed)
+        if cfg.shard and world.size > 1:
+            sharding.shard(model)
         rates = Rates(cfg.embedding_rate, cfg.matrix_rate, cfg.vector_rate)
         optimizers = build_optimizers(
             model, rates, cfg.optimizer, stage.with_blocks, stage.head, cfg.weight_decay, cfg.table_optimizer
@@ -247,6 +278,9 @@ class Run:
             self.stage.head.load_state_dict(
                 {name.removeprefix(HEAD): value for name, value in tensors.items() if name.startswith(HEAD)}
             )
+        with torch.no_grad():
+            for name, weight in lora.adapters(self.model).items():
+                weight.copy_(tensors.pop(lora.PREFIX + name))
         rest = {name: value for name, value in tensors.items() if not name.startswith(HEAD)}
         restore_optimizers(self.optimizers, rest)
         self.step = values["step"]
@@ -261,14 +295,23 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, in the first process."""
+        weights, tensors = self._whole_weights(), optimizer_tensors(self.optimizers)
         if self.world.is_first:
             head = self.stage.head.state_dict() if self.stage.head is not None else {}
-            tensors = optimizer_tensors(self.optimizers) | {HEAD + name: value for name, value in head.items()}
+            tensors |= {HEAD + name: value for name, value in head.items()}
+            tensors |= {lora.PREFIX + name: value.detach() for name, value in lora.adapters(self.model).items()}
             folder, values = self.cfg.out / "checkpoint", {"step": self.step, "stage": self.stage.name}
             values |= {"best": self.best, "since_best": self.since_best}
-            write_checkpoint(folder, self.model, self.tokenizer_folder, state=(tensors, values))
+            self._write(folder, weights, (tensors, values))
             self.tokenizer_folder = folder
         self.world.wait()
+
+    def _whole_weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights of a plain model: adapters merged, and the parts of all processes together."""
+        return {name: sharding.full(weight) for name, weight in lora.merged_weights(self.model).items()}
+
+    def _write(self, folder: Path, weights: dict[str, torch.Tensor], state: tuple[dict, dict] | None = None) -> None:
+        write_checkpoint(folder, self.model, self.tokenizer_folder, state=state, weights=weights)
 
     @property
     def is_exhausted(self) -> bool:
@@ -280,20 +323,21 @@ class Run:
 
         With `--validate-every`, also write the model to `OUT/best` if the mean nDCG@10 is the best so far.
         """
-        scores = self.stage.validate(self.model) if self.world.is_first else {}
+        scores = self.stage.validate(self.model) if self.world.is_first or self.cfg.shard else {}
         if scores:
             log.write(self.step, **{name: round(score, 4) for name, score in scores.items()})
         if not self.cfg.validate_every:
             return
         figures = [score for name, score in scores.items() if name.startswith("ndcg_")]
-        mean = torch.tensor(sum(figures) / max(1, len(figures)), device=self.world.device)
-        score = self.world.sum(mean).item()
+        own = sum(figures) / max(1, len(figures)) if self.world.is_first else 0.0
+        score = self.world.sum(torch.tensor(own, device=self.world.device)).item()
         if self.best is not None and score <= self.best:
             self.since_best += 1
             return
         self.best, self.since_best = score, 0
+        weights = self._whole_weights()
         if self.world.is_first:
-            write_checkpoint(self.cfg.out / "best", self.model, self.tokenizer_folder)
+            self._write(self.cfg.out / "best", weights)
         self.world.wait()
 
     def advance(self) -> dict[str, float]:
@@ -303,7 +347,8 @@ class Run:
         set_learning_rate(self.optimizers, factor)
         result = self.stage.accumulate(self.model, self.step, self.world)
         require_finite_loss(result.loss, self.step, cfg.out / "checkpoint")
-        self.world.sum_gradients(self.parameters)
+        if not cfg.shard:
+            self.world.sum_gradients(self.parameters)
         norm = clip_gradients(self.parameters, cfg.clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -353,7 +398,7 @@ def _train(cfg: RunConfig, stage: Stage, stop: list[int]) -> Path:
     if run.step >= cfg.steps or run.is_exhausted:
         print(f"{cfg.out}: already finished, {run.step} steps", file=sys.stderr)
         return cfg.out / "checkpoint"
-    log = RunLog(cfg.out / "log.jsonl", run.step, silent=not world.is_first)
+    log = RunLog(cfg.out / "log.jsonl", run.step, silent=not world.is_first, tensorboard=cfg.tensorboard)
     for name in set(changed) & {*MACHINE, "steps"}:
         log.write(run.step, changed=f"{name}: {changed[name]}")
     if world.is_first:
@@ -398,6 +443,7 @@ def _train(cfg: RunConfig, stage: Stage, stop: list[int]) -> Path:
     else:
         print(f"stopped at step {run.step} of {cfg.steps}; repeat the command to continue", file=sys.stderr)
     bar.close()
+    log.close()
     return cfg.out / "checkpoint"
 
 

@@ -175,6 +175,23 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(student[:, :width], teacher[:, :width], dim=-1)).mean()
 
 
+def score_distillation(queries: Tensor, candidates: Tensor, scores: Tensor, temperature: float) -> Tensor:
+    """Return the mean over queries of KL(teacher, student) over each query's own candidates, a scalar.
+
+    `queries` are `[B, D]`, `candidates` `[B, C, D]`. The student's distribution is the softmax of its cosines over
+    `temperature`, the teacher's that of `scores` `[B, C]`. A candidate whose score is NaN does not count, and neither
+    does a query with fewer than two scores; the result is 0 if no query counts.
+    """
+    known = scores.isfinite()
+    counts = known.sum(dim=1) > 1
+    cosines = F.cosine_similarity(queries[:, None], candidates, dim=-1) / temperature  # [B, C]
+    student = cosines.masked_fill(~known, -torch.inf)[counts].log_softmax(dim=1)
+    teacher = scores.masked_fill(~known, -torch.inf)[counts].log_softmax(dim=1)
+    shares = teacher.exp()
+    terms = torch.where(shares > 0, shares * (teacher - student), 0.0)
+    return terms.sum() / counts.sum().clamp(min=1)
+
+
 def diffusion_loss(logits: Tensor, targets: Tensor, noise: Tensor) -> Tensor:
     """Return the sum over masked tokens of cross-entropy / t, a scalar, which is to be divided by the number of tokens.
 

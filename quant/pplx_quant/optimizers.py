@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
+from pplx_quant import lora, sharding
 from pplx_quant.errors import DivergedError
 
 EMBEDDING = "embed_tokens.weight"
@@ -75,10 +76,16 @@ def build_optimizers(
 ) -> list[Optimizer]:
     """Return AdamW for all parameters, except those that have an optimizer of their own.
 
-    Those are the matrices of the blocks with `optimizer="muon"`, and the table with `table_optimizer="rowwise"`.
+    Of a model with adapters, only these are trained, at the rate of matrices. Parameters with an optimizer of their own
+    are the matrices of the blocks with `optimizer="muon"`, and the table with `table_optimizer="rowwise"`.
     Without blocks, only the table and the final norm are trained. The `head` of a stage has the rate of the table.
     Weight decay is that of the matrices in blocks. With a rate of 0, the table is not trained.
     """
+    if adapters := list(lora.adapters(model).values()):
+        groups: list[dict] = [
+            {"params": adapters, "lr": rates.matrix, "peak": rates.matrix, "weight_decay": weight_decay}
+        ]
+        return [torch.optim.AdamW(groups, betas=BETAS, eps=1e-8, fused=True)]
     named = dict(model.named_parameters())
     named[EMBEDDING].requires_grad_(rates.embedding > 0)
     table = [named[EMBEDDING]] if table_optimizer == "adamw" and rates.embedding > 0 else []
@@ -110,7 +117,7 @@ def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
     """Scale the gradients to a total norm of at most `limit`; return the norm before scaling."""
-    return float(nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
+    return float(sharding.full(nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit)))
 
 
 def require_finite_loss(loss: float, step: int, kept: Path) -> None:
@@ -122,7 +129,7 @@ def require_finite_loss(loss: float, step: int, kept: Path) -> None:
 def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """Return all tensors of the optimizers' states, named `<optimizer>.<parameter>.<key>`."""
     return {
-        f"{number}.{parameter}.{key}": value.contiguous()
+        f"{number}.{parameter}.{key}": sharding.full(value).contiguous()
         for number, optimizer in enumerate(optimizers)
         for parameter, state in optimizer.state_dict()["state"].items()
         for key, value in state.items()
@@ -133,8 +140,9 @@ def restore_optimizers(optimizers: Iterable[Optimizer], tensors: dict[str, Tenso
     """Load the tensors of `optimizer_tensors` into the optimizers."""
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
         for name, value in tensors.items():
             owner, parameter, key = name.split(".", 2)
             if int(owner) == number:
-                state.setdefault(int(parameter), {})[key] = value
+                state.setdefault(int(parameter), {})[key] = sharding.like(value, parameters[int(parameter)])
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -83,7 +83,7 @@ def report_overlap(config: OverlapConfig) -> int:
     """Print overlaps by file; return 1 if there are any, otherwise 0."""
     benchmark, n_rows, n_found = benchmark_windows(config.tasks), 0, 0
     for kind, field in TEXT_FIELDS.items():
-        for path in list_files(config.data, kind):
+        for path in list_files(config.data, kind, required=kind == "pairs"):
             report = ReadReport(path)
             rows = ((line, row[field]) for line, row in read_rows(path, (field,), report))
             found = list(overlapping_rows(rows, benchmark))

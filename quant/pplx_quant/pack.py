@@ -1,9 +1,11 @@
 """Tokenize a data folder into one packed file, which is all that a run needs.
 
-python -m pplx_quant pack --data DIR --tokenizer DIR --out FILE [--cap GROUP=N …]
+python -m pplx_quant pack [--data DIR] [--more FILE …] --tokenizer DIR --out FILE [--cap GROUP=N …]
 
-The folder must contain pairs.<source>.jsonl.gz, text.<lang>.jsonl.gz and chunks.<source>.jsonl.gz files, and may
-contain text2.<lang>.jsonl.gz and text3.<lang>.jsonl.gz files. `--keep-text` keeps the texts too, which `distill` needs.
+The folder must contain pairs.<source>.jsonl.gz files, and may contain chunks.<source>.jsonl.gz, text.<lang>.jsonl.gz,
+text2.<lang>.jsonl.gz and text3.<lang>.jsonl.gz files. Files of `--more` can also be JSON Lines, Parquet or saved
+Hugging Face datasets, in the columns of sentence-transformers or in the layout of BGE, with negatives and scores.
+`--keep-text` keeps the texts too, which `distill` needs.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ from tokenizers import Encoding, Tokenizer
 
 from pplx_edge import layout
 from pplx_quant.corpus import write_packed
-from pplx_quant.data import Document, Pair, ReadReport, file_key, list_files, read_documents, read_pairs
+from pplx_quant.data import Document, Pair, ReadReport, file_key, list_files, pair_group, read_documents, read_pairs
 from pplx_quant.errors import ConfigError, DataError
 from pplx_quant.options import option, required
 from pplx_quant.sampling import matches, parse_factor
@@ -34,18 +36,24 @@ NONE = -1
 class PackConfig:
     """Options of `pack`."""
 
-    data: Path = required("Folder of training data.")
     tokenizer: Path = required("Directory of the tokenizer.")
     out: Path = required("Packed file to write.")
+    data: Path | None = option(None, "Folder of training data.")
     max_query: int = option(64, "Cut queries to this many tokens.")
     max_text: int = option(160, "Cut passages, chunks and titles to this many tokens.")
     per_paragraph: int = option(2, "Pairs to make from each paragraph.")
     held_out: float = option(0.02, "Share of the passages held out for validation, with all their questions.")
     cap: tuple[str, ...] = option((), "Keep at most N random pairs of a group, or chunks of chunks.*: GROUP=N.")
-    more: tuple[Path, ...] = option((), "Further files of pairs, which do not change what is held out of DATA.")
+    more: tuple[Path, ...] = option(
+        (), "Further files of pairs (JSON Lines, Parquet, datasets), which do not change what is held out of DATA."
+    )
     keep_text: bool = option(False, "Keep the texts for a teacher that has another tokenizer.")
     max_mb: float = option(60.0, "Fail if the packed file is larger than this many MB.")
     seed: int = option(1, "Seed of the random choices.")
+
+    def __post_init__(self) -> None:
+        if self.data is None and not self.more:
+            raise ConfigError("give --data, a folder, or --more, files of pairs")
 
     def limit(self, group: str) -> int | None:
         """Return the cap of a group, from the last pattern that matches it, or None."""
@@ -93,6 +101,7 @@ class CorpusPacker:
         self.config, self.table = config, TextTable(tokenizer, config.keep_text)
         self.groups: list[str] = []
         self.pairs: list[tuple[int, int, int, int, int]] = []  # query, positive, group, document, chunk
+        self.negatives: dict[int, tuple[list[int], tuple[float, ...]]] = {}  # of pairs that came with some
         self.documents: dict[str, int] = {}
         self.n_chunks: list[int] = []
         self.chunks: list[int] = []
@@ -114,17 +123,20 @@ class CorpusPacker:
 
     def add_pairs(self, name: str, pairs: Iterable[Pair]) -> int:
         """Add the pairs of a group, except those without tokens or with equal texts; return their number."""
-        before, stream = len(self.pairs), iter(pairs)
+        before, stream, limit = len(self.pairs), iter(pairs), self.config.max_text
         self.groups.append(name)
         while batch := list(islice(stream, BATCH)):
             queries = self.table.add([(pair.query, pair.query_lang) for pair in batch], self.config.max_query)
-            positives = self.table.add([(pair.positive, pair.positive_lang) for pair in batch], self.config.max_text)
+            positives = self.table.add([(pair.positive, pair.positive_lang) for pair in batch], limit)
             for pair, query, positive in zip(batch, queries, positives, strict=True):
                 if NONE not in (query, positive) and query != positive:
                     document = self.documents.get(pair.doc_id or "", NONE)
                     chunk = pair.chunk_idx if document != NONE and pair.chunk_idx is not None else NONE
                     if chunk >= (self.n_chunks[document] if document != NONE else 0):
                         chunk = NONE
+                    if pair.negatives:
+                        found = self.table.add([(text, pair.positive_lang) for text in pair.negatives], limit)
+                        self.negatives[len(self.pairs)] = found, pair.scores
                     self.pairs.append((query, positive, len(self.groups) - 1, document, chunk))
         return len(self.pairs) - before
 
@@ -137,18 +149,34 @@ class CorpusPacker:
             "utf8": np.frombuffer(b"".join(self.table.utf8), np.uint8),
             "utf8_lengths": np.array([len(text) for text in self.table.utf8], np.uint32),
         }
-        return (kept if self.config.keep_text else {}) | {
-            "ids": np.concatenate(self.table.ids),
-            "lengths": np.array([len(ids) for ids in self.table.ids], np.uint16),
-            "lang": np.array(self.table.lang, np.int16),
-            "pairs": pairs[:, :2],
-            "group": pairs[:, 2].astype(np.int16),
-            "held_out": drawn[pairs[:, 1]],
-            "place": pairs[:, 3:],
-            "chunks": np.array(self.chunks, np.int32),
-            "n_chunks": np.array(self.n_chunks, np.uint16),
-            "titles": np.array(self.titles, np.int32),
-        }
+        return (
+            (kept if self.config.keep_text else {})
+            | self._negatives()
+            | {
+                "ids": np.concatenate(self.table.ids),
+                "lengths": np.array([len(ids) for ids in self.table.ids], np.uint16),
+                "lang": np.array(self.table.lang, np.int16),
+                "pairs": pairs[:, :2],
+                "group": pairs[:, 2].astype(np.int16),
+                "held_out": drawn[pairs[:, 1]],
+                "place": pairs[:, 3:],
+                "chunks": np.array(self.chunks, np.int32),
+                "n_chunks": np.array(self.n_chunks, np.uint16),
+                "titles": np.array(self.titles, np.int32),
+            }
+        )
+
+    def _negatives(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the negatives that came with pairs, if there are any."""
+        width = max((len(found) for found, _ in self.negatives.values()), default=0)
+        if not width:
+            return {}
+        negatives = np.full((len(self.pairs), width), NONE, np.int32)
+        scores = np.full((len(self.pairs), 1 + width), np.nan, np.float32)
+        for row, (found, own) in self.negatives.items():
+            negatives[row, : len(found)] = found
+            scores[row, : len(own)] = own
+        return {"negatives": negatives, "scores": scores}
 
 
 def text_key(text: str) -> int:
@@ -160,14 +188,15 @@ def text_key(text: str) -> int:
 def pack(config: PackConfig) -> None:
     """Pack the documents and pairs of a data folder, and pairs made from the structure of its texts."""
     packer, dropped = CorpusPacker(load_tokenizer(config.tokenizer), config), {}
-    for path in list_files(config.data, "chunks"):
-        documents, report = read_documents(path)
-        kept = _draw_documents(documents, config, f"chunks.{file_key(path)}")
-        _report(f"chunks.{file_key(path)}", packer.add_documents(kept), "documents", dropped, report)
-    for path in list_files(config.data, "pairs"):
-        _add_file(packer, path, config, dropped)
-    for name, structured in pair_groups(config.data, config.per_paragraph, config.seed):
-        _report(name, packer.add_pairs(name, _draw(list(structured), config, name)), "pairs", dropped)
+    if config.data is not None:
+        for path in list_files(config.data, "chunks", required=not list_files(config.data, "pairs", required=False)):
+            documents, report = read_documents(path)
+            kept = _draw_documents(documents, config, f"chunks.{file_key(path)}")
+            _report(f"chunks.{file_key(path)}", packer.add_documents(kept), "documents", dropped, report)
+        for path in list_files(config.data, "pairs"):
+            _add_file(packer, path, config, dropped)
+        for name, structured in pair_groups(config.data, config.per_paragraph, config.seed):
+            _report(name, packer.add_pairs(name, _draw(list(structured), config, name)), "pairs", dropped)
     for path in config.more:
         _add_file(packer, path, config, dropped)
     arrays = packer.arrays()
@@ -192,9 +221,9 @@ def pack(config: PackConfig) -> None:
 
 def _add_file(packer: CorpusPacker, path: Path, config: PackConfig, dropped: dict[str, dict]) -> None:
     """Add the pairs of a file as one group. Raises DataError if its name is not that of a new group."""
-    if not path.name.startswith("pairs.") or not path.name.endswith(".jsonl.gz"):
-        raise DataError(f"{path}: files of pairs must be named pairs.<group>.jsonl.gz; rename it")
-    group = file_key(path)
+    if path.name.endswith(".gz") and not (path.name.startswith("pairs.") and path.name.endswith(".jsonl.gz")):
+        raise DataError(f"{path}: gzip files of pairs must be named pairs.<group>.jsonl.gz; rename it or unpack it")
+    group = pair_group(path)
     if group in packer.groups:
         raise DataError(f"{path}: group {group!r} already exists; rename the file")
     pairs, report = read_pairs(path)

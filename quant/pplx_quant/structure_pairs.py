@@ -102,7 +102,7 @@ def title_pairs(path: Path) -> Iterator[Pair]:
 def pair_groups(folder: Path, per_paragraph: int, seed: int) -> Iterator[tuple[str, Iterator[Pair]]]:
     """Yield groups of pairs of a data folder: `text.<lang>` of each text file, `title.<source>` of each chunk file."""
     for kind in TEXT_KINDS:
-        for path in list_files(folder, kind):
+        for path in list_files(folder, kind, required=False):
             yield f"{kind}.{file_key(path)}", text_pairs(path, per_paragraph, seed)
-    for path in list_files(folder, "chunks"):
+    for path in list_files(folder, "chunks", required=False):
         yield f"title.{file_key(path)}", title_pairs(path)

@@ -68,7 +68,7 @@ class Teacher:
         return ids, spans
 
     def __call__(self, texts: Sequence[str], prompts: Sequence[str], layers: Sequence[int]) -> TeacherCall:
-        """Encode texts, each after its prompt; `layers` are numbers of states, 0 for the embeddings."""
+        """Encode texts, each after its prompt; `layers` are numbers of states, 0 for the embeddings, or none."""
         ids, spans = self.tokenize(texts, prompts)
         rows = torch.full((len(ids), max(map(len, ids))), self.pad_id)
         mask = torch.zeros_like(rows)
@@ -77,7 +77,7 @@ class Teacher:
         rows, mask = rows.to(self.device), mask.to(self.device)
         with torch.no_grad():
             found = self.model(input_ids=rows, attention_mask=mask, output_hidden_states=True).hidden_states
-            kept = torch.stack([found[layer].float() for layer in layers])
+            kept = torch.stack([found[layer].float() for layer in layers]) if layers else found[0][:0]
             weights = mask[:, :, None].float()
             vectors = (found[-1].float() * weights).sum(dim=1) / weights.sum(dim=1)
         return TeacherCall(kept, torch.nn.functional.normalize(vectors, dim=1), spans)

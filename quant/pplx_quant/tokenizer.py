@@ -48,7 +48,7 @@ def read_by_language(folder: Path) -> dict[str, list[str]]:
     """Return the texts of a data folder by language: paragraphs, and both sides of monolingual pairs."""
     texts: dict[str, list[str]] = {}
     for kind in TEXT_KINDS:
-        for path in list_files(folder, kind):
+        for path in list_files(folder, kind, required=kind == TEXT_KINDS[0]):
             texts.setdefault(text_language(path), []).extend(text for text, _ in read_texts(path)[0])
     for path in list_files(folder, "pairs"):
         for pair in read_pairs(path)[0]:

@@ -1,17 +1,23 @@
-"""Retrieval figures for held-out pairs, to compare runs without using a benchmark."""
+"""Retrieval figures for held-out pairs, and for a folder of questions of one's own in the layout of BEIR."""
 
-from collections.abc import Callable, Sequence
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import int8_codes, sign_codes
 from pplx_edge.vectors.similarity import unit_vectors
 from pplx_quant.corpus import PackedCorpus
-from pplx_quant.errors import ConfigError
+from pplx_quant.errors import ConfigError, DataError
 from pplx_quant.model import plan_calls, whole_rows
 
 Encode = Callable[[Sequence[TokenRow]], Tensor]
@@ -85,3 +91,75 @@ def _means(texts: list[np.ndarray], encode: Encode, call_tokens: int) -> np.ndar
 def unit_codes(means: np.ndarray, dim: int) -> np.ndarray:
     """Return the int8 codes of the first `dim` components, scaled to unit length, float32 `[N, dim]`."""
     return unit_vectors(int8_codes(means[:, :dim]))
+
+
+# ------------------------------------------------------------------------------------------------ BEIR
+
+
+@dataclass(frozen=True)
+class BeirFolder:
+    """Passages, queries, and the relevance of passages to each query: `{passage: grade}` by place."""
+
+    passages: list[str]
+    queries: list[str]
+    relevant: list[dict[int, float]]
+
+    @classmethod
+    def read(cls, folder: Path) -> "BeirFolder":
+        """Read `corpus.jsonl`, `queries.jsonl` (or `.gz`) and the judgments.
+
+        The judgments are `qrels.tsv` or `qrels/test.tsv`, `dev.tsv` or `train.tsv`, the first that exists. Queries
+        without a relevant passage are left out. Raises DataError if a file is missing or malformed, or no query is
+        left.
+        """
+        try:
+            corpus, asked = (list(_json_rows(folder, name)) for name in ("corpus", "queries"))
+            places = {row["_id"]: place for place, row in enumerate(corpus)}
+            grades: dict[str, dict[int, float]] = {}
+            names = ("qrels.tsv", "qrels/test.tsv", "qrels/dev.tsv", "qrels/train.tsv")
+            path = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+            with path.open(encoding="utf-8", newline="") as stream:
+                for query, passage, grade in list(csv.reader(stream, delimiter="\t"))[1:]:
+                    if float(grade) > 0 and passage in places:
+                        grades.setdefault(query, {})[places[passage]] = float(grade)
+            asked = [row for row in asked if row["_id"] in grades]
+            passages = [f"{row.get('title') or ''} {row['text']}".strip() for row in corpus]
+            queries, relevant = [row["text"] for row in asked], [grades[row["_id"]] for row in asked]
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder}: not a folder in the layout of BEIR ({error!r})") from error
+        if not queries:
+            raise DataError(f"{folder}: no query has a relevant passage")
+        return cls(passages, queries, relevant)
+
+
+def _json_rows(folder: Path, name: str) -> Iterator[dict]:
+    zipped = folder / f"{name}.jsonl.gz"
+    with gzip.open(zipped, "rb") if zipped.is_file() else (folder / f"{name}.jsonl").open("rb") as stream:
+        yield from map(json.loads, stream)
+
+
+def validate_beir(
+    folder: BeirFolder, tokenizer: Tokenizer, encode: Encode, limits: tuple[int, int], call_tokens: int
+) -> float:
+    """Return the mean nDCG@10 of the queries with int8 vectors; `limits` are the tokens of a query and a passage."""
+    vectors = []
+    for texts, limit in ((folder.queries, limits[0]), (folder.passages, limits[1])):
+        means = _means([row[:limit] for row in _tokens(tokenizer, texts)], encode, call_tokens)
+        vectors.append(unit_codes(means, means.shape[1]))
+    scores = vectors[0] @ vectors[1].T
+    return float(np.mean([graded_ndcg(row, own) for row, own in zip(scores, folder.relevant, strict=True)]))
+
+
+def _tokens(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    """Return the ids of texts; a text without tokens becomes token 0."""
+    encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.array(item.ids or [0], np.int64) for item in encoded]
+
+
+def graded_ndcg(scores: np.ndarray, relevant: dict[int, float]) -> float:
+    """Return nDCG@10 of a query by scores `[N]`; `relevant` are the gains of passages. Ties go to the first."""
+    discounts = 1 / np.log2(np.arange(2, 12))
+    first = np.argsort(-scores, kind="stable")[:10]
+    best = sorted(relevant.values(), reverse=True)[:10]
+    gained = sum(relevant.get(int(place), 0.0) * discounts[rank] for rank, place in enumerate(first))
+    return float(gained / (np.array(best) @ discounts[: len(best)]))

@@ -11,7 +11,7 @@ import pytest
 from beir_folders import judged_lines, write_task
 from fakes import fake_embedder
 
-from pplx_bench.retrieval.beir import Passage, Query, RetrievalTask
+from pplx_bench.retrieval.beir import RetrievalTask, TaskPassage, TaskQuery
 from pplx_bench.search import corpora
 from pplx_bench.search.finders import finders
 from pplx_bench.search.folder import STEPS
@@ -29,10 +29,12 @@ SUBJECTS = ("kiwi", "heron", "granite", "violin", "glacier", "lantern", "saffron
 
 def task(name: str, n_passages: int) -> RetrievalTask:
     corpus = tuple(
-        Passage(f"p{i}", f"Number {i} of {name} tells of the {SUBJECTS[i % 8]} and of nothing else.", "")
+        TaskPassage(f"p{i}", f"Number {i} of {name} tells of the {SUBJECTS[i % 8]} and of nothing else.", "")
         for i in range(n_passages)
     )
-    queries = tuple(Query(f"q{i}", f"which number of {name} tells of the {SUBJECTS[i]}?") for i in range(n_passages))
+    queries = tuple(
+        TaskQuery(f"q{i}", f"which number of {name} tells of the {SUBJECTS[i]}?") for i in range(n_passages)
+    )
     return RetrievalTask(name, corpus, queries, {f"q{i}": {f"p{i}": 1} for i in range(n_passages)})
 
 

@@ -12,7 +12,7 @@ import pytest
 from fakes import fake_embedder
 
 import pplx_edge
-from pplx_bench.retrieval.beir import Passage, Query, RetrievalTask
+from pplx_bench.retrieval.beir import RetrievalTask, TaskPassage, TaskQuery
 from pplx_bench.search.alone import ChunksAlone
 from pplx_bench.search.files import write_files
 from pplx_bench.search.passages import Passages, chunk_bounds, find_passages, locate
@@ -45,8 +45,8 @@ def task() -> RetrievalTask:
         title = "Glacier: a/b" if subject == "Lantern" else f"{subject}: a/b"
         for piece, text in enumerate(TEXTS):
             text = text.format(subject) + (" 冰川" if number == 2 else "")
-            corpus.append(Passage(f"{number}-{piece}", text, title, f"doc {number}", piece))
-    queries = tuple(Query(f"q{i}", f"Where does {subject} lie?") for i, subject in enumerate(SUBJECTS))
+            corpus.append(TaskPassage(f"{number}-{piece}", text, title, f"doc {number}", piece))
+    queries = tuple(TaskQuery(f"q{i}", f"Where does {subject} lie?") for i, subject in enumerate(SUBJECTS))
     judgements = {query.id: {f"{i}-5": 1} for i, query in enumerate(queries)}
     return RetrievalTask("made-up", tuple(corpus), queries, judgements)
 
@@ -201,7 +201,7 @@ def test_the_index_has_equal_chunks_in_both_readings(task: RetrievalTask, tmp_pa
 
 
 def test_queries_are_drawn_the_same_each_time(task: RetrievalTask):
-    queries = [Query(str(i), "") for i in range(50)]
+    queries = [TaskQuery(str(i), "") for i in range(50)]
     drawn = sampled(queries, 10)
     assert drawn == sampled(queries, 10)
     assert len(set(drawn)) == 10

@@ -1,6 +1,7 @@
 """`doctor`: what it says of machine and backends, the self-test in real processes, how trials are judged and ended."""
 
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -23,6 +24,7 @@ from pplx_edge import backends
 from pplx_edge.errors import EdgeError
 from pplx_edge.registry import BACKENDS, COREML, MLX, ONNX
 from pplx_kit import host
+from pplx_kit.findings import Verdict
 
 _, INT8, STORED, _ = self_test.trials()
 
@@ -56,7 +58,7 @@ def trials(monkeypatch: pytest.MonkeyPatch, on_linux: None) -> Callable[[dict[st
     """Gives trials by their labels what they measure, without processes; what is not named has no time."""
 
     def give(found: dict[str, Measurement | Outcome]) -> None:
-        late = lambda trial: Outcome(trial=trial, verdict="unfinished", why="no time was left for it")  # noqa: E731
+        late = lambda trial: Outcome(trial=trial, verdict=Verdict.NOTE, why="no time was left for it")  # noqa: E731
         monkeypatch.setattr(self_test, "run_trial", lambda trial, *_: found.get(trial.label) or late(trial))
 
     return give
@@ -227,7 +229,7 @@ def test_codes_that_are_not_the_models_fail_with_status_1(run: Run, trials, code
     trials({"onnx-fp32": measurement(codes), "onnx-int8": measurement(np.roll(codes, 1, axis=1))})
     status, out, _ = run("doctor")
     assert status == 1
-    assert "failed: cosine " in out
+    assert "wrong: cosine " in out
     assert "with onnx-fp32, at least 0.97 is expected" in out
     assert "not sound; failed: onnx-int8" in out.splitlines()[-1]
     facts = json.loads(run("doctor", "--json")[1])
@@ -239,7 +241,7 @@ def test_one_bad_text_among_many_is_enough_to_fail(codes: np.ndarray):
     bad = codes.copy()
     bad[17] = -bad[17]
     outcome = self_test.judged(INT8, measurement(bad), measurement(codes))
-    assert (outcome.verdict, outcome.min_cosine) == ("failed", pytest.approx(-1))
+    assert (outcome.verdict, outcome.min_cosine) == ("wrong", pytest.approx(-1))
     short = self_test.judged(INT8, measurement(bad[:10]), measurement(codes))
     assert (short.verdict, short.min_cosine, short.largest_step) == ("ok", pytest.approx(1), 0)
 
@@ -248,7 +250,7 @@ def test_one_bad_text_among_many_is_enough_to_fail(codes: np.ndarray):
 def test_a_format_is_held_to_what_it_can_keep(trial: Trial, codes: np.ndarray):
     noise = np.random.default_rng(1).standard_normal(codes.shape)
     far = np.sqrt(1 / trial.least_cosine**2 - 1) * np.linalg.norm(codes, axis=1, keepdims=True)
-    for share, verdict in ((0.7, "ok"), (1.3, "failed")):
+    for share, verdict in ((0.7, "ok"), (1.3, "wrong")):
         moved = codes + share * far * noise / np.linalg.norm(noise, axis=1, keepdims=True)
         assert self_test.judged(trial, measurement(moved), measurement(codes)).verdict == verdict
 
@@ -264,10 +266,11 @@ def test_another_backend_that_fails_is_enough_for_status_1_and_one_that_is_late_
     status, out, _ = run("doctor")
     assert status == 0
     assert "sound; unfinished: mlx, as stored" in out.splitlines()[-1]
-    trials(good | {STORED.label: Outcome(trial=STORED, verdict="failed", why="crashed by SIGSEGV (it said nothing)")})
+    crashed = Outcome(trial=STORED, verdict=Verdict.WRONG, why="crashed by SIGSEGV (it said nothing)")
+    trials(good | {STORED.label: crashed})
     status, out, _ = run("doctor")
     assert status == 1
-    assert "failed: crashed by SIGSEGV" in out
+    assert "wrong: crashed by SIGSEGV" in out
 
 
 def usable_state() -> availability.BackendState:
@@ -307,7 +310,7 @@ def test_an_error_of_a_process_is_told(tiny_dir: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(self_test, "BUILT_IN", str(tiny_dir / "nowhere"))
     outcome = self_test.run_trial(INT8, 100.0, 100.0)
     assert isinstance(outcome, Outcome)
-    assert outcome.verdict == "failed"
+    assert outcome.verdict == "wrong"
     assert "nowhere: no such directory" in outcome.why
 
 
@@ -331,7 +334,7 @@ def test_a_process_that_gives_no_result_has_failed(tmp_path: Path, monkeypatch, 
     fake_python(tmp_path, monkeypatch, script)
     outcome = self_test.run_trial(INT8, 10.0, 60.0)
     assert isinstance(outcome, Outcome)
-    assert (outcome.verdict, outcome.why) == ("failed", said)
+    assert (outcome.verdict, outcome.why) == ("wrong", said)
 
 
 def test_a_process_that_hangs_is_ended_in_time_even_when_it_does_not_want_to(tmp_path: Path, monkeypatch):
@@ -342,12 +345,13 @@ def test_a_process_that_hangs_is_ended_in_time_even_when_it_does_not_want_to(tmp
     outcome = self_test.run_trial(INT8, 1.0, 2.3)
     assert time.monotonic() - started < 8  # 2 and 0.3 seconds on a machine of one's own
     assert isinstance(outcome, Outcome)
-    assert outcome.verdict == "unfinished"
+    assert outcome.verdict == "note"
     assert "run doctor again" in outcome.why
-    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
     late = self_test.run_trial(INT8, 1.0, 0.4)
     assert isinstance(late, Outcome)
-    assert (late.verdict, late.why) == ("unfinished", "no time was left for it")
+    assert (late.verdict, late.why) == ("note", "no time was left for it")
 
 
 class SlowSession(FakeSession):
@@ -395,4 +399,4 @@ def test_what_is_measured_is_kept_apart_from_what_is_judged(codes: np.ndarray):
     outcome = self_test.judged(REFERENCE, measurement(codes), None)
     assert (outcome.verdict, outcome.min_cosine) == ("ok", None)
     assert not self_test.passed([outcome])
-    assert not self_test.passed([replace(outcome, verdict="failed")])
+    assert not self_test.passed([replace(outcome, verdict=Verdict.WRONG)])

@@ -1,6 +1,7 @@
 """Files and directories that are replaced atomically, also when the disk is full or the process is killed."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -107,6 +108,21 @@ def test_everything_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: py
     where = events.index("rename")
     assert set(events[:where]) == names
     assert events[where + 1 :] == [str(tmp_path)]
+
+
+def test_on_a_mac_the_cache_of_the_disk_is_flushed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+
+    def unsupported(_: int, command: int) -> None:
+        calls.append(command)
+        raise OSError(errno.ENOTSUP, "not on this file system")
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", unsupported)
+    with writing(tmp_path / "out") as partial:
+        (partial / "a").write_text("1")
+    assert calls == [51] * 3  # the file, its folder, and the folder of that
+    assert (tmp_path / "out" / "a").read_text() == "1"
 
 
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]

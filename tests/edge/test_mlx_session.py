@@ -260,11 +260,17 @@ def kernels_of_a_layer(encoder: Any, rows: qwen3_mlx.Rows, monkeypatch: pytest.M
     def first(x: Any, *_: object) -> Any:
         return x.dtype
 
+    def add_norm(x: Any, y: Any, weight: Any, eps: float, dtype: Any) -> tuple[Any, Any]:
+        counts["AddNormCast"] += 1
+        roots.extend((x, y))
+        return mx.zeros(x.shape), mx.zeros(x.shape, dtype)
+
     with monkeypatch.context() as patch:
         patch.setattr(mx.fast, "rms_norm", record("RMSNorm", 2, lambda x, w, _: (x.reshape(-1)[:1] + w[:1]).dtype))
         patch.setattr(mx.fast, "rope", record("RoPE", 1, first))
         patch.setattr(mx.fast, "scaled_dot_product_attention", record("ScaledDotProductAttention", 3, first))
         patch.setattr(qwen3_mlx, "_added", record("AddCast", 2, first, casts=False))
+        patch.setattr(qwen3_mlx, "fused_add_norm", add_norm)
         patch.setattr(qwen3_mlx, "_gated", record("SiluMultiply", 2, first))
         x = mx.zeros((rows.n_rows * rows.length if rows.packed is None else rows.packed.size, encoder.norm.weight.size))
         pending = x.astype(encoder.layers[0].self_attn.q_norm.weight.dtype)
@@ -293,6 +299,11 @@ def test_a_layer_runs_few_kernels_and_casts(tiny_dir: Path, monkeypatch: pytest.
     }
     without_padding = kernels_of_a_layer(model, qwen3_mlx.Rows.of_lengths((4, 4)), monkeypatch)
     assert without_padding == {name: count for name, count in kernels.items() if name != "Gather"}
+    for norm in (model.layers[1].input_layernorm, model.layers[1].post_attention_layernorm):
+        norm.fused = True
+    fused = kernels_of_a_layer(model, qwen3_mlx.Rows.of_lengths((5, 3)), monkeypatch)
+    replaced = {"RMSNorm": 2, "AddNormCast": 2, "AsType": 0}  # the norms of queries and keys remain
+    assert fused == {name: n for name, n in kernels.items() if name != "AddCast"} | replaced
 
 
 # The choice of weights

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_samples import TINY, sample_chunks, sample_pairs, write_jsonl
+from training_samples import TINY, sample_chunks, sample_pairs, word_tokenizer, write_jsonl
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_quant.checkpoint import write_checkpoint
@@ -70,3 +70,32 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(data_folder, tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("teacher")
+    config = transformers.BertConfig(
+        vocab_size=200,
+        hidden_size=TINY.hidden_size,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.3,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    texts = [row[side] for row in sample_pairs(120) for side in ("query", "positive")]
+    word_tokenizer(texts).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(data_folder, tokenizer_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "packed.npz"
+    pack(PackConfig(data=data_folder, tokenizer=tokenizer_folder, out=path, held_out=0.2, keep_text=True))
+    return path

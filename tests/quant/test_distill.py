@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
+from training_samples import TINY
 
 from pplx_edge.errors import CheckpointError
 from pplx_quant.alignment import align, shares
 from pplx_quant.checkpoint import read_model
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError
-from pplx_quant.pack import PackConfig, pack
 from pplx_quant.stages.distill import (
     DistillConfig,
     DistillStage,
@@ -25,53 +25,7 @@ from pplx_quant.stages.distill import (
 )
 from pplx_quant.teacher import Teacher
 
-WIDTH = 32
-
-
-def word_tokenizer(texts) -> Tokenizer:
-    """A lower-casing WordPiece tokenizer with special tokens, unlike the student's byte-level BPE."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def teacher_folder(data_folder, tmp_path_factory):
-    transformers = pytest.importorskip("transformers")
-    from training_samples import sample_pairs
-
-    torch.manual_seed(3)
-    folder = tmp_path_factory.mktemp("teacher")
-    config = transformers.BertConfig(
-        vocab_size=200,
-        hidden_size=WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=128,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.3,
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    texts = [row[side] for row in sample_pairs(120) for side in ("query", "positive")]
-    word_tokenizer(texts).save(str(folder / "tokenizer.json"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def text_file(data_folder, tokenizer_folder, tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "packed.npz"
-    pack(PackConfig(data=data_folder, tokenizer=tokenizer_folder, out=path, held_out=0.2, keep_text=True))
-    return path
+WIDTH = TINY.hidden_size
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import gzip
 import json
 from pathlib import Path
 
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
 from pplx_edge.spec import ModelSpec
 
 TINY = ModelSpec(
@@ -58,3 +60,18 @@ def sample_chunks(n_chunks: int) -> list[dict]:
         }
         for row in sample_pairs(n_chunks)
     ]
+
+
+def word_tokenizer(texts) -> Tokenizer:
+    """A lower-casing WordPiece tokenizer with special tokens, unlike the student's byte-level BPE."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer

@@ -115,13 +115,13 @@ def test_lines_for_people_end_with_a_verdict(
     doctor: Doctor, index: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert program.main(["--home", str(index), "doctor"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("verdict      sound (")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("verdict     sound (")
     (folder / "lease.txt").unlink()
     folder.rmdir()
     assert program.main(["--home", str(index), "doctor"]) == 1
     *_, told, advice, _, last = ["", *capsys.readouterr().out.splitlines()][-5:]
     lines = [told, advice, last]
-    assert any(line.startswith("verdict      not sound: folder (") for line in lines), lines
+    assert any(line.startswith("verdict     not sound: folder (") for line in lines), lines
 
 
 def test_a_folder_that_is_gone_is_named_with_what_to_do(doctor: Doctor, index: Path, folder: Path):
@@ -307,7 +307,7 @@ def test_it_runs_where_the_extra_is_not_installed(tmp_path: Path):
 
     done = run("doctor")
     assert (done.returncode, done.stderr) == (1, "")
-    assert "verdict      not sound: sqlite, parsers, watching, index (" in done.stdout
+    assert "verdict     not sound: sqlite, parsers, watching, index (" in done.stdout
     done = run("search", "x")
     assert done.returncode == 2
     assert done.stderr == (

@@ -187,6 +187,6 @@ def test_two_gigabytes_of_one_line_are_refused_and_the_rest_is_found(tmp_path: P
     app.index("add", folder, seconds=300)
     assert app.child_bytes < MEMORY_MB * 1.5e6
     (told,) = app.not_indexed().values()
-    assert (told["code"], told["message"]) == ("too-large", "more than 1,024 MB of text")
+    assert (told["code"], told["message"]) == ("too-large", "contains more than 1,024 MB of text, which is the limit")
     assert app.first("zorkmid") == "good.txt"
     assert app("check") == ""

@@ -61,7 +61,7 @@ def wait_until_gone(pid: int, seconds: float = 10) -> bool:
 
 
 KILLED = {
-    "hoard": ("memory", "limit 134 MB"),
+    "hoard": ("memory", "limit of 134 MB"),
     "die": ("crashed", "SIGSEGV"),
     "leave": ("crashed", "status 0"),
     "forge": ("crashed", "invalid message"),
@@ -255,7 +255,10 @@ def test_what_is_no_plain_file_is_refused_without_waiting(reader: Reader, tmp_pa
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_text("x" * (2 << 20), encoding="ascii")
-    with Reader(ReadLimits(max_file_mb=1)) as reader, pytest.raises(ReadFailed, match="2 MB, limit 1 MB") as failed:
+    with (
+        Reader(ReadLimits(max_file_mb=1)) as reader,
+        pytest.raises(ReadFailed, match="has 2 MB, more than the limit of 1 MB") as failed,
+    ):
         reader.read(path)
     assert failed.value.code == "too-large"
 

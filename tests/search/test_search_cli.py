@@ -16,13 +16,15 @@ from fakes import FakeSession, fake_embedder
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pplx_cli
+from pplx_kit.progress import Progress, described, duration
 from pplx_search import program
 from pplx_search.commands import watch
 from pplx_search.commands.open import command_for
 from pplx_search.console import shown_path
-from pplx_search.indexer import Progress, Report
+from pplx_search.indexer import Report
 from pplx_search.ingest.walk import MissingRoot
-from pplx_search.progress import Bar, described, duration, say_summary
+from pplx_search.progress import Bar, say_summary
 from pplx_search.query.snippets import snippet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -124,7 +126,7 @@ def test_status_says_what_is_not_indexed_and_why(run: Run, folder: Path) -> None
         "failed       1 damaged: the file is truncated, or not of the type that its name suggests",
         "skipped      1 no reader for .png files",
     ]
-    assert f"failed       files{os.sep}cut.pdf  incomplete or damaged PDF: it cannot be opened" in lines
+    assert f"failed       files{os.sep}cut.pdf  the PDF is incomplete or damaged and cannot be opened" in lines
     assert f"skipped      files{os.sep}photo.png  no reader for .png files" in lines
     lines = [json.loads(line) for line in run("status", "--files", "--json")[1].splitlines()]
     assert (lines[0]["schema"], lines[0]["indexed"], lines[0]["failed"]) == (1, 2, 1)
@@ -159,6 +161,9 @@ def test_update_check_get_and_rm(run: Run, folder: Path) -> None:
         (("search", "x"), "home; start with: pplx-search add FOLDER"),
         (("status",), "index"),
         (("add", "nowhere"), "nowhere: no such file or folder"),
+        (("search", "a\udc80"), "found the byte 0x80 at character 2, which is not valid UTF-8; type the query again"),
+        (("search", "a", "\ud800"), "found the lone surrogate U+D800 at character 1, which is not valid UTF-8"),
+        (("once", "\udc80", "."), "found the byte 0x80 at character 1, which is not valid UTF-8"),
         (("search", " "), "the query is empty"),
         (("rm",), "give either paths or --collection, not both"),
         (("get", "x"), "expected ID, ID:LINE or ID:LINE:COUNT; got 'x'"),
@@ -203,6 +208,20 @@ def test_a_second_writer_is_refused_and_told_who_writes(run: Run, folder: Path, 
         assert status == 2
         assert str(os.getpid()) in err
         assert run("search", "lease", "--words-only")[0] == 0
+
+
+@pytest.mark.parametrize(("name", "main"), [("pplx-edge", pplx_cli.main), ("pplx-search", program.main)])
+def test_help_lists_every_command_once_in_a_group(name: str, main, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    groups = {"pplx-edge": pplx_cli.GROUPS, "pplx-search": program.GROUPS}[name]
+    listed = re.findall(r"^(?:(\w+):$|  (\w+)  +\w)", out.partition("\noptions:")[0], re.MULTILINE)
+    assert [heading or command for heading, command in listed] == [
+        each for heading, commands in groups.items() for each in (heading, *commands)
+    ]
+    assert out.startswith(f"usage: {name} [-h] [--version]")
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def test_every_command_has_help_with_an_example() -> None:

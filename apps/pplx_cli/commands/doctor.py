@@ -15,6 +15,7 @@ from pplx_cli.self_test import Outcome
 from pplx_edge import __version__, backends
 from pplx_edge.errors import InputError
 from pplx_edge.weights import hub
+from pplx_kit.findings import NAME_CHARS, Finding, Verdict, entry, sound, wrong
 from pplx_kit.host import Host, describe_host
 from pplx_kit.options import add_command
 from pplx_kit.terminal import human_bytes, say
@@ -67,43 +68,44 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_facts(host, states, None if args.no_test else outcomes, good, seconds)))
     else:
-        lines = [*_host_lines(host), *_backend_lines(states, default)]
-        lines += [] if args.no_test else [*_test_lines(outcomes), ("verdict", _verdict(outcomes, good, seconds))]
-        print("\n".join(f"{name:11} {value}".rstrip() for name, value in lines))
+        print(*_host_findings(host), *_backend_findings(states, default), sep="\n")
+        if not args.no_test:
+            print(*_test_lines(outcomes), entry("verdict", _verdict(outcomes, good, seconds)), sep="\n")
     return _OK if good else _FAILED
 
 
-def _host_lines(host: Host) -> list[tuple[str, str]]:
+def _host_findings(host: Host) -> list[Finding]:
     available = "" if host.available_bytes is None else f", {human_bytes(host.available_bytes)} available"
     return [
-        ("pplx-edge", f"{__version__}, Python {platform.python_version()}"),
-        ("chip", f"{host.chip}, {host.n_cores} core{'s' if host.n_cores > 1 else ''}"),
-        ("memory", f"{human_bytes(host.memory_bytes)}{available}"),
-        ("system", host.system),
-        ("cache", str(hub.cache_directory())),
+        sound("pplx-edge", f"{__version__}, Python {platform.python_version()}"),
+        sound("chip", f"{host.chip}, {host.n_cores} core{'s' if host.n_cores > 1 else ''}"),
+        sound("memory", f"{human_bytes(host.memory_bytes)}{available}"),
+        sound("system", host.system),
+        sound("cache", str(hub.cache_directory())),
     ]
 
 
-def _backend_lines(states: Mapping[str, BackendState], default: str) -> list[tuple[str, str]]:
-    """Name and state of each backend; versions stand where it can be used."""
-    lines = []
+def _backend_findings(states: Mapping[str, BackendState], default: str) -> list[Finding]:
+    """Return the state of each backend, with the versions of its packages if it can be used."""
+    findings = []
     for name, state in states.items():
         versions = ", ".join(f"{package} {version}" for package, version in state.versions.items())
         head = "usable" + (", the default" if name == default else "") if state.usable else "not usable"
         about = "; ".join(part for part in (versions if state.usable else "", state.why) if part)
-        lines.append((name, f"{head}: {about}" if about else head))
-    return lines
+        find = wrong if name == default and not state.usable else sound  # others may be unusable
+        findings.append(find(name, f"{head}: {about}" if about else head))
+    return findings
 
 
-def _test_lines(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
-    """A line for each trial, its columns aligned, and what was read."""
+def _test_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a line about the texts, and a line for each trial, with aligned columns."""
     cells = [_cells(outcome) for outcome in outcomes]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]) - 1)] if cells else []
     about = f"{hub.BUILT_IN}, up to {self_test.N_TEXTS} texts in {len(cells)} processes, one after the other"
-    lines = [("self-test", about)]
+    lines = [entry("self-test", about)]
     for line in cells:
         aligned = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
-        lines.append(("", "  ".join([*aligned, line[-1]])))
+        lines.append("  ".join([" " * NAME_CHARS + f" {aligned[0]}", *aligned[1:], line[-1]]).rstrip())
     return lines
 
 
@@ -115,20 +117,20 @@ def _cells(outcome: Outcome) -> list[str]:
     finding = "the reference" if outcome.trial is self_test.REFERENCE else ""
     if outcome.min_cosine is not None:
         finding = f"cosine at least {outcome.min_cosine:.5f}, largest step {outcome.largest_step}"
-    verdict = outcome.verdict if outcome.verdict == "ok" else f"{outcome.verdict}: {outcome.why}"
+    verdict = Verdict.OK if outcome.verdict == Verdict.OK else f"{outcome.verdict}: {outcome.why}"
     return [
         outcome.trial.label,
         measured.device,
         f"{measured.n_texts} texts, {measured.n_tokens:,} tokens",
         f"{measured.tokens_per_second:,.0f} tokens/s",
         f"peak {human_bytes(measured.peak_bytes)}",
-        "; ".join(part for part in (finding, verdict, *measured.warnings) if part),
+        "; ".join(part for part in (finding, verdict, measured.note, *measured.warnings) if part),
     ]
 
 
 def _verdict(outcomes: Sequence[Outcome], good: bool, seconds: float) -> str:
-    bad = [outcome.trial.label for outcome in outcomes if outcome.verdict == "failed"]
-    late = [outcome.trial.label for outcome in outcomes if outcome.verdict == "unfinished"]
+    bad = [outcome.trial.label for outcome in outcomes if outcome.verdict == Verdict.WRONG]
+    late = [outcome.trial.label for outcome in outcomes if outcome.verdict == Verdict.NOTE]
     parts = ["sound" if good else "not sound" if bad else "not known: the default backend was not tested to the end"]
     parts += [f"failed: {', '.join(bad)}"] if bad else []
     parts += [f"unfinished: {', '.join(late)}"] if late else []

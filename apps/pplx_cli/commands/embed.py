@@ -16,8 +16,9 @@ from pplx_cli.vector_writers import open_writer, require_output
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError, NumericalError, TextTooLong
 from pplx_edge.types import PRECISIONS
-from pplx_kit.options import add_command, add_model_options, open_model, positive
+from pplx_kit.options import add_command, add_model_options, open_warm_model, positive
 from pplx_kit.terminal import say
+from pplx_kit.warm import WarmEmbedder
 
 _PROGRESS_DELAY_SECONDS = 2.0
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         require_output(args.output)  # said before the model is opened, not after
     line_format = LineFormat(jsonl=args.jsonl, contextual=args.contextual, field=args.field)
     records = read_records(args.files, line_format)
-    with open_model(args) as model:
+    with open_warm_model(args) as model:
         empty = model.encode([], args.precision, dim=args.dim)
         with (
             open_writer(args.output, empty) as writer,
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _encode(model: Embedder, block: list[Record], args: argparse.Namespace) -> list[np.ndarray]:
+def _encode(model: Embedder | WarmEmbedder, block: list[Record], args: argparse.Namespace) -> list[np.ndarray]:
     """The vectors of each record; errors and warnings name files and lines instead of places in the block."""
     encode = model.encode_chunks if args.contextual else model.encode
     contents = [record.content for record in block]

@@ -64,13 +64,19 @@ def add_parser(commands: Any) -> None:
     )
     group.add_argument("--max-body", type=positive, default=8, metavar="MB", help="Largest request (default: 8).")
     group.add_argument(
-        "--drain", type=duration, default=30, metavar="TIME", help="Time to finish requests when stopping (default: 30s)."
+        "--drain",
+        type=duration,
+        default=30,
+        metavar="TIME",
+        help="Time to finish requests when stopping (default: 30s).",
     )
     parser.add_argument(
         "--service", choices=("systemd", "launchd"), help="Print a service definition for these options, and exit."
     )
     group = parser.add_argument_group("model")
-    group.add_argument("--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores).")
+    group.add_argument(
+        "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."
+    )
     group.add_argument("--backend", default="auto", metavar="NAME", help="Runtime to use (default: the best one).")
     group.add_argument("--format", metavar="FORMAT", help="Format to convert a checkpoint to when first opened.")
     add_hub_options(group)
@@ -89,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
     if args.uds is None and not web_server.is_loopback(args.host) and not secret:
         raise InputError(f"{args.host} can be reached by others: set --api-key-file or ${KEY_VARIABLE}")
     service = application.embeddings_service(_sources(args), _pool_settings(args))
-    app = application.build(service, warm=list(service.pool.slots) if args.warm else ())
+    names = list(service.pool.slots)
+    app = application.build(service, names if args.models else (), names if args.warm else ())
     from pplx_kit.web_guard import Guard, GuardSettings
 
     guard = Guard(

@@ -16,7 +16,7 @@ from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError
 from pplx_edge.preparation import ResolvedModel, resolve_model
-from pplx_edge.registry import BACKENDS, COREML, EXACT_FORMAT, MLX, ONNX
+from pplx_edge.registry import BACKENDS, COREML, EXACT_FORMAT, MLX, ONNX, entry
 from pplx_edge.system import macos_version
 from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
@@ -71,6 +71,12 @@ def matmul() -> dict[str, Any]:
     result = {"shape": SHAPE, "architecture": gpu, "bfloat16_tflops": bf16, "float32_tflops": fp32}
     advice = accelerator_advice(gpu, bf16, wheel_tags(_METAL))
     return result | ({"advice": advice} if advice else {})
+
+
+def proof(backend: str) -> dict[str, Any]:
+    """Test the kernels of a backend that are off until proven, remember the result, and return the findings."""
+    backends.require_installed(BACKENDS[backend])
+    return dict(entry(BACKENDS[backend].proof)())
 
 
 def accelerator_advice(architecture: str, tflops: float, tags: list[str]) -> str:
@@ -170,6 +176,7 @@ def _coreml(artifact_format: str, units: str) -> tuple[ResolvedModel, Any]:
 STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "machine": machine,
     "matmul": matmul,
+    "proof": proof,
     "convert": convert,
     "parity": parity,
     "speed": speed,

@@ -39,11 +39,12 @@ def write_report(path: Path, *, quick: bool, say: Callable[[str], None]) -> dict
         "backends": {name: asdict(state) for name, state in states.items()},
         "steps": [],
     }
-    with tempfile.TemporaryDirectory(prefix="pplx-edge-report-") as cache:  # so that nothing is left of it
+    with tempfile.TemporaryDirectory(prefix="pplx-edge-report-") as folder:  # so that nothing is left but the proofs
         for name, arguments in plan(quick):
             label = " ".join([name, *arguments])
             say(f"report: {label}")
             why_not = _why_not(name, arguments, usable, states)
+            cache = "" if name == "proof" else folder
             result = {"status": "skipped", "why": why_not} if why_not else run_step(name, arguments, until, cache)
             report["steps"].append({"step": label} | result)
     with replacing_file(path) as new:
@@ -55,7 +56,9 @@ def summary(report: dict[str, Any]) -> str:
     """Return a line for each step, with the reason if it did not succeed and the advice if there is any."""
     lines = []
     for step in report["steps"]:
-        about = "; ".join(filter(None, (step.get("why"), step.get("advice"), *step.get("warnings", ()))))
+        about = "; ".join(
+            filter(None, (step.get("why"), step.get("advice"), step.get("note"), *step.get("warnings", ())))
+        )
         lines.append(f"{step['status']:10} {step['step']}" + (f": {about}" if about else ""))
     return "\n".join(lines)
 
@@ -68,6 +71,7 @@ def plan(quick: bool) -> list[tuple[str, tuple[str, ...]]]:
     return [
         ("machine", ()),
         ("matmul", ()),
+        *(("proof", (backend.name,)) for backend in BACKENDS.values() if backend.proof),
         *_format_steps(defaults, lengths),
         *_coreml_steps(quick),
         *([] if quick else _format_steps([pair for pair in others if pair not in defaults], lengths)),
@@ -92,7 +96,7 @@ def _why_not(name: str, arguments: Sequence[str], usable: Sequence[str], states:
     """Return why the backend of a step cannot be used, or "" if it can, or if the step needs none."""
     if name in ("coreml_function", "coreml_plan"):
         backend = COREML.name
-    elif name in ("convert", "parity", "speed"):
+    elif name in ("proof", "convert", "parity", "speed"):
         backend = arguments[0].partition(":")[0]
     else:
         return ""

@@ -2,9 +2,6 @@
 
 import argparse
 import json
-import shutil
-import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,15 +10,13 @@ from typing import Any
 
 from pplx_edge import __version__
 from pplx_edge.errors import MissingExtra
-from pplx_kit.findings import Finding, Verdict, wrong
+from pplx_kit.findings import Finding, Verdict, entry, wrong
 from pplx_kit.options import add_command
-from pplx_kit.terminal import printable
 from pplx_search.health.installation import installation
 from pplx_search.program import COMMANDS, PROGRAM
 
 _SCHEMA = 1
 _SOUND, _WRONG = 0, 1
-_NAME_CHARS = 12
 
 
 def add_parser(commands: Any) -> None:
@@ -45,19 +40,18 @@ def run(args: argparse.Namespace) -> int:
     for finding in _findings(args.home):
         findings.append(finding)
         if not args.json:
-            print(_told(finding), flush=True)
+            print(finding, flush=True)
     bad = list(dict.fromkeys(finding.name for finding in findings if finding.verdict == Verdict.WRONG))
     seconds = time.monotonic() - started
     if args.json:
         print(json.dumps(_facts(args.home, findings, not bad, seconds)))
     else:
         verdict = f"not sound: {', '.join(bad)}" if bad else "sound"
-        print(_entry("verdict", f"{verdict} ({seconds:.0f} s)"))
+        print(entry("verdict", f"{verdict} ({seconds:.0f} s)"))
     return _WRONG if bad else _SOUND
 
 
 def _findings(home: Path) -> Iterator[Finding]:
-
     yield from installation()
     try:
         health = PROGRAM.load("pplx_search.health.index", "checking the index")
@@ -65,22 +59,6 @@ def _findings(home: Path) -> Iterator[Finding]:
         yield wrong("index", str(error))
         return
     yield from health.index_health(home)
-
-
-def _told(finding: Finding) -> str:
-    """Return a finding as text, wrapped to the terminal, with its advice on a separate line."""
-    what = finding.what if finding.verdict == Verdict.OK else f"{finding.verdict}: {finding.what}"
-    told = _entry(finding.name, what)
-    return f"{told}\n{_entry('', f'→ {finding.advice}')}" if finding.advice else told
-
-
-def _entry(name: str, text: str) -> str:
-    line = f"{name:{_NAME_CHARS}} {printable(text)}"
-    if not sys.stdout.isatty():
-        return line
-    indent = " " * (_NAME_CHARS + 1)
-    width = max(40, shutil.get_terminal_size().columns)
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _facts(home: Path, findings: list[Finding], ok: bool, seconds: float) -> dict[str, Any]:

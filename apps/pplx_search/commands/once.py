@@ -11,7 +11,7 @@ from pplx_search.access import open_index
 from pplx_search.commands import search
 from pplx_search.commands.add import index_paths
 from pplx_search.console import say, shown_path
-from pplx_search.options import DEFAULT_COLLECTION, add_model_options, add_rule_options
+from pplx_search.options import DEFAULT_COLLECTION, add_model_options, add_rule_options, query_words
 from pplx_search.program import COMMANDS
 from pplx_search.store.values import FileState
 
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
         "deletes it. To search the same files again, `add` them instead. Names files that cannot be read. "
         "Exit status: 0 results found, 1 nothing relevant, 2 error.",
     )
-    parser.add_argument("query", metavar="QUERY", help="A question or a few words, in quotes.")
+    parser.add_argument("query", type=query_words, metavar="QUERY", help="A question or a few words, in quotes.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="Files and folders to search.")
     add_rule_options(parser, "Model to embed the files and the query with")
     search.add_search_options(parser)

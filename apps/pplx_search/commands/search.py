@@ -6,10 +6,10 @@ from typing import Any
 
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command, positive
-from pplx_search.access import model_of, open_index
+from pplx_search.access import open_index, query_model_of
 from pplx_search.console import say
 from pplx_search.ingest.kinds import DOCUMENT_KINDS
-from pplx_search.options import add_collection_filter, add_folder_filter, add_model_options
+from pplx_search.options import add_collection_filter, add_folder_filter, add_model_options, query_words
 from pplx_search.program import COMMANDS
 from pplx_search.query.relevance import judge
 from pplx_search.results import explained, json_of_hit, percent, text_of_hit
@@ -33,7 +33,9 @@ def add_parser(commands: Any) -> None:
         "cosine and words, which --explain and --json show, so cosines need not fall. "
         "Exit status: 0 results found, 1 nothing relevant, 2 error.",
     )
-    parser.add_argument("query", nargs="+", metavar="QUERY", help="A question or a few words; quotes are optional.")
+    parser.add_argument(
+        "query", nargs="+", type=query_words, metavar="QUERY", help="A question or a few words; quotes are optional."
+    )
     add_collection_filter(add_search_options(parser), "search")
     add_model_options(parser)
     parser.set_defaults(run=run)
@@ -86,24 +88,23 @@ def add_search_options(parser: argparse.ArgumentParser) -> Any:
 def run(args: argparse.Namespace) -> int:
     words = " ".join(args.query)
     if not words.strip():
-        raise InputError("the query is empty")
+        raise InputError("the query is empty; ask a question or give a few words")
     with open_index(args) as store:
         wanted, codes = _filter(args, store), None
         if not args.words_only:
-            model, _ = model_of(store, args)
-            with model:
+            with query_model_of(store, args) as model:
                 (codes,) = model.encode_query([words], show_progress=False)
         answer = store.answer(Query(codes=codes, words=words, k=args.k, filter=wanted))
         if pending := store.n_pending():
             say(f"{pending:,} files are not indexed yet; to index them, run: pplx-search update")
-    verdict = judge(answer, args.home)
+    relevance = judge(answer, args.home)
     if args.explain:
-        say(explained(answer, verdict))
-    if answer.hits and not verdict.relevant and not args.all:
-        say(f"nothing relevant (chance of an answer: {percent(verdict)}); to see the nearest passages, use --all")
+        say(explained(answer, relevance))
+    if answer.hits and not relevance.relevant and not args.all:
+        say(f"nothing relevant (chance of an answer: {percent(relevance)}); to see the nearest passages, use --all")
         return _NOTHING
     for number, (hit, text) in enumerate(zip(answer.hits, answer.texts, strict=True), start=1):
-        print(json_of_hit(hit, text, verdict) if args.json else text_of_hit(number, hit, text, words, args.explain))
+        print(json_of_hit(hit, text, relevance) if args.json else text_of_hit(number, hit, text, words, args.explain))
     return _FOUND if answer.hits else _NOTHING
 
 

@@ -74,9 +74,9 @@ def require_text(head: bytes) -> None:
     if _marked(head) or _looks_like_utf16(head):
         return
     if 0 in head:
-        raise ParseFailed("binary", f"binary data: a NUL byte at byte {head.index(0):,}")
+        raise ParseFailed("binary", f"contains binary data: byte {head.index(0):,} is NUL")
     if len(head.translate(None, _CONTROL)) < len(head) * (1 - _MAX_CONTROL_SHARE):
-        raise ParseFailed("binary", "binary data: too many control characters")
+        raise ParseFailed("binary", "contains binary data: too many control characters")
 
 
 def encoding_of(file: Readable, hint: str = "") -> Encoding:

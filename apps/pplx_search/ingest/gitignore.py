@@ -49,7 +49,7 @@ class Pattern:
         negated = text.startswith("!")
         text = text[negated:]
         folders_only = text.endswith("/") and not text.endswith("\\/")
-        text = text.rstrip("/") if folders_only else text
+        text = text[:-1] if folders_only else text
         anchored = "/" in text
         text = text.removeprefix("/")
         if not text:
@@ -72,7 +72,7 @@ class Patterns:
     def __init__(self, lines: Iterable[str]):
         self.patterns = [pattern for line in lines if not is_bad(line) for pattern in [Pattern.parse(line)] if pattern]
 
-    def verdict(self, path: str) -> bool | None:
+    def decide(self, path: str) -> bool | None:
         """Return True if a path is ignored, False if it is re-included by `!`, and None if no pattern matches.
 
         Folders above the path are not considered, because a walk does not enter ignored folders.
@@ -84,7 +84,7 @@ class Patterns:
 
     def includes(self, path: str) -> bool:
         """Return whether a path or a folder above it is ignored."""
-        return any(self.verdict(above) for above in _from_the_top(path))
+        return any(self.decide(above) for above in _from_the_top(path))
 
 
 def is_bad(line: str) -> bool:
@@ -111,7 +111,7 @@ def _without_spaces(text: str) -> str:
 
 def _translated(text: str) -> str:
     """Return the regular expression of a pattern, given without its leading and trailing markers."""
-    parts = text.split("/")
+    parts = _components(text)
     found = ""
     for i, part in enumerate(parts):
         is_last = i + 1 == len(parts)
@@ -122,6 +122,21 @@ def _translated(text: str) -> str:
         else:
             found += _part(part) + ("" if is_last else "/")
     return found
+
+
+def _components(text: str) -> list[str]:
+    """Split a pattern at the slashes that are not in a character set."""
+    parts, start, i = [], 0, 0
+    while i < len(text):
+        if text[i] == "[":
+            _, i = _bracket(text, i)
+        elif text[i] == "/":
+            parts.append(text[start:i])
+            i += 1
+            start = i
+        else:
+            i += 1 + (text[i] == "\\")
+    return [*parts, text[start:]]
 
 
 def _part(part: str) -> str:

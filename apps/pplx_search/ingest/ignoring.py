@@ -15,8 +15,8 @@ class _Rules:
     base: str
     patterns: Patterns
 
-    def verdict(self, path: str) -> bool | None:
-        return self.patterns.verdict(path[len(self.base) :].lstrip("/"))
+    def decide(self, path: str) -> bool | None:
+        return self.patterns.decide(path[len(self.base) :].lstrip("/"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Ignored:
     def __contains__(self, path: str) -> bool:
         """Return whether a path is ignored. The path of a folder must end with a slash."""
         for rules in reversed(self.chain):
-            if (verdict := rules.verdict(path)) is not None:
-                return verdict
+            if (decision := rules.decide(path)) is not None:
+                return decision
         return False
 
     def within(self, folder: str, lines: list[str]) -> "Ignored":

@@ -33,7 +33,9 @@ class OpenedFile:
         if not stat.S_ISREG(self.info.st_mode):
             raise ParseFailed("unreadable", "not a regular file")
         if self.size > max_bytes:
-            raise ParseFailed("too-large", f"{self.size / 1e6:,.0f} MB, limit {max_bytes / 1e6:,.0f} MB")
+            raise ParseFailed(
+                "too-large", f"has {self.size / 1e6:,.0f} MB, more than the limit of {max_bytes / 1e6:,.0f} MB"
+            )
 
     @property
     def size(self) -> int:

@@ -37,7 +37,9 @@ class Output:
         text = _NOT_TEXT.sub("\ufffd", text)
         self._n_bytes += len(text) if text.isascii() else len(text.encode())
         if self._n_bytes > self._max_bytes:
-            raise ParseFailed("too-large", f"more than {self._max_bytes >> 20:,} MB of text")
+            raise ParseFailed(
+                "too-large", f"contains more than {self._max_bytes >> 20:,} MB of text, which is the limit"
+            )
         if page != self._page:
             self._flush()
             self._page = page

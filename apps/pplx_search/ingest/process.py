@@ -182,4 +182,6 @@ def _resident_by_ps(pid: int) -> int:
 
 def _require_memory(pid: int, limit: int, resident: Callable[[int], int] = resident_bytes) -> None:
     if (n_bytes := resident(pid)) > limit:
-        raise ParseFailed("memory", f"reading took {n_bytes / 1e6:,.0f} MB of memory, limit {limit / 1e6:,.0f} MB")
+        raise ParseFailed(
+            "memory", f"reading took {n_bytes / 1e6:,.0f} MB of memory, more than the limit of {limit / 1e6:,.0f} MB"
+        )

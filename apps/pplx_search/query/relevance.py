@@ -51,23 +51,23 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Relevance:
     """The decision to show hits, and the probability that they answer the query (None: unknown, and hits are shown)."""
 
     relevant: bool
     chance: float | None
 
 
-def judge(answer: Answer, directory: Path) -> Verdict:
-    """Return the verdict on an answer. `directory` is that of the index, which may have a calibration of its own.
+def judge(answer: Answer, directory: Path) -> Relevance:
+    """Return the relevance of an answer. `directory` is that of the index, which may have a calibration of its own.
 
     An exact phrase match or a file name match always counts as relevant.
     """
     calibration = None if answer.model is None else calibration_for(answer.model, directory)
     if calibration is None or answer.null_baseline is None:
-        return Verdict(True, None)
+        return Relevance(True, None)
     chance = calibration.chance(answer.evidence, answer.null_baseline)
-    return Verdict(chance is None or answer.evidence.exact or chance >= calibration.least_chance, chance)
+    return Relevance(chance is None or answer.evidence.exact or chance >= calibration.least_chance, chance)
 
 
 def features(evidence: Evidence, baseline: NullBaseline) -> tuple[float, ...] | None:

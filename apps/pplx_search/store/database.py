@@ -52,6 +52,7 @@ class Database:
         self._connection.pragma("auto_vacuum", 2)  # incremental; only takes effect in an empty file
         self._connection.pragma("journal_mode", "wal")
         self._connection.pragma("synchronous", 1)  # normal: a power failure can undo recent commits, but not corrupt
+        self._connection.pragma("checkpoint_fullfsync", 1)  # on a Mac, fsync does not empty the cache of the disk
         self._connection.pragma("journal_size_limit", _JOURNAL_LIMIT)
         migrate(self._connection)
 

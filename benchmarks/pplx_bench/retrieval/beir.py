@@ -23,11 +23,11 @@ from pplx_edge.errors import InputError
 DEFAULT_SPLIT = "test"
 CONTEXTUAL = "contextual"
 Qrels = Mapping[str, Mapping[str, int]]  # query id -> passage id -> grade; 0 is judged irrelevant
-_Item = TypeVar("_Item", "Passage", "Query")
+_Item = TypeVar("_Item", "TaskPassage", "TaskQuery")
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class TaskPassage:
     """A passage of a corpus; `doc_id` and `chunk_idx` name its document and its place there, if it is a piece."""
 
     id: str
@@ -38,7 +38,7 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class TaskQuery:
     """A query; `lang` is empty if the file does not state it."""
 
     id: str
@@ -54,8 +54,8 @@ class RetrievalTask:
     """
 
     name: str
-    corpus: tuple[Passage, ...]
-    queries: tuple[Query, ...]
+    corpus: tuple[TaskPassage, ...]
+    queries: tuple[TaskQuery, ...]
     qrels: Qrels
     left_out: int = 0
     kind: str = ""
@@ -198,18 +198,18 @@ def _object(where: str, line: str) -> dict[str, Any]:
     return row
 
 
-def _passage(where: str, row: dict[str, Any]) -> Passage:
+def _passage(where: str, row: dict[str, Any]) -> TaskPassage:
     doc_id, chunk_idx = row.get("doc_id"), row.get("chunk_idx")
     if (doc_id is None) != (chunk_idx is None):
         raise InputError(f"{where}: doc_id and chunk_idx belong together; give both or neither")
     if chunk_idx is not None and (isinstance(chunk_idx, bool) or not isinstance(chunk_idx, int) or chunk_idx < 0):
         raise InputError(f"{where}: chunk_idx must be a whole number from 0, found {chunk_idx!r}; number the pieces")
     document = None if doc_id is None else str(doc_id)
-    return Passage(_id(where, row), _text(where, row), _optional(where, row, "title"), document, chunk_idx or 0)
+    return TaskPassage(_id(where, row), _text(where, row), _optional(where, row, "title"), document, chunk_idx or 0)
 
 
-def _query(where: str, row: dict[str, Any]) -> Query:
-    return Query(_id(where, row), _text(where, row), _optional(where, row, "lang"))
+def _query(where: str, row: dict[str, Any]) -> TaskQuery:
+    return TaskQuery(_id(where, row), _text(where, row), _optional(where, row, "lang"))
 
 
 def _id(where: str, row: dict[str, Any]) -> str:
@@ -246,7 +246,7 @@ def _by_id(path: Path, parse: Callable[[str, dict[str, Any]], _Item], noun: str)
     return found
 
 
-def _check_documents(path: Path, corpus: Collection[Passage]) -> None:
+def _check_documents(path: Path, corpus: Collection[TaskPassage]) -> None:
     """Raise InputError if only some passages are pieces of documents, or if a piece occurs twice."""
     seen: dict[tuple[str, int], str] = {}
     for passage in corpus:

@@ -10,7 +10,7 @@ from email.message import EmailMessage
 from itertools import chain, count, islice, zip_longest
 from pathlib import Path
 
-from pplx_bench.retrieval.beir import Passage, RetrievalTask, json_rows
+from pplx_bench.retrieval.beir import RetrievalTask, TaskPassage, json_rows
 from pplx_edge.errors import InputError
 
 _FILES_A_FOLDER = 100
@@ -24,7 +24,7 @@ class SmallFile:
 
     path: Path
     task: str
-    passage: Passage
+    passage: TaskPassage
 
 
 def small_files(tasks: Sequence[RetrievalTask], folder: Path, n_files: int) -> list[SmallFile]:
@@ -123,7 +123,7 @@ def _until(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
         yield text
 
 
-def _in_turn(tasks: Sequence[RetrievalTask]) -> Iterator[tuple[str, Passage]]:
+def _in_turn(tasks: Sequence[RetrievalTask]) -> Iterator[tuple[str, TaskPassage]]:
     seen: set[str] = set()
     for passages in zip_longest(*(task.corpus for task in tasks)):
         for task, passage in zip(tasks, passages, strict=True):
@@ -133,7 +133,7 @@ def _in_turn(tasks: Sequence[RetrievalTask]) -> Iterator[tuple[str, Passage]]:
             yield task.name, passage
 
 
-def _written(passage: Passage, suffix: str) -> str:
+def _written(passage: TaskPassage, suffix: str) -> str:
     title, text = passage.title, passage.text
     if suffix == "html":
         heading = f"<h1>{html.escape(title)}</h1>" if title else ""

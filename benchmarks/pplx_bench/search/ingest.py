@@ -16,7 +16,8 @@ from pplx_bench.workdir import directory_bytes
 from pplx_edge import Embedder, StreamOptions
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.host import proc_bytes
-from pplx_search.indexer import Indexer, Progress
+from pplx_kit.progress import Progress
+from pplx_search.indexer import Indexer
 from pplx_search.settings import INDEX_OPTIONS, options_for, settings_of
 from pplx_search.store import Store
 

@@ -38,7 +38,7 @@ def main() -> int:
     timed(Store, "open", "opening the index")
     timed(pplx_edge, "load", "opening the model")
     timed(Embedder, "encode_query", "encoding the question")
-    timed(Store, "search", "search")
+    timed(Store, "answer", "search")
     status = program.main(sys.argv[2:])
     sys.stdout.flush()
     whole = time.time() - started

@@ -23,8 +23,7 @@ import numpy as np
 import pplx_edge
 from pplx_bench import machine
 from pplx_bench.options import comma_list, require_writable
-from pplx_bench.retrieval import beir
-from pplx_bench.retrieval.beir import RetrievalTask, read_task, task_folders
+from pplx_bench.retrieval.beir import RetrievalTask, TaskQuery, read_task, task_folders
 from pplx_bench.search.index import IndexWriter
 from pplx_bench.search.retrieval import Figures, sampled
 from pplx_bench.workdir import say
@@ -166,7 +165,7 @@ def _is_kept(document: str) -> bool:
 
 def _kinds(
     task: RetrievalTask, inside: Sequence[RetrievalTask], tasks: Sequence[RetrievalTask], count: int
-) -> list[tuple[beir.Query, str]]:
+) -> list[tuple[TaskQuery, str]]:
     """Return queries of a task, answerable or missing, and as many foreign ones as are missing."""
     document_of = {passage.id: passage.doc_id or passage.id for passage in task.corpus}
     found = []

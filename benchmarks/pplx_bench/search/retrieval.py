@@ -21,8 +21,7 @@ import numpy as np
 
 import pplx_edge
 from pplx_bench.options import comma_list
-from pplx_bench.retrieval import beir
-from pplx_bench.retrieval.beir import RetrievalTask, read_task, task_folders
+from pplx_bench.retrieval.beir import RetrievalTask, TaskQuery, read_task, task_folders
 from pplx_bench.search.alone import ChunksAlone
 from pplx_bench.search.files import Written, write_files
 from pplx_bench.search.passages import Bounds, Passages, chunk_bounds, find_passages
@@ -77,7 +76,7 @@ def measure(args: Namespace, work: Path) -> Iterator[Figures]:
                 yield {"model": args.model} | figures
 
 
-def sampled(queries: Sequence[beir.Query], count: int) -> list[beir.Query]:
+def sampled(queries: Sequence[TaskQuery], count: int) -> list[TaskQuery]:
     """Return a fixed random sample of at most `count` queries, in order."""
     if count >= len(queries):
         return list(queries)
@@ -94,7 +93,7 @@ class Run:
     """A task, its queries, and the model and options that index it; files and indexes are created in `work`."""
 
     task: RetrievalTask
-    queries: Sequence[beir.Query]
+    queries: Sequence[TaskQuery]
     model: Embedder
     options: StreamOptions
     work: Path
@@ -163,7 +162,7 @@ class Run:
 
 
 def score(
-    task: RetrievalTask, queries: Sequence[beir.Query], passages: Passages, found: Sequence[Sequence[Hit]]
+    task: RetrievalTask, queries: Sequence[TaskQuery], passages: Passages, found: Sequence[Sequence[Hit]]
 ) -> dict[str, float]:
     """Return the metrics of the hits of each query: nDCG@10, recall@10 and MRR@10 of passages.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -23,7 +23,8 @@ from pplx_quant.loop import RunConfig
 from pplx_quant.losses import distillation
 from pplx_quant.model import bag_means, encoder_means
 from pplx_quant.options import option
-from pplx_quant.validation import validate
+from pplx_quant.tokenizer import load_tokenizer
+from pplx_quant.validation import BeirFolder, validate, validate_beir
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class ContrastiveConfig(RunConfig):
     context_prior: float = option(0.0, "At step 0, initialize attention to the document, with this strength.")
     validate_on: tuple[str, ...] = option((), "Groups to report nDCG@10 of held-out questions for.")
     pool: int = option(4000, "Number of candidates in validation.")
+    beir: tuple[Path, ...] = option((), "Folders in the layout of BEIR to report nDCG@10 for.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,8 +57,8 @@ class ContrastiveConfig(RunConfig):
         for name in ("binary_weight", "context_prior", "teacher_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be negative")
-        if self.validate_every and not self.validate_on:
-            raise ConfigError("--validate-every needs --validate-on")
+        if self.validate_every and not (self.validate_on or self.beir):
+            raise ConfigError("--validate-every needs --validate-on or --beir")
         if min(self.dims) < 1:
             raise ConfigError(f"--dims {show(self.dims)} must be at least 1")
 
@@ -76,8 +78,14 @@ class ContrastiveStage(Generic[Config]):
 
     def __post_init__(self) -> None:
         self.packed.require_lengths(self.cfg.max_query, self.cfg.max_positive)
+        _ = self.beir_folders  # raises DataError before training
         if self.cfg.teacher_weight and not self.packed.has_teacher:
             raise ConfigError(f"{self.cfg.data}: contains no teacher vectors; add them with the teach command")
+
+    @cached_property
+    def beir_folders(self) -> dict[str, BeirFolder]:
+        """The folders of `--beir` by name."""
+        return {folder.name: BeirFolder.read(folder) for folder in self.cfg.beir}
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -108,7 +116,7 @@ class ContrastiveStage(Generic[Config]):
         encode, autocast = partial(self.encode, model), partial(cfg.autocast, world.device)
         # Without blocks, the cost of a call is that of the whole table, not of its tokens: use one call per process.
         call_tokens = cfg.call_tokens if self.with_blocks else -(-len(rows) * max(map(len, rows)) // world.size)
-        return backward(rows, loss, encode, autocast, world, call_tokens, cfg.grad_cache)
+        return backward(rows, loss, encode, autocast, world, call_tokens, cfg.grad_cache, cfg.shard)
 
     def teacher_loss(self, means: Tensor, numbers: np.ndarray) -> Tensor:
         """Return the weighted distillation loss of means `[N, D]` of texts, whose ids are `numbers` `[N]`, a scalar."""
@@ -117,18 +125,17 @@ class ContrastiveStage(Generic[Config]):
         return self.cfg.teacher_weight * matryoshka_distillation(codes, vectors, self.cfg.dims)
 
     def validate(self, model: Qwen3Encoder) -> dict[str, float]:
-        """Return nDCG@10 of held-out questions with int8 and binary vectors, for each group of `--validate-on`."""
-        cfg = self.cfg
+        """Return nDCG@10 of held-out questions with int8 and binary vectors, for each group of `--validate-on`.
+
+        For each folder of `--beir`, also return `ndcg_beir_<name>`, with int8 vectors.
+        """
+        cfg, encode, limits = self.cfg, partial(self.encode, model), (self.cfg.max_query, self.cfg.max_positive)
         with cfg.autocast(model.embed_tokens.weight.device):
-            return validate(
-                self.packed,
-                partial(self.encode, model),
-                cfg.validate_on,
-                (cfg.max_query, cfg.max_positive),
-                cfg.pool,
-                cfg.call_tokens,
-                cfg.seed,
-            )
+            found = validate(self.packed, encode, cfg.validate_on, limits, cfg.pool, cfg.call_tokens, cfg.seed)
+            for name, folder in self.beir_folders.items():
+                tokenizer = load_tokenizer(self.tokenizer_folder)
+                found[f"ndcg_beir_{name}"] = validate_beir(folder, tokenizer, encode, limits, cfg.call_tokens)
+        return found
 
 
 def matryoshka_distillation(codes: Tensor, vectors: np.ndarray, dims: Sequence[int]) -> Tensor:

@@ -66,6 +66,8 @@ class DistillConfig(PairConfig):
             raise ConfigError("--teacher is required: the directory of a Hugging Face encoder")
         if self.inputs not in INPUTS:
             raise ConfigError(f"--inputs {self.inputs} must be one of {', '.join(INPUTS)}")
+        if self.shard:
+            raise ConfigError("--shard: this stage calls blocks one by one, which a sharded model does not allow")
         if len(self.prompts) != 2:
             raise ConfigError("--prompts needs two values: for queries and for passages")
 

@@ -48,6 +48,8 @@ class PairConfig(ContrastiveConfig):
         super().__post_init__()
         if (self.tokenizer is None) == (self.init is None):
             raise ConfigError("give either --tokenizer, for a new model, or --init")
+        if not self.blocks and (self.shard or self.lora):
+            raise ConfigError("--no-blocks trains the table alone: leave out --shard and --lora")
 
 
 def new_spec(cfg: PairConfig, tokenizer: Tokenizer) -> ModelSpec:

@@ -95,7 +95,7 @@ def _require_shallow(text: str) -> None:
         if tag[2].lower() not in _UNNESTED:
             depth = max(0, depth - 1) if tag[1] else depth + 1
             if depth > _MAX_DEPTH:
-                raise ParseFailed("too-deep", f"more than {_MAX_DEPTH:,} nested elements")
+                raise ParseFailed("too-deep", f"has more than {_MAX_DEPTH:,} nested elements")
 
 
 def _events(root: Any) -> Iterator[tuple[bool, Any]]:

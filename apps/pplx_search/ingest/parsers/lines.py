@@ -39,7 +39,7 @@ def parse(opened: OpenedFile, output: Output) -> None:
             _describe(text[:HEAD_BYTES], output)
         n_chars, n_nuls = n_chars + len(text), n_nuls + text.count("\0")
         if n_nuls > max(_FEW_NULS, n_chars * _MAX_NUL_SHARE):
-            raise ParseFailed("binary", f"binary data: {n_nuls:,} NUL bytes among {n_chars:,}")
+            raise ParseFailed("binary", f"contains binary data: {n_nuls:,} of {n_chars:,} characters are NUL")
         output.write(text)
     if n_nuls:
         output.remark(f"{n_nuls:,} NUL characters were replaced")

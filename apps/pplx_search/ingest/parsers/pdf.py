@@ -52,7 +52,7 @@ def parse(opened: OpenedFile, output: Output) -> None:
 def _failure(error: pypdfium2.PdfiumError) -> ParseFailed:
     if error.err_code in (FPDF_ERR_PASSWORD, FPDF_ERR_SECURITY):
         return ParseFailed("encrypted", "a password is needed to read the PDF")
-    return ParseFailed("damaged", "incomplete or damaged PDF: it cannot be opened")
+    return ParseFailed("damaged", "the PDF is incomplete or damaged and cannot be opened")
 
 
 def _nothing_found(n_pages: int, without_text: list[int], broken: list[int]) -> ParseFailed:
@@ -61,7 +61,7 @@ def _nothing_found(n_pages: int, without_text: list[int], broken: list[int]) -> 
     one = n_pages == 1
     what = ("a scanned image" if one else "scanned images") if without_text else "empty or drawn"
     pages = f"its only page is {what}" if one else f"all of {n_pages:,} pages are {what}"
-    return ParseFailed("no-text", f"no text layer: {pages}; run OCR on it first")
+    return ParseFailed("no-text", f"has no text layer: {pages}; run OCR on it first")
 
 
 def _describe(document: pypdfium2.PdfDocument, output: Output) -> None:

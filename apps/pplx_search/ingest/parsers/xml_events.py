@@ -65,7 +65,7 @@ class _EventParser:
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise ParseFailed("too-deep", f"more than {_MAX_DEPTH:,} nested elements")
+            raise ParseFailed("too-deep", f"has more than {_MAX_DEPTH:,} nested elements")
         self._events.append(Event("start", _local(name), {_local_attribute(k): v for k, v in attributes.items()}))
 
     def _end(self, name: str) -> None:

@@ -36,7 +36,7 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(opened.file)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-            raise ParseFailed("damaged", f"incomplete or damaged zip archive: {error}") from error
+            raise ParseFailed("damaged", f"the ZIP archive is incomplete or damaged: {error}") from error
         self._entries = {entry.filename: entry for entry in self._zip.infolist()}
         self._n_unpacked = 0
         self._require_sane(opened.size)
@@ -116,10 +116,10 @@ def _require_zip(opened: OpenedFile) -> None:
             raise ParseFailed("encrypted", "a password is needed to read the document")
         raise ParseFailed("unsupported", "a legacy office document with a wrong extension; save it again")
     if not head.startswith(b"PK"):
-        raise ParseFailed("damaged", "not a zip archive" if head else "the file is empty")
+        raise ParseFailed("damaged", "is not a ZIP archive" if head else "the file is empty")
     n_entries, n_bytes = _directory_of(file, opened.size)
     if n_entries > _MAX_ENTRIES or n_bytes > _MAX_DIRECTORY_BYTES:
-        raise ParseFailed("zip-bomb", f"{n_entries:,} entries in the archive, limit {_MAX_ENTRIES:,}")
+        raise ParseFailed("zip-bomb", f"the archive has {n_entries:,} entries, more than the limit of {_MAX_ENTRIES:,}")
     file.seek(0)
 
 
@@ -128,7 +128,7 @@ def _directory_of(file: BinaryIO, size: int) -> tuple[int, int]:
     tail = _tail(file, size, _END.size + 0xFFFF)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
-        raise ParseFailed("damaged", "the zip archive is truncated: its directory is missing")
+        raise ParseFailed("damaged", "the ZIP archive is truncated: its directory is missing")
     _, _, _, _, n_entries, n_bytes, _, _ = _END.unpack_from(tail, at)
     locator = at - _LOCATOR_64.size
     if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
@@ -152,4 +152,6 @@ def _leads_outside(name: str) -> bool:
 
 def _require_ratio(packed: int, unpacked: int) -> None:
     if unpacked > _MAX_UNPACKED_BYTES or unpacked > max(_FREE_BYTES, packed * _MAX_RATIO):
-        raise ParseFailed("zip-bomb", f"{packed:,} bytes would unpack to {unpacked:,}, limit {_MAX_RATIO} times")
+        raise ParseFailed(
+            "zip-bomb", f"would unpack {packed:,} bytes to {unpacked:,}, more than {_MAX_RATIO} times as many"
+        )
