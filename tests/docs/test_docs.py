@@ -20,6 +20,7 @@ import pytest
 
 import pplx_edge
 from pplx_edge import errors
+from pplx_edge.registry import BACKENDS
 from pplx_edge.weights.hub import cache_directory
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -105,7 +106,7 @@ def test_help_of_every_command_is_rendered(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")  # rendering sets it; this restores it
     shown = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, timeout=60).stdout
-    names = re.findall(r"^    (\w+)\s", shown, re.MULTILINE)
+    names = re.findall(r"^  (\w+)\s", shown, re.MULTILINE)
     rendered = hooks.on_page_markdown(f"<!-- commands: {program} -->")
     assert names
     for name in names:
@@ -119,6 +120,20 @@ def test_formats_are_rendered(hooks: ModuleType) -> None:
         assert "<!--" in page
         assert "<!--" not in hooks.on_page_markdown(page)
     assert "| `chunks` | `id`," in hooks.index_tables()
+
+
+def test_model_formats_state_the_limits_of_the_registry() -> None:
+    page = (DOCS / "formats" / "models.md").read_text(encoding="utf-8")
+    table = page.partition("## Limits")[2].partition("\n## ")[0]
+    stated = {
+        name: tuple(map(float, limits))
+        for names, *limits in re.findall(r"^\| (`.+`) \| ([\d.]+) \| ([\d.]+) \| (\d+) \|$", table, re.MULTILINE)
+        for name in re.findall(r"`([\w-]+)`", names)
+    }
+    formats = {name: limits for backend in BACKENDS.values() for name, limits in backend.formats.items()}
+    assert stated
+    for name, values in stated.items():
+        assert values == (formats[name].min_cosine, formats[name].mean_cosine, formats[name].largest_step)
 
 
 def test_reference_names_everything_public() -> None:
