@@ -11,7 +11,7 @@ SEARCH := $(BIN)/pplx-search --home .demo
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 
-.PHONY: demo test test-without-vnni lint docs environment clean
+.PHONY: demo test test-without-vnni lint docs wheels environment clean
 
 # Indexes this repository's own text and code, searches it, and looks for changes, of which there are none.
 demo: $(VENV)/.search
@@ -36,6 +36,11 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
+# Wheels for Linux on x86-64 and 64-bit Arm and for macOS on Apple Silicon, in dist/, built on any machine.
+wheels: $(VENV)/.search
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[wheels]'
+	.ci/wheels $(BIN)/python
+
 # Make the virtual environment if there is none, if its Python does not work or is too old, or if PYTHON has another version.
 USABLE := $(shell $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && { test -z "$(PYTHON)" || \
 	test "`"$(PYTHON)" -c '$(VERSION)' 2>/dev/null`" = "`$(BIN)/python -c '$(VERSION)'`"; } && echo yes)
@@ -58,18 +63,22 @@ environment:
 		"(with PYTHON=/path/to/python if it is not on the PATH)" >&2; \
 	exit 1
 
-$(VENV)/.search: pyproject.toml constraints.txt
+# An editable install compiles the CPU kernels in their folder, so it is repeated when one of their files changes.
+PACKAGE := pyproject.toml constraints.txt $(wildcard $(addprefix pplx_edge/kernels/,CMakeLists.txt include/* src/*))
+
+$(VENV)/.search: $(PACKAGE)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[search]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.dev: $(PACKAGE)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.search
 
-$(VENV)/.docs: pyproject.toml constraints.txt
+$(VENV)/.docs: $(PACKAGE)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	touch $@ $(VENV)/.search
 
 clean:
-	rm -rf $(VENV) .demo site build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	cd pplx_edge/kernels && rm -rf CMakeFiles CMake[CI]*.txt build.ninja *.cmake .[!.]* libpplx_kernels.*

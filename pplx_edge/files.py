@@ -152,9 +152,9 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-        if hasattr(fcntl, "F_FULLFSYNC"):
+        if (command := getattr(fcntl, "F_FULLFSYNC", None)) is not None:
             with suppress(OSError):
-                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+                fcntl.fcntl(descriptor, command)
     finally:
         os.close(descriptor)
 

@@ -18,6 +18,7 @@ MANIFEST = "pplx-edge.json"
 TEXT_FILES = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS)
 ONNX_GRAPH = "model.onnx"
 ONNX_WEIGHTS = "model.onnx_data"
+NATIVE_MODEL = "model.native"
 COREML_PACKAGE = "model.mlpackage"  # one function for each fixed length
 COREML_TABLE = "embedding.safetensors"
 COREML_PROBE = "probe.safetensors"  # token ids and their reference vectors, for the test before the first use

@@ -35,16 +35,19 @@ class Backend:
     - `extra`: the extra of pplx-edge that installs that package.
     - `distributions`: the distributions whose versions `doctor` shows.
     - `formats`: the artifact formats that the backend opens, with their parity limits; the first is the default.
+    - `also_opens`: formats of other backends that the backend opens too, after rearranging their weights in memory.
     - `revision`: the revision of these formats. Increment it when a graph, a file layout or the numerics change. Cached
       conversions are then redone, and artifacts of another revision are rejected.
     - `opens_checkpoints`: whether the backend opens a checkpoint directly, so that conversion is optional.
     - `ready_made`: patterns of model files made by other tools that the backend opens, best first.
     - `downloads`: patterns of the files that such a model needs from a hub repository.
-    - `default_on`: the machines, as `system-architecture`, on which `auto` selects this backend for a checkpoint.
+    - `default_on`: the machines, as `system-architecture`, on which `auto` selects this backend for a checkpoint if its
+      requirement is met.
     - `converter`: the entry that converts a checkpoint, with the arguments of `pplx_convert.convert`.
     - `writer`: the entry `write(job) -> Written` with which that converter writes the files of these formats.
     - `evaluator`: the entry that computes a converted model from its files on machines that cannot run it, or "".
-    - `requirement`: an entry without arguments that raises InputError on machines that can never run the backend.
+    - `requirement`: an entry without arguments that raises EdgeError, with the reason, if this machine or installation
+      cannot run the backend.
     - `note`: an entry without arguments that returns a sentence for `doctor` on how the backend runs on this machine.
     - `proof`: an entry without arguments that `doctor` calls before the self-test: it tests kernels that are off until
       proven on this machine, remembers the result, and returns the findings with a sentence in `note`; or "".
@@ -61,6 +64,7 @@ class Backend:
     extra: str = ""
     distributions: tuple[str, ...] = ()
     formats: Mapping[str, ParityLimits] = field(default_factory=dict)
+    also_opens: tuple[str, ...] = ()
     revision: int = 1
     opens_checkpoints: bool = False
     ready_made: tuple[str, ...] = ()
@@ -99,6 +103,18 @@ ONNX = Backend(
     downloads=("*.onnx", "*.onnx_data*"),
     writer="pplx_convert.onnx.converter:write",
     note="pplx_edge.backends.onnx_options:describe_products",
+    self_test_cosine=0.97,
+)
+NATIVE = Backend(
+    name="native",
+    session="pplx_edge.backends.native_session:open_session",
+    options=("threads", "memory_mb"),
+    formats={"native-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=64)},
+    also_opens=(ONNX.default_format,),
+    default_on=("linux-x86_64", "linux-aarch64", "darwin-x86_64"),
+    writer="pplx_convert.native.converter:write",
+    requirement="pplx_edge.backends.native_library:require_fast_kernels",
+    note="pplx_edge.backends.native_library:describe_kernels",
     self_test_cosine=0.97,
 )
 MLX = Backend(
@@ -145,10 +161,11 @@ COREML = Backend(
     writer="pplx_convert.coreml.converter:write",
     evaluator="pplx_convert.coreml.evaluation:evaluate_program",
     requirement="pplx_edge.backends.coreml_runtime:require_macos",
+    self_test_cosine=0.99,  # the placement of operators alone can cost more than the 0.001 of other float formats
     longer_inputs="convert it with --max-tokens (up to 2,048) or use the mlx backend",
 )
 
-BACKENDS = {backend.name: backend for backend in (ONNX, MLX, COREML)}
+BACKENDS = {backend.name: backend for backend in (ONNX, NATIVE, MLX, COREML)}
 DEFAULT_BACKEND = ONNX  # on machines that no backend names in `default_on`
 DEFAULT_FORMAT = ONNX.default_format
 # The format that computes in float32 as the reference does. The codes of other formats are compared with its codes.

@@ -75,10 +75,10 @@ class ChunkVector:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOptions:
-    """Options for splitting a stream into chunks and windows. All sizes except `memory_mb` are in tokens.
+    """Options for splitting a stream into chunks and windows. All sizes except `window_mb` are in tokens.
 
     - `window`: the number of tokens that the model reads at once. Default: 4,096, or the model's limit if lower.
-    - `memory_mb`: choose the largest window whose activations fit in this many megabytes on top of the loaded model.
+    - `window_mb`: choose the largest window whose activations fit in this many megabytes on top of the loaded model.
       Cannot be combined with `window`.
     - `margin`: the context on each side of the chunks that a window encodes. Default: 256, or an eighth of the window
       if that is less.
@@ -95,7 +95,7 @@ class StreamOptions:
     """
 
     window: int | None = None
-    memory_mb: int | None = None
+    window_mb: int | None = None
     margin: int | None = None
     separator: bool | None = None
     heading_tokens: int | None = None
@@ -104,13 +104,13 @@ class StreamOptions:
     markup: Markup = "markdown"
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("memory_mb", 1), ("margin", 0), ("heading_tokens", 0)):
+        for name, least in (("window", 1), ("window_mb", 1), ("margin", 0), ("heading_tokens", 0)):
             if getattr(self, name) is not None:
                 self._require_whole(name, least)
         for name, least in (("chunk_tokens", 1), ("overlap", 0)):
             self._require_whole(name, least)
-        if self.window is not None and self.memory_mb is not None:
-            raise InputError("window and memory_mb cannot be combined; memory_mb determines the window")
+        if self.window is not None and self.window_mb is not None:
+            raise InputError("window and window_mb cannot be combined; window_mb determines the window")
         if 2 * self.overlap > self.chunk_tokens:
             raise InputError(
                 f"overlap {self.overlap} is more than half of chunk_tokens {self.chunk_tokens}; reduce the overlap"
@@ -130,10 +130,11 @@ class StreamOptions:
 class SessionOptions:
     """Options for opening a model. None selects the backend's default; a backend rejects options it does not support.
 
-    - `threads`: the number of CPU threads used by one call (onnx).
+    - `threads`: the number of CPU threads used by one call (onnx, native).
     - `weights`: the format of the weights of a checkpoint in memory: bf16, fp16, fp32, or quantized while loading to
       q8, q4, mxfp8, mxfp4 or nvfp4. The default is bf16, fp16 on an M1 or M2, and q8 if memory is short (mlx).
-    - `memory_mb`: the limit for all arrays on the device in megabytes, including the model (mlx).
+    - `memory_mb`: the limit in megabytes for the model and its buffers together (native), or for all arrays on the
+      device (mlx).
     - `compute_units`: the processors that may run the model: cpu+ane (the default), cpu or all (coreml).
     """
 

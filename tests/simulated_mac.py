@@ -32,6 +32,7 @@ FAULTS = {
     "nan": "returns NaN on units other than the CPU",
     "wrong": "returns other vectors on units other than the CPU",
     "nan later": "returns NaN outside the test of the first use",
+    "plans": "takes forever to say which devices it uses",
 }
 TEXTS = ("a fox", "the dog sleeps", "what is learning?", "over the lazy dog")
 PID = "pid"  # the file with the process that hangs
@@ -102,6 +103,8 @@ def play(fault: str, source: Path, cache: Path, *, is_probe: bool) -> None:
     from pplx_edge.backends import coreml_session
 
     coreml_session.require_macos = lambda: None
+    if fault == "plans":
+        coreml_runtime.CoreMLRuntime.device = property(lambda _: time.sleep(600))
     if fault == "keeps new arrays" and not is_probe:
         io.permanent_inputs = io.empty_inputs
 

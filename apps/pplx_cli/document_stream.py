@@ -61,7 +61,7 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
         "of the model if that is lower).",
     )
     group.add_argument(
-        "--memory",
+        "--window-mb",
         type=positive,
         metavar="MB",
         help="Choose the largest window that fits in this many MB on top of the model.",
@@ -128,7 +128,7 @@ def _options(args: argparse.Namespace) -> StreamOptions:
         raise InputError(f"{args.output}: exists and would be replaced by the rest alone; choose another name")
     return StreamOptions(
         window=args.window,
-        memory_mb=args.memory,
+        window_mb=args.window_mb,
         margin=args.margin,
         separator=args.separator,
         heading_tokens=args.heading_tokens,

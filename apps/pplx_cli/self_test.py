@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 from pplx_edge import backends
 from pplx_edge.embedder import load
 from pplx_edge.errors import EdgeError
+from pplx_edge.files import replacing_file
 from pplx_edge.registry import BACKENDS, EXACT_FORMAT, ONNX, entry
 from pplx_edge.vectors.similarity import paired_cosines
 from pplx_edge.weights.hub import BUILT_IN
@@ -182,6 +183,8 @@ def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outco
             child.communicate(asked, timeout=limit - _ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             _end(child)
+            if result.is_file():
+                return Measurement(**json.loads(result.read_text(encoding="utf-8")))
             why = f"not done after {limit:.0f} s; a first conversion may take that long: run doctor again"
             return Outcome(trial=trial, verdict=Verdict.NOTE, why=why)
         except BaseException:
@@ -196,12 +199,15 @@ def run_trial(trial: Trial, seconds: float, limit: float) -> Measurement | Outco
     return Measurement(**found)
 
 
-def measure(model: str, backend: str, format: str | None, seconds: float) -> Measurement:
+def measure(
+    model: str, backend: str, format: str | None, seconds: float, early: Callable[[Measurement], None] = lambda _: None
+) -> Measurement:
     """Encode as many of the texts as there is time for, and return the measurement.
 
     The first text is encoded once without being counted, because the first call of a backend includes preparation. Then
     the number of texts is doubled while the speed so far allows it. Finally, all of them are encoded once more to
-    measure the speed.
+    measure the speed. `early` gets the measurement before the device is known, because Core ML may take minutes to say
+    which devices it uses.
     """
     proof = BACKENDS[backend].proof
     note = entry(proof)()["note"] if proof else ""
@@ -225,8 +231,8 @@ def measure(model: str, backend: str, format: str | None, seconds: float) -> Mea
         if n_tokens / pace <= allowed:
             taken, _ = _timed(lambda: embedder.encode(texts()[:done], show_progress=False))
             pace = n_tokens / taken
-        return Measurement(
-            device=embedder.session.device,
+        measured = Measurement(
+            device="device not known yet",
             codes=[row.tolist() for row in codes],
             n_texts=done,
             n_tokens=n_tokens,
@@ -235,6 +241,8 @@ def measure(model: str, backend: str, format: str | None, seconds: float) -> Mea
             peak_bytes=peak_rss(),
             note=note,
         )
+        early(measured)
+        return replace(measured, device=embedder.session.device)
 
 
 @contextmanager
@@ -257,12 +265,20 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that an unfinished conversion is deleted
     request = json.load(sys.stdin)
     result = Path(request.pop("result"))
+
+    def write(found: dict[str, Any]) -> None:
+        with replacing_file(result) as new:
+            new.write_text(json.dumps(found), encoding="utf-8")
+
     with recorded_warnings() as said:
+
+        def write_measured(found: Measurement) -> None:
+            write(asdict(found) | {"warnings": said})
+
         try:
-            found: dict[str, Any] = asdict(measure(**request)) | {"warnings": said}
+            write_measured(measure(**request, early=write_measured))
         except EdgeError as error:
-            found = {"error": str(error)}
-    result.write_text(json.dumps(found), encoding="utf-8")
+            write({"error": str(error)})
     return 0
 
 

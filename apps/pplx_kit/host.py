@@ -83,7 +83,7 @@ def _mac_system() -> str:
 
 def _linux_chip() -> str:
     """The model name of the first processor, empty where the system does not tell."""
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    names = [line.partition(":")[2].strip() for line in read_lines("/proc/cpuinfo") if line.startswith("model name")]
     return names[0] if names else ""
 
 
@@ -97,11 +97,12 @@ def _sysctl(name: str) -> str:
 
 def proc_bytes(path: str, name: str) -> int | None:
     """A field of a /proc file that counts KiB; None where there is no such file or field."""
-    found = [line.split()[1] for line in _lines(path) if line.startswith(f"{name}:")]
+    found = [line.split()[1] for line in read_lines(path) if line.startswith(f"{name}:")]
     return int(found[0]) * _KIBIBYTE if found else None
 
 
-def _lines(path: str) -> list[str]:
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a file of the system, none if there is no such file."""
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -41,7 +41,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         f"(default: {_default_formats()}). A converted model has its format already.",
     )
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."
+        "--threads", type=positive, metavar="N", help="onnx, native: Number of CPU threads (default: all cores)."
     )
     group.add_argument(
         "--weights",
@@ -53,8 +53,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--memory-mb",
         type=positive,
         metavar="MB",
-        help="mlx: Memory limit in MB for the model and its activations together; batches are made small enough to fit "
-        "(default: no limit).",
+        help="native, mlx: Memory limit in MB for the model and its buffers together; batches are made small enough to "
+        "fit (default: no limit).",
     )
     group.add_argument(
         "--compute-units",

@@ -23,15 +23,15 @@ def open_index(args: argparse.Namespace, *, write: bool = False) -> Store:
     return Store.open(args.home, write=write)
 
 
-def open_model(name: str, args: argparse.Namespace) -> Embedder:
+def open_model(name: str, args: argparse.Namespace, backend: str = "auto") -> Embedder:
     """Return an opened model. One that is not on this machine is downloaded once, unless `--offline` is given."""
     try:
-        return pplx_edge.load(name, offline=True, threads=args.threads)
+        return pplx_edge.load(name, backend=backend, offline=True, threads=args.threads)
     except OfflineError:
         if args.offline:
             raise
         say(f"downloading {name}, which is not on this machine yet; after that, no network is needed")
-        return pplx_edge.load(name, offline=False, threads=args.threads)
+        return pplx_edge.load(name, backend=backend, offline=False, threads=args.threads)
 
 
 def settings_of_index(store: Store) -> dict[str, Any]:
@@ -43,12 +43,12 @@ def settings_of_index(store: Store) -> dict[str, Any]:
 
 
 def model_of(store: Store, args: argparse.Namespace) -> tuple[Embedder, dict[str, Any]]:
-    """Return the opened model of the index, and the settings of its vectors.
+    """Return the opened model of the index, on the backend that computed its vectors, and the settings of its vectors.
 
     Raises InputError if the index is empty, or if the weights of the model have changed.
     """
     settings = settings_of_index(store)
-    model = open_model(str(settings["model"]), args)
+    model = open_model(str(settings["model"]), args, str(settings["backend"]))
     require_same_weights(model, settings)
     return model, settings
 

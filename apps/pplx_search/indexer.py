@@ -39,7 +39,6 @@ from pplx_search.store.values import signed
 _GROUP_FILES = 64
 _GROUP_BYTES = 250_000  # a larger file forms its own group, so that it does not delay small ones
 _SCANNED_AT_ONCE = 1000
-_MAX_ATTEMPTS = 3  # to read the same version of a file
 _TO_READ = (FileState.NEW, FileState.CHANGED, FileState.PENDING)
 _READ_LIMITS = ReadLimits()
 

@@ -4,11 +4,13 @@ Exit status: 0 success, 1 nothing found or a problem reported (`check`, `doctor`
 """
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from pplx_kit.program import Program
-from pplx_search.settings import HOME_VARIABLE, default_home
 
+HOME_VARIABLE = "PPLX_SEARCH_HOME"
 GROUPS = {
     "search": {
         "search": "find the passages that answer a question",
@@ -30,6 +32,15 @@ GROUPS = {
         "export": "write all passages with their vectors to a file",
     },
 }
+
+
+def default_home() -> Path:
+    """Return the default index folder: PPLX_SEARCH_HOME, or the system's folder for application data."""
+    if named := os.environ.get(HOME_VARIABLE):
+        return Path(named).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "pplx-search"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "pplx-search"
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

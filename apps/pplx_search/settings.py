@@ -1,31 +1,18 @@
-"""The location of the index, and the settings that its vectors depend on."""
+"""The settings that the vectors of an index depend on."""
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pplx_edge import Embedder, StreamOptions
 from pplx_edge.errors import InputError
 
-HOME_VARIABLE = "PPLX_SEARCH_HOME"
 CHUNK_TOKENS = 256
 # Short windows keep attention cheap; `heading_tokens` repeats the title and headings in each of them.
 INDEX_OPTIONS = StreamOptions(chunk_tokens=CHUNK_TOKENS, window=2048, margin=256, heading_tokens=64)
 _RENAMED = {"sticky": "heading_tokens"}  # names of settings in the indexes of earlier releases
-
-
-def default_home() -> Path:
-    """Return the default index folder: PPLX_SEARCH_HOME, or the system's folder for application data."""
-    if named := os.environ.get(HOME_VARIABLE):
-        return Path(named).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "pplx-search"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "pplx-search"
 
 
 def options_for(model: Embedder, options: StreamOptions = INDEX_OPTIONS) -> StreamOptions:
@@ -45,7 +32,7 @@ def options_for(model: Embedder, options: StreamOptions = INDEX_OPTIONS) -> Stre
 
 def settings_of(name: str, model: Embedder, options: StreamOptions) -> dict[str, Any]:
     """Return the settings that vectors depend on as plain values. `name` is the name given to open the model."""
-    cut = {field: value for field, value in asdict(options).items() if field not in ("markup", "memory_mb")}
+    cut = {field: value for field, value in asdict(options).items() if field not in ("markup", "window_mb")}
     return {"model": name, "weights": model.fingerprint, "backend": model.session.backend, "dim": model.dim} | cut
 
 

@@ -3,12 +3,11 @@
 import os
 import platform
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from pplx_kit.host import n_cores, peak_rss, proc_bytes, versions
+from pplx_kit.host import describe_host, n_cores, peak_rss, proc_bytes, read_lines, versions
 
 # fmt: off
 _DISTRIBUTIONS = (
@@ -84,14 +83,9 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _cpu_name() -> str:
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
     fields = _cpuinfo()
-    parts = [fields.get("model name", platform.processor() or "unknown")]
-    if "cpu family" in fields:
-        parts.append(f"(family {fields['cpu family']}, model {fields.get('model', '?')})")
-    return " ".join(parts)
+    family = f" (family {fields['cpu family']}, model {fields.get('model', '?')})" if "cpu family" in fields else ""
+    return describe_host().chip + family
 
 
 def _cpu_flags() -> set[str]:
@@ -102,16 +96,9 @@ def _cpu_flags() -> set[str]:
 def _cpuinfo() -> dict[str, str]:
     """Return the fields of the first processor."""
     fields: dict[str, str] = {}
-    for line in _proc_lines("/proc/cpuinfo"):
+    for line in read_lines("/proc/cpuinfo"):
         if not line.strip():
             break
         name, _, value = line.partition(":")
         fields[name.strip()] = value.strip()
     return fields
-
-
-def _proc_lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []

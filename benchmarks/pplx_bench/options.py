@@ -1,7 +1,7 @@
 """Types of options that several benchmarks share, for argparse, and checks of output files."""
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,31 +45,6 @@ def require_writable(path: Path | None, *suffixes: str) -> None:
         raise InputError(f"{path}: the directory {path.absolute().parent} does not exist; create it first")
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: exists and is not a plain file; choose another name")
-
-
-def add_subcommands(
-    parser: argparse.ArgumentParser, summaries: Mapping[str, str]
-) -> dict[str, argparse.ArgumentParser]:
-    """Add a required subcommand for each measurement, and return their parsers by name."""
-    commands = parser.add_subparsers(dest="measurement", required=True, metavar="MEASUREMENT")
-    return {
-        name: commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        for name, summary in summaries.items()
-    }
-
-
-def add_output(parser: argparse.ArgumentParser, json_help: str) -> None:
-    """Add the options of the output: `--json` and `--plot`."""
-    group = parser.add_argument_group("output")
-    group.add_argument("--json", type=Path, metavar="FILE", help=json_help)
-    group.add_argument("--plot", type=Path, metavar="DIR", help="Write the picture of the measurement, if it has one.")
-
-
-def check_output(args: argparse.Namespace) -> None:
-    """Raise InputError unless the files of `--json` and `--plot` can be written; called before anything is measured."""
-    require_writable(args.json, ".jsonl")
-    if args.plot is not None and not args.plot.is_dir():
-        raise InputError(f"{args.plot}: no such directory; create it first")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -6,27 +6,33 @@ from typing import Any
 
 from pplx_edge.errors import MissingExtra
 
-COLORS = ("#1a7f5a", "#2f6db5", "#b5622f", "#7a4fb0", "#a03a52", "#5b6770")
+# fmt: off
+COLORS = (
+    "#1a7f5a", "#2f6db5", "#b5622f", "#7a4fb0", "#a03a52", "#5b6770", "#8a7a1f", "#c2569b", "#2a9aa8", "#d08a00",
+)
+# fmt: on
 OTHER_COLOR = "#b8bec4"
 PICTURES = (".svg", ".png", ".pdf")
 BAR_INCHES = 0.26
 _PANEL_INCHES = (3.6, 3.0)
 
 
-def figure_of(
-    n_panels: int, height: float = _PANEL_INCHES[1], width: float = _PANEL_INCHES[0], n_columns: int | None = None
-) -> tuple[Any, Any]:
-    """Return a figure and its panels, in rows of `n_columns` (default: one row), with the size of a panel in inches.
-
-    Raises MissingExtra without matplotlib.
-    """
+def require_matplotlib() -> Any:
+    """Return the class of figures. Raises MissingExtra without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("--plot", "bench") from error
+    return Figure
+
+
+def figure_of(
+    n_panels: int, height: float = _PANEL_INCHES[1], width: float = _PANEL_INCHES[0], n_columns: int | None = None
+) -> tuple[Any, Any]:
+    """Return a figure and its panels, in rows of `n_columns` (default: one row), with the size of a panel in inches."""
     across = min(n_columns or n_panels, n_panels)
     down = -(-n_panels // across)
-    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    figure = require_matplotlib()(figsize=(width * across, height * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for panel in panels[n_panels:]:
         panel.set_axis_off()
@@ -54,4 +60,4 @@ def finish(panel: Any, title: str, below: str = "") -> None:
 
 def save(figure: Any, out: Path) -> None:
     """Write the figure; equal figures give equal files."""
-    figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
+    figure.savefig(out, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None)

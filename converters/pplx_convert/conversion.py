@@ -6,7 +6,7 @@ layer. This module runs the NumPy reference at the same time and compares the tw
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import count
 from pathlib import Path
@@ -150,6 +150,12 @@ def convert(
             made_by=f"pplx-edge {backend.name} converter {backend.revision}",
         )
     return Artifact.open(out)
+
+
+def split_rows(packed: Iterator[np.ndarray], rows: Sequence[TokenRow]) -> Iterator[list[np.ndarray]]:
+    """Yield packed states `[S, D]` as the states `[T, D]` of each row."""
+    stops = np.cumsum([len(row) for row in rows])[:-1]
+    return (np.split(states, stops) for states in packed)
 
 
 def copy_text_files(source: Path, directory: Path) -> None:

@@ -5,10 +5,12 @@ The table of backends is `pplx_edge.registry`. Only the module of the requested 
 
 import platform
 import sys
+import warnings
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from pplx_edge.errors import ArtifactError, MissingExtra
+from pplx_edge.errors import ArtifactError, EdgeError, MissingExtra
 from pplx_edge.registry import (
     BACKENDS,
     DEFAULT_BACKEND,
@@ -27,9 +29,9 @@ def backend_for(directory: Path, name: str = "auto", artifact_format: str | None
     """Return the backend that should open a model directory.
 
     `auto` selects the backend of `artifact_format` if it is given. Otherwise it selects the backend that opens the
-    files in the directory: that of the format for a converted model, that of ready-made model files, and for a
-    checkpoint the default backend of this machine. Raises InputError for an unknown backend or format, and
-    ArtifactError if no backend opens the artifact.
+    files in the directory: for a converted model the backend of its format, or the default backend of this machine if
+    that opens the format too; that of ready-made model files; and for a checkpoint the default backend. Raises
+    InputError for an unknown backend or format, and ArtifactError if no backend opens the artifact.
     """
     if name != "auto":
         return backend_named(name)
@@ -39,16 +41,38 @@ def backend_for(directory: Path, name: str = "auto", artifact_format: str | None
         stored = Artifact.open(directory).format
         if not (found := backend_of_format(stored)):
             raise ArtifactError(f"{directory}: contains {stored}, which no backend of this release opens")
-        return found
+        others = [backend for backend in BACKENDS.values() if stored in backend.also_opens]
+        default = default_backend() if others else found
+        return default if default in others else found
     if not has_weights(directory) and (found := ready_made(directory)):
         return found
     return default_backend()
 
 
 def default_backend() -> Backend:
-    """Return the backend that opens checkpoints on this machine: mlx on Apple Silicon, onnx elsewhere."""
+    """Return the backend that opens checkpoints on this machine: mlx on Apple Silicon, elsewhere native or onnx.
+
+    Warns once if the backend that is meant for this machine cannot be used.
+    """
     machine = f"{sys.platform}-{platform.machine()}"
-    return next((backend for backend in BACKENDS.values() if machine in backend.default_on), DEFAULT_BACKEND)
+    usable = (
+        backend for backend in BACKENDS.values() if machine in backend.default_on and _meets_requirement(backend.name)
+    )
+    return next(usable, DEFAULT_BACKEND)
+
+
+@cache
+def _meets_requirement(name: str) -> bool:
+    backend = BACKENDS[name]
+    try:
+        if backend.requirement:
+            entry(backend.requirement)()
+    except EdgeError as error:
+        warnings.warn(
+            f"the {backend.name} backend cannot be used: {error}; models run on {DEFAULT_BACKEND.name}", stacklevel=4
+        )
+        return False
+    return True
 
 
 def open_session(backend: Backend, directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> Session:
@@ -59,7 +83,10 @@ def open_session(backend: Backend, directory: Path, options: SessionOptions = SE
     """
     require_installed(backend)
     options.require_only(backend.name, *backend.options)
-    if is_artifact(directory) and (stored := Artifact.open(directory).format) not in backend.formats:
+    if is_artifact(directory) and (stored := Artifact.open(directory).format) not in (
+        *backend.formats,
+        *backend.also_opens,
+    ):
         raise ArtifactError(f"{directory}: contains {stored}, which the {backend.name} backend does not open")
     return entry(backend.session)(directory, options)
 

@@ -46,8 +46,8 @@ class WindowSizes:
     def of(cls, options: StreamOptions, spec: ModelSpec) -> "WindowSizes":
         """Return the sizes for a model and options. Raises InputError if they leave too little room for chunks."""
         window = min(DEFAULT_WINDOW, spec.max_tokens) if options.window is None else options.window
-        if options.memory_mb is not None:
-            window = window_within(options.memory_mb, spec)
+        if options.window_mb is not None:
+            window = window_within(options.window_mb, spec)
         if window > spec.max_tokens:
             raise InputError(f"window {window:,}: this model reads at most {spec.max_tokens:,} tokens")
         margin = min(DEFAULT_MARGIN, window // _MARGIN_SHARE) if options.margin is None else options.margin
@@ -66,17 +66,17 @@ class WindowSizes:
         return cls(window, margin, heading_tokens)
 
 
-def window_within(memory_mb: int, spec: ModelSpec) -> int:
-    """Return the largest window whose activations fit in `memory_mb` megabytes on top of the loaded model.
+def window_within(window_mb: int, spec: ModelSpec) -> int:
+    """Return the largest window whose activations fit in `window_mb` megabytes on top of the loaded model.
 
     Raises InputError, naming the minimum budget, if the window would be smaller than 64 tokens.
     """
-    window = memory_mb * _MEGABYTE // spec.activation_bytes
+    window = window_mb * _MEGABYTE // spec.activation_bytes
     least = min(_LEAST_WINDOW, spec.max_tokens)
     if window < least:
         needed = -(-least * spec.activation_bytes // _MEGABYTE)
         raise InputError(
-            f"memory_mb {memory_mb}: a window of {least} tokens needs at least {needed} MB on top of the model"
+            f"window_mb {window_mb}: a window of {least} tokens needs at least {needed} MB on top of the model"
         )
     return min(window, spec.max_tokens)
 

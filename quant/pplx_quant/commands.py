@@ -68,6 +68,11 @@ COMMANDS = {
     "triplet": Command(
         "Train on pairs with mined hard negatives.", "stages.triplet:TripletConfig", "stages.triplet:run"
     ),
+    "validate": Command(
+        "Score a model on held-out pairs and on folders in the layout of BEIR.",
+        "validation:ValidateConfig",
+        "validation:validate_model",
+    ),
     "merge": Command("Merge two checkpoints by spherical interpolation.", "merge:MergeConfig", "merge:merge"),
     "widen": Command(
         "Add dimensions to the vectors of a trained model.", "widen:WidenConfig", "widen:widen_checkpoint"

@@ -43,6 +43,12 @@ from pplx_quant.errors import ConfigError, DataError
 NEEDED = ("ids", "lengths", "lang", "pairs", "group", "held_out", "place", "chunks", "n_chunks", "titles", "info")
 TAUGHT = ("taught", "teacher", "teacher_grid", "word", "word_teacher", "word_grid")
 KEPT_TEXT = ("utf8", "utf8_lengths")
+# Teacher codes do not compress, and texts would take minutes with LZMA.
+COMPRESSION = {
+    "teacher": zipfile.ZIP_STORED,
+    "word_teacher": zipfile.ZIP_STORED,
+    "utf8": zipfile.ZIP_DEFLATED,
+}
 CODE_RANGE = 7  # 4-bit teacher codes run from -7 to 7
 
 
@@ -206,7 +212,7 @@ def write_packed(path: Path, arrays: Mapping[str, np.ndarray], info: dict) -> in
     with writing_file(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in content.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # with a fixed date, so that equal corpora give equal bytes
-            entry.compress_type = zipfile.ZIP_STORED if name.endswith("teacher") else zipfile.ZIP_LZMA
+            entry.compress_type = COMPRESSION.get(name, zipfile.ZIP_LZMA)
             with archive.open(entry, "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
     return path.stat().st_size

@@ -191,7 +191,7 @@ def pairs_of_row(row: dict, group: str) -> list[Pair]:
     return [
         Pair(
             str(query),
-            positive,
+            str(positive),
             lang,
             source,
             *place,

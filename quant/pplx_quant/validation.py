@@ -1,4 +1,10 @@
-"""Retrieval figures for held-out pairs, and for a folder of questions of one's own in the layout of BEIR."""
+"""Score a model on held-out pairs, and on folders in the layout of BEIR.
+
+python -m pplx_quant validate --data PACKED --model DIR [--validate-on GROUP…] [--beir DIR…]
+
+Prints one line of JSON: nDCG@10 with int8 vectors (`ndcg_<group>`, `ndcg_beir_<folder>`) and with binary ones
+(`binary_<group>`), and the mean of the former.
+"""
 
 import csv
 import gzip
@@ -16,11 +22,49 @@ from torch import Tensor
 from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import int8_codes, sign_codes
 from pplx_edge.vectors.similarity import unit_vectors
+from pplx_quant.checkpoint import read_model
 from pplx_quant.corpus import PackedCorpus
 from pplx_quant.errors import ConfigError, DataError
-from pplx_quant.model import plan_calls, whole_rows
+from pplx_quant.hardware import choose_device, uses_bfloat16
+from pplx_quant.model import encoder_means, plan_calls, whole_rows
+from pplx_quant.options import option, required
+from pplx_quant.tokenizer import load_tokenizer
 
 Encode = Callable[[Sequence[TokenRow]], Tensor]
+
+
+@dataclass(frozen=True)
+class ValidateConfig:
+    """Options of `validate`."""
+
+    data: Path = required("Packed file.")
+    model: Path = required("Checkpoint to score.")
+    validate_on: tuple[str, ...] = option((), "Groups to score held-out questions of.")
+    pool: int = option(4000, "Number of candidates of a group.")
+    beir: tuple[Path, ...] = option((), "Folders in the layout of BEIR.")
+    max_query: int = option(48, "Cut queries to this many tokens.")
+    max_positive: int = option(128, "Cut passages to this many tokens.")
+    call_tokens: int = option(8192, "Maximum padded tokens in one call of the model.")
+    device: str = option("auto", "Device: auto, cpu, cuda, mps.")
+    precision: str = option("auto", "Precision of calls: float32, bfloat16, or auto: bfloat16 where it is fast.")
+    seed: int = option(1, "Seed of the candidates.")
+
+
+def validate_model(config: ValidateConfig) -> None:
+    """Print the scores of a checkpoint."""
+    packed = PackedCorpus.open(config.data)
+    packed.require_lengths(config.max_query, config.max_positive)
+    device = choose_device(config.device)
+    model = read_model(config.model).to(device).eval()
+    encode, limits = partial(encoder_means, model), (config.max_query, config.max_positive)
+    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config.precision, device)):
+        found = validate(packed, encode, config.validate_on, limits, config.pool, config.call_tokens, config.seed)
+        for folder in config.beir:
+            content, tokenizer = BeirFolder.read(folder), load_tokenizer(config.model)
+            found[f"ndcg_beir_{folder.name}"] = validate_beir(content, tokenizer, encode, limits, config.call_tokens)
+    figures = [score for name, score in found.items() if name.startswith("ndcg_")]
+    found["mean"] = sum(figures) / max(1, len(figures))
+    print(json.dumps({name: round(score, 4) for name, score in found.items()}))
 
 
 def validate(

@@ -53,7 +53,7 @@ def opened(cosine: float = 0.999) -> dict[str, Any]:
 @pytest.fixture
 def results() -> Results:
     made = Results(header=HEADER)
-    made.add_peer("ours", [opened(), row("1x16", 300.0), row("8x512", 200.0, others=0.5)])
+    made.add_peer("native", [opened(), row("1x16", 300.0), row("8x512", 200.0, others=0.5)])
     slow = {"kind": "row", "row": "8x512", "tokens": 4096, "skipped": "about 900 s expected"}
     made.add_peer("torch-fp32", [opened(), row("1x16", 100.0, warmed=False), slow])
     made.add_peer("openvino", [{"kind": "unavailable", "reason": "not installed: openvino: pip install openvino"}])
@@ -67,7 +67,7 @@ def lines_of(text: str, start: str) -> list[list[str]]:
 
 def test_speeds_winners_and_marks(results: Results) -> None:
     text = speed_report(results)
-    assert lines_of(text, "pplx-edge onnx-int8 ")[0] == ["300*", "200*~", "1.5", "0.50", "0.9990"]
+    assert lines_of(text, "pplx-edge native-int8 ")[0] == ["300*", "200*~", "1.5", "0.50", "0.9990"]
     assert lines_of(text, "transformers fp32 ")[0] == ["100¹", "–", "1.5", "0.50", "0.9990"]
     assert lines_of(text, "library roofline ")[0] == ["600", "1,000"]
 
@@ -107,22 +107,23 @@ def test_no_peer_at_all_still_prints() -> None:
 
 
 def test_memory_verdicts() -> None:
-    about = {"seconds": 1.0, "torch": False}
+    about = {"format": "native-int8", "seconds": 1.0, "torch": False}
     good = about | {"name": "convert", "rss": 1.4e9, "limit_gb": 1.5, "passed": True}
     bad = about | {"name": "open", "rss": 1.1e9, "limit_gb": 1.0, "passed": False}
-    dead = {"name": "long", "limit_gb": 2.0, "passed": False, "error": "the process was ended by SIGKILL"}
+    dead = {"name": "long", "format": "onnx-int8", "limit_gb": 2.0, "passed": False, "error": "ended by SIGKILL"}
     text = memory_report(HEADER, [good, bad, dead])
-    assert lines_of(text, "convert ")[0] == ["1.400", "1.5", "pass", "1.0", "never"]
-    assert lines_of(text, "open ")[0] == ["1.100", "1.0", "FAILED", "1.0", "never"]
-    assert lines_of(text, "long ")[0] == ["–", "2.0", "FAILED", "–", "–"]
-    assert "long: the process was ended by SIGKILL" in text
+    assert lines_of(text, "native-int8: convert ")[0] == ["1.400", "1.50", "pass", "1.0", "never"]
+    assert lines_of(text, "native-int8: open ")[0] == ["1.100", "1.00", "FAILED", "1.0", "never"]
+    assert lines_of(text, "onnx-int8: long ")[0] == ["–", "2.00", "FAILED", "–", "–"]
+    assert "onnx-int8: long: ended by SIGKILL" in text
 
 
 def test_importing_torch_fails_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def passed(rss: float, torch: bool) -> bool:
         messages = iter([{"kind": "peak", "rss": rss, "seconds": 1.0, "torch": torch}])
         monkeypatch.setattr("pplx_bench.convert.measure.run_task", lambda *_: messages)
-        return memory.measure_limit(memory.Limit("convert", 1.5), tmp_path, tmp_path, 1, tmp_path)["passed"]
+        limit = memory.Limit("convert", 1.5)
+        return memory.measure_limit(limit, "onnx-int8", tmp_path, tmp_path, 1, tmp_path)["passed"]
 
     assert not passed(1, torch=True)
     assert passed(1, torch=False)
@@ -181,11 +182,12 @@ def test_only_the_last_pass_counts() -> None:
 
 
 def test_peers_are_a_table_with_ours_first() -> None:
-    assert [peer.name for peer in peers.parse_peers("recipe,ours")] == ["ours", "recipe"]
+    assert [peer.name for peer in peers.parse_peers("recipe,onnx,native")] == ["native", "onnx", "recipe"]
     with pytest.raises(InputError, match="unknown peer 'tensorflow'"):
         peers.parse_peers("tensorflow")
-    absent = peers.Peer(name="x", label="x", module="x", needs=("numpy", "no-such-distribution"), install="pip")
+    absent = peers.Peer(name="x", label="x", module="x", needs=("numpy", "no-such-distribution"))
     assert absent.missing() == ["no-such-distribution"]
+    assert peers.PEERS["recipe"].install == "pip install torch 'transformers>=5.2' onnx onnxruntime"
 
 
 def test_a_plot_shows_the_newest_run(tmp_path: Path) -> None:
@@ -193,11 +195,11 @@ def test_a_plot_shows_the_newest_run(tmp_path: Path) -> None:
         {"benchmark": "speed", "time": time, "row": row, "peer": peer, "tokens_per_second": rate}
         for time, rate in (("2026-01-02", 7.0), ("2026-01-01", 5.0))
         for row in ("1x16", "mixed")
-        for peer in ("ours", "torch-fp32")
+        for peer in ("native", "torch-fp32")
     ]
     results, picture = tmp_path / "speed.jsonl", tmp_path / "speed.svg"
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert plot.latest_run(results) == {row: {"ours": 7.0, "torch-fp32": 7.0} for row in ("1x16", "mixed")}
+    assert plot.latest_run(results) == {row: {"native": 7.0, "torch-fp32": 7.0} for row in ("1x16", "mixed")}
     plot.draw(plot.latest_run(results), picture)
     assert picture.read_text().count("<svg") == 1
 

@@ -26,7 +26,7 @@ from pplx_edge.registry import BACKENDS, COREML, MLX, ONNX
 from pplx_kit import host
 from pplx_kit.findings import Verdict
 
-_, INT8, STORED, _ = self_test.trials()
+_, INT8, NATIVE_INT8, STORED, _ = self_test.trials()
 
 
 def measurement(codes: np.ndarray, **known: Any) -> Measurement:
@@ -172,7 +172,7 @@ def test_the_peak_of_memory_is_in_bytes_on_every_system(monkeypatch: pytest.Monk
     if sys.platform == "linux":
         block = np.ones(30_000_000, np.uint8)
         assert block.nbytes < host.peak_rss() < 1e11
-    monkeypatch.setattr(host, "_lines", lambda _: [])  # no /proc
+    monkeypatch.setattr(host, "read_lines", lambda _: [])  # no /proc
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     monkeypatch.setattr(sys, "platform", "darwin")
     assert host.peak_rss() == pytest.approx(used, rel=0.2)
@@ -213,7 +213,8 @@ def test_the_self_test_runs_each_backend_in_a_process_of_its_own(
 def test_a_sound_machine_is_said_to_be_sound_line_by_line(run: Run, trials, codes: np.ndarray):
     near = codes.copy()
     near[:, 0] += np.where(near[:, 0] > 0, -3, 3)
-    trials({"onnx-fp32": measurement(codes), "onnx-int8": measurement(near), STORED.label: measurement(codes[:4])})
+    of_ours = {"onnx-int8": measurement(near), NATIVE_INT8.label: measurement(near)}
+    trials({"onnx-fp32": measurement(codes)} | of_ours | {STORED.label: measurement(codes[:4])})
     status, out, _ = run("doctor")
     assert status == 0
     lines = out.splitlines()

@@ -56,6 +56,25 @@ def test_the_machine_is_described_in_a_process_of_its_own() -> None:
     assert found["wheels"]["onnxruntime"][0]
 
 
+def test_nothing_is_proven_without_a_gpu() -> None:
+    pytest.importorskip("mlx.core")
+    if sys.platform == "darwin":
+        pytest.skip("there may be a GPU here")
+    with pytest.raises(steps.Skipped, match="no GPU here"):
+        steps.proof("mlx")
+
+
+def test_a_conversion_is_described_and_made_once(tiny_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PPLX_EDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(steps, "BUILT_IN", str(tiny_dir))
+    found = steps.convert("onnx:onnx-fp32")
+    assert found["bytes"] > 100_000
+    assert found["parity"]["largest_step"] <= 1
+    assert "layer_cosines" not in found["parity"]
+    monkeypatch.setattr("pplx_convert.convert", None)
+    assert steps.convert("onnx:onnx-fp32")["bytes"] == found["bytes"]
+
+
 def test_parity_with_itself_is_exact(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPLX_EDGE_CACHE", str(tmp_path))
     monkeypatch.setattr(steps, "BUILT_IN", str(tiny_dir))

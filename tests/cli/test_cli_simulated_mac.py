@@ -2,9 +2,11 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from pplx_cli.availability import BackendState
 from pplx_cli.report import writing
 from pplx_cli.self_test import REFERENCE, Measurement
 from pplx_edge.registry import COREML
+from pplx_kit.findings import Verdict
 
 LENGTH = 64
 ON_CPU = "; this function runs on the cpu"
@@ -78,12 +81,12 @@ def require_ended(tmp_path: Path) -> None:
     ("fault", "verdict", "said"),
     [
         ("keeps", "largest step 1; ok", ""),
-        ("keeps new arrays", "failed: crashed by SIGABRT", ""),
+        ("keeps new arrays", "wrong: crashed by SIGABRT", ""),
         ("aborts", "; ok; Core ML on cpu+ane failed at 64 tokens", "fused: the process was ended by signal 6"),
-        ("aborts everywhere", "failed: ", "works neither on cpu+ane nor on the cpu at 64 tokens"),
+        ("aborts everywhere", "wrong: ", "works neither on cpu+ane nor on the cpu at 64 tokens"),
         ("nan", "; ok; Core ML on cpu+ane failed at 64 tokens", "NaN or infinity"),
         ("wrong", "; ok; Core ML on cpu+ane failed at 64 tokens", "wrong vectors: cosine "),
-        ("nan later", "failed: ", "NaN"),
+        ("nan later", "wrong: ", "NaN"),
     ],
 )
 def test_doctor_has_a_line_for_each_fault(run: Run, mac, fault: str, verdict: str, said: str) -> None:
@@ -98,9 +101,30 @@ def test_doctor_has_a_line_for_each_fault(run: Run, mac, fault: str, verdict: st
 def test_doctor_ends_a_test_that_hangs(mac, tmp_path: Path) -> None:
     mac("hangs")
     _, outcome = self_test.run_trials(["onnx", "coreml"], lambda _: None, 9.0)
-    assert outcome.verdict == "unfinished"
+    assert outcome.verdict == Verdict.NOTE
     assert "not done after" in outcome.why
     require_ended(tmp_path)
+
+
+def test_doctor_does_not_wait_for_the_compute_plan(mac, monkeypatch: pytest.MonkeyPatch) -> None:
+    mac("plans")
+    wait = subprocess.Popen.communicate
+
+    def until_measured(child: subprocess.Popen[bytes], asked: bytes, timeout: float) -> None:
+        """Play a limit that is reached after the measurement, on a machine of any speed."""
+        result = Path(json.loads(asked)["result"])
+        with suppress(subprocess.TimeoutExpired):
+            wait(child, asked, timeout=0.1)
+        until = time.monotonic() + timeout
+        while not result.is_file() and child.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        raise subprocess.TimeoutExpired(child.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", until_measured)
+    _, outcome = self_test.run_trials(["onnx", "coreml"], lambda _: None, 200.0)
+    assert outcome.verdict == Verdict.OK, outcome
+    assert outcome.measured is not None
+    assert outcome.measured.device == "device not known yet"
 
 
 @pytest.mark.parametrize(

@@ -170,9 +170,9 @@ def test_defaults_follow_the_model_and_each_other():
 
 def test_a_window_stays_within_its_budget():
     spec = fake_spec(max_tokens=1 << 20)
-    for memory_mb in (5, 50, 500):
-        window = window_within(memory_mb, spec)
-        assert window * spec.activation_bytes <= memory_mb * 1_000_000 < (window + 1) * spec.activation_bytes
+    for window_mb in (5, 50, 500):
+        window = window_within(window_mb, spec)
+        assert window * spec.activation_bytes <= window_mb * 1_000_000 < (window + 1) * spec.activation_bytes
     assert window_within(500, fake_spec(max_tokens=512)) == 512
     with pytest.raises(InputError, match="at least 2 MB on top of the model"):
         window_within(1, fake_spec(dim=1024))

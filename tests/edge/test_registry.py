@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Run, run_fixture  # noqa: F401 (fixture)
+from kernels import needs_kernels
 from numpy_backend import NUMPY
 
 import pplx_edge
+from pplx_edge import backends
+from pplx_edge.backends import default_backend, native_library
 from pplx_edge.errors import ArtifactError, InputError, MissingExtra
 from pplx_edge.preparation import resolve_model
-from pplx_edge.registry import BACKENDS, Backend, all_formats, backend_of_format
+from pplx_edge.registry import BACKENDS, NATIVE, ONNX, Backend, all_formats, backend_of_format
 from pplx_edge.types import SessionOptions
 from pplx_edge.weights.artifact import Artifact
 
@@ -23,6 +26,15 @@ TEXTS = ["a first text", "and a second, longer text"]
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PPLX_EDGE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def real_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chooses a backend as on a machine of a user, which is a 64-bit Linux machine here."""
+    monkeypatch.setattr(backends, "default_backend", default_backend)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    backends._meets_requirement.cache_clear()
 
 
 @pytest.fixture
@@ -39,9 +51,9 @@ def test_every_format_belongs_to_one_backend():
         assert backend.default_format in backend.formats
 
 
-def test_every_option_of_a_session_belongs_to_one_backend():
-    options = [name for backend in BACKENDS.values() for name in backend.options]
-    assert sorted(options) == sorted(SessionOptions.__dataclass_fields__)
+def test_every_option_of_a_session_belongs_to_a_backend():
+    options = {name for backend in BACKENDS.values() for name in backend.options}
+    assert options == set(SessionOptions.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("wanted", [{"backend": "numpy"}, {"artifact_format": "numpy-fp32"}])
@@ -94,7 +106,7 @@ def test_the_record_alone_says_what_is_refused(
     monkeypatch.delitem(BACKENDS, "numpy")
     with pytest.raises(ArtifactError, match="contains numpy-fp32, which no backend of this release opens"):
         pplx_edge.load(directory)
-    with pytest.raises(InputError, match="unknown backend 'numpy': choose auto or one of onnx, mlx, coreml"):
+    with pytest.raises(InputError, match="unknown backend 'numpy': choose auto or one of onnx, native, mlx, coreml"):
         pplx_edge.load(tiny_dir, backend="numpy")
 
 
@@ -106,3 +118,39 @@ def test_ready_made_files_are_opened_without_conversion(
     assert resolve_model(tmp_path).backend.name == "numpy"
     assert resolve_model(tmp_path).directory == tmp_path
     assert not cache.exists()
+
+
+@needs_kernels
+@pytest.mark.usefixtures("real_default", "cache")
+def test_a_checkpoint_runs_on_our_kernels_where_they_can_run(tiny_dir: Path, tmp_path: Path):
+    model = pplx_edge.load(tiny_dir)
+    assert model.session.backend == NATIVE.name
+    graph = resolve_model(tiny_dir, artifact_format=ONNX.default_format)
+    assert graph.backend is ONNX
+    same = pplx_edge.load(graph.directory, threads=1, memory_mb=50)
+    assert same.session.backend == NATIVE.name
+    np.testing.assert_array_equal(same.encode(TEXTS), model.encode(TEXTS))
+    assert pplx_edge.load(graph.directory, backend="onnx").session.backend == ONNX.name
+
+
+@pytest.mark.usefixtures("real_default", "cache")
+@pytest.mark.parametrize("problem", ["no library", "old processor"])
+def test_without_kernels_a_checkpoint_runs_on_onnx_and_one_line_says_so(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
+):
+    reason = "this installation has no CPU kernels"
+    if problem == "no library":
+        monkeypatch.setenv(native_library.LIBRARY_VARIABLE, str(tmp_path / "nothing.so"))
+    else:
+        reason = "no fast path for this processor"
+        only_scalar = type("Library", (), {"instruction_sets": ["scalar"]})()
+        monkeypatch.setattr(native_library, "load_library", lambda: only_scalar)
+    with pytest.warns(
+        UserWarning, match=f"the native backend cannot be used: .*{reason}.*; models run on onnx"
+    ) as said:
+        model = pplx_edge.load(tiny_dir)
+    assert len(said) == 1
+    assert "\n" not in str(said[0].message)
+    assert model.session.backend == ONNX.name
+    assert resolve_model(tiny_dir).backend is ONNX  # without another warning, which would be an error
+    backends._meets_requirement.cache_clear()

@@ -381,7 +381,7 @@ def test_closing_the_asynchronous_twin_closes_the_source_and_its_thread():
     [
         (lambda: StreamOptions(window=0), "window must be a whole number"),
         (lambda: StreamOptions(window=True), "window must be a whole number"),
-        (lambda: StreamOptions(window=64, memory_mb=64), "cannot be combined"),
+        (lambda: StreamOptions(window=64, window_mb=64), "cannot be combined"),
         (lambda: StreamOptions(overlap=65), "more than half"),
         (lambda: StreamOptions(markup="pdf"), "unknown markup 'pdf'"),  # type: ignore[arg-type]
         (lambda: StreamOptions(separator="x"), "separator must be"),  # type: ignore[arg-type]
@@ -396,10 +396,10 @@ def test_options_that_cannot_be_served_are_refused_at_once(options: Callable[[],
 
 def test_a_budget_of_memory_becomes_a_window():
     model = embedder(max_tokens=100_000)
-    small, large = (model._streams("int8", None, StreamOptions(memory_mb=mb)).sizes for mb in (4, 40))
+    small, large = (model._streams("int8", None, StreamOptions(window_mb=mb)).sizes for mb in (4, 40))
     assert 9 * small.window < large.window < 11 * small.window
     with pytest.raises(InputError, match=r"needs at least \d MB on top of the model"):
-        fake_embedder(FakeSession(spec=fake_spec(dim=4096))).encode_stream(TEXT, options=StreamOptions(memory_mb=1))
+        fake_embedder(FakeSession(spec=fake_spec(dim=4096))).encode_stream(TEXT, options=StreamOptions(window_mb=1))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Readers, structure pairs, packing and sampling on good and bad input."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -126,6 +127,29 @@ def test_groups_are_capped_and_a_file_over_its_size_is_refused(data_folder, toke
     assert "limit 0.001; lower --cap" in capsys.readouterr().err
     packed = PackedCorpus.open(tmp_path / "p.npz")
     assert (packed.info["pairs"]["sample"], packed.info["pairs"]["text.en"], packed.n_documents) == (50, 7, 3)
+
+
+def test_kept_texts_are_the_originals_cut_at_their_last_token(text_file, packed_file, tokenizer_folder):
+    packed, without = PackedCorpus.open(text_file), PackedCorpus.open(packed_file)
+    assert packed.has_text
+    assert not without.has_text
+    np.testing.assert_array_equal(packed.ids, without.ids)
+    tokenizer, originals = load_tokenizer(tokenizer_folder), {row["positive"] for row in sample_pairs(120)}
+    for number in range(len(packed.lengths)):
+        assert tokenizer.encode(packed.string(number)).ids == packed.text(number).tolist()
+    positives = packed.pairs[packed.group == packed.groups.index("sample"), 1]
+    assert {packed.string(int(number)) for number in positives} == originals
+
+
+def test_further_kinds_of_plain_paragraphs_are_groups_of_their_own(data_folder, tokenizer_folder, tmp_path):
+    folder, out = tmp_path / "data", tmp_path / "p.npz"
+    shutil.copytree(data_folder, folder)
+    shutil.copy(folder / "text.en.jsonl.gz", folder / "text3.debian.jsonl.gz")
+    (folder / "text2.en.jsonl.gz").unlink()
+    pack(PackConfig(data=folder, tokenizer=tokenizer_folder, out=out))
+    packed = PackedCorpus.open(out)
+    assert [name for name in packed.groups if name.startswith("text")] == ["text.en", "text3.debian"]
+    assert packed.info["languages"] == ["en"]
 
 
 def test_a_passage_is_held_out_with_all_its_questions(packed_file):

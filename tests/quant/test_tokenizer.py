@@ -2,12 +2,14 @@
 
 import json
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pplx_quant.commands import main
+from pplx_quant.data import text_language
 from pplx_quant.errors import TrainError
 from pplx_quant.tokenizer import END_OF_TEXT, MASK, load_tokenizer, sample_texts, save_tokenizer, train_tokenizer
 
@@ -80,3 +82,20 @@ def test_damaged_tokenizer_is_named(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TrainError, match="not a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_lowercasing_tokenizer_has_one_form_of_a_word_for_stock_transformers_too(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    trained = train_tokenizer(iter(["The River runs", "the river RUNS"] * 5), vocab_size=265, lowercase=True)
+    save_tokenizer(trained, tmp_path, 128)
+    loaded, stock = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = loaded.encode("the river runs").ids
+    for text in ("The River runs", "THE RIVER RUNS"):
+        assert loaded.encode(text).ids == stock(text)["input_ids"] == ids
+    assert loaded.encode("e\u0301").ids == loaded.encode("É").ids  # composed too
+    assert loaded.encode(f"{END_OF_TEXT}A").ids[0] == 0
+
+
+def test_the_language_of_a_text_file_is_its_key():
+    names = ("text.de.jsonl.gz", "text2.zh-Hant.jsonl.gz", "text.pcm.jsonl.gz", "text3.debian.jsonl.gz")
+    assert [text_language(Path(name)) for name in names] == ["de", "zh-Hant", "pcm", "en"]

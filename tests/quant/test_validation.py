@@ -11,6 +11,7 @@ from training_samples import sample_pairs
 
 from pplx_edge.vectors.codes import int8_codes
 from pplx_quant.checkpoint import read_model
+from pplx_quant.commands import main
 from pplx_quant.errors import ConfigError, DataError
 from pplx_quant.loop import train
 from pplx_quant.model import encode_means
@@ -86,6 +87,18 @@ def test_a_run_reports_the_folder_and_keeps_its_best_checkpoint(cfg, beir):
     cosines = queries @ passages.T / np.linalg.norm(passages, axis=1)
     expected = np.mean([graded_ndcg(row, own) for row, own in zip(cosines, folder.relevant, strict=True)])
     assert max(scores) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_command_prints_what_a_run_logs(cfg, beir, capsys):
+    train(cfg, PairStage(replace(cfg, validate_on=("sample",))))
+    log = [json.loads(line) for line in (cfg.out / "log.jsonl").read_text().splitlines()]
+    model = str(cfg.out / "checkpoint")
+    options = ["--data", str(cfg.data), "--model", model, "--beir", str(beir), "--validate-on", "sample"]
+    assert main(["validate", *options, "--precision", "float32"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for name in ("ndcg_beir_mine", "ndcg_sample", "binary_sample"):
+        assert found[name] == pytest.approx(log[-1][name], abs=1e-3)
+    assert found["mean"] == pytest.approx((found["ndcg_beir_mine"] + found["ndcg_sample"]) / 2, abs=1e-3)
 
 
 def test_a_folder_that_cannot_be_read_is_refused_before_training(cfg, tmp_path, beir):

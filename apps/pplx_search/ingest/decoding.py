@@ -74,7 +74,7 @@ def require_text(head: bytes) -> None:
     if _marked(head) or _looks_like_utf16(head):
         return
     if 0 in head:
-        raise ParseFailed("binary", f"contains binary data: byte {head.index(0):,} is NUL")
+        raise ParseFailed("binary", f"contains binary data: a NUL byte at byte {head.index(0):,}")
     if len(head.translate(None, _CONTROL)) < len(head) * (1 - _MAX_CONTROL_SHARE):
         raise ParseFailed("binary", "contains binary data: too many control characters")
 

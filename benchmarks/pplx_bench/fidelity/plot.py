@@ -8,24 +8,12 @@ from typing import Any
 from pplx_bench.fidelity.candidates import Candidate
 from pplx_bench.fidelity.cards import Card
 from pplx_bench.fidelity.report import EMBEDDING, FINAL_NORM, LEAST_DRIFT, MEGABYTE, drifts
-from pplx_edge.errors import InputError, MissingExtra
+from pplx_bench.options import require_writable
+from pplx_bench.panels import COLORS, PICTURES, figure_of, finish, require_matplotlib, save
 
-PICTURES = (".svg", ".png", ".pdf")
-_COLOURS = (
-    "#1a7f5a",
-    "#2f6db5",
-    "#b5622f",
-    "#7a4fb0",
-    "#a03a52",
-    "#5b6770",
-    "#8a7a1f",
-    "#c2569b",
-    "#2a9aa8",
-    "#d08a00",
-)
 _MARKERS = "osD^vPX*"
 _GREY = "#8a9198"
-_PANEL_INCHES = (4.6, 3.6)
+_WIDTH_INCHES, _HEIGHT_INCHES = 4.6, 3.6
 _LABEL_POINTS, _LABEL_GAP = 7.5, 7
 _MAX_TICKS = 14
 _HEADROOM = 6  # for labels that are moved up
@@ -33,29 +21,23 @@ _HEADROOM = 6  # for labels that are moved up
 
 def require_plotting(path: Path) -> None:
     """Raises InputError for a name that no picture can have, MissingExtra without matplotlib."""
-    if path.suffix not in PICTURES:
-        raise InputError(f"{path}: the name must end in one of {', '.join(PICTURES)}; choose another")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path}: the directory {path.absolute().parent} does not exist; create it first")
-    _matplotlib()
+    require_writable(path, *PICTURES)
+    require_matplotlib()
 
 
 def draw(cards: Sequence[Card], sample_name: str, out: Path) -> None:
     """Writes the picture. The first card is the reference's."""
-    picture(cards, sample_name).savefig(out, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None)
+    save(picture(cards, sample_name), out)
 
 
 def picture(cards: Sequence[Card], sample_name: str) -> Any:
     """The figure: a panel of sizes and drifts, and one of drift by layer where manifests know it."""
     reference, others = cards[0], cards[1:]
     layered = [card.candidate for card in cards if max(drifts(card.candidate).values(), default=0.0) >= LEAST_DRIFT]
-    n_panels = 2 if layered else 1
-    figure = _matplotlib()(figsize=(_PANEL_INCHES[0] * n_panels, _PANEL_INCHES[1]), layout="constrained")
-    panels: Any = figure.subplots(1, n_panels, squeeze=False)[0]
+    figure, panels = figure_of(2 if layered else 1, _HEIGHT_INCHES, _WIDTH_INCHES)
     names = _short_labels([card.candidate for card in cards])
     styles = {
-        card.candidate.label: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
-        for i, card in enumerate(others)
+        card.candidate.label: (COLORS[i % len(COLORS)], _MARKERS[i % len(_MARKERS)]) for i, card in enumerate(others)
     } | {reference.candidate.label: (_GREY, "o")}
     _draw_sizes(panels[0], reference, others, names, styles)
     ends = _draw_layers(panels[1], layered, styles) if layered else []
@@ -161,13 +143,10 @@ def _log_scale(panel: Any, values: Sequence[float]) -> None:
 
 
 def _finish(panel: Any, title: str, below: str, beside: str) -> None:
-    panel.set_title(title, fontsize=9)
-    panel.set_xlabel(below, fontsize=8)
+    finish(panel, title, below)
     panel.set_ylabel(beside, fontsize=8)
     panel.grid(axis="y", color="#e6e8ea", linewidth=0.6)
     panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=7)
 
 
 def _short_labels(candidates: Sequence[Candidate]) -> dict[str, str]:
@@ -188,12 +167,3 @@ def _mean_drift(card: Card) -> float:
 
 def _floored(value: float) -> float:
     return max(value, LEAST_DRIFT)
-
-
-def _matplotlib() -> Any:
-    """The class of figures."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("--plot", "bench") from error
-    return Figure

@@ -5,14 +5,13 @@ from typing import Any
 
 from pplx_bench.fidelity.candidates import Candidate
 from pplx_bench.fidelity.cards import LEAST_TEXTS, NDCG_PRECISIONS, TOP, Card
-from pplx_bench.tables import table
+from pplx_bench.tables import ABSENT, LINE_WIDTH, table
 
 BENCHMARK = "fidelity"
 MEGABYTE = 1e6
 LEAST_DRIFT = 1e-6  # what manifests' cosines are rounded to
 EMBEDDING, FINAL_NORM = "embedding", "final norm"
-_ABSENT = "–"
-_LINE_WIDTH, _STAGE_WIDTH = 118, 20
+_STAGE_WIDTH = 20
 
 
 def fidelity_report(cards: Sequence[Card], sample_name: str) -> str:
@@ -59,7 +58,7 @@ def _line(card: Card) -> list[str]:
             f"{100 * parity.moved_share:.1f} %",
             str(parity.largest_step),
             f"{100 * parity.flipped_share:.2f} %",
-            _ABSENT if card.overlap is None else f"{100 * card.overlap:.1f} %",
+            ABSENT if card.overlap is None else f"{100 * card.overlap:.1f} %",
         ]
     scores = [f"{100 * found:.2f}" for precision in NDCG_PRECISIONS if (found := card.ndcg(precision)) is not None]
     return [_label(card), f"{card.candidate.n_bytes / MEGABYTE:,.1f}", *figures, *scores]
@@ -94,7 +93,7 @@ def _layer_tables(cards: Sequence[Card]) -> str:
     if not known:
         return "by layer: none of the manifests has figures; convert again to get them"
     stages = list(max(known.values(), key=len))
-    across = max(1, (_LINE_WIDTH - _STAGE_WIDTH) // (max(map(len, known)) + 2))
+    across = max(1, (LINE_WIDTH - _STAGE_WIDTH) // (max(map(len, known)) + 2))
     parts = []
     for start in range(0, len(known), across):
         some = dict(list(known.items())[start : start + across])
@@ -107,7 +106,7 @@ def _layer_tables(cards: Sequence[Card]) -> str:
 
 def _drift(value: float | None) -> str:
     if value is None:
-        return _ABSENT
+        return ABSENT
     return f"{value:.1e}" if value >= LEAST_DRIFT else f"<{LEAST_DRIFT:.0e}"
 
 
@@ -116,7 +115,7 @@ def _steepest(found: Mapping[str, float]) -> str:
     values = [0.0, *found.values()]
     rises = {stage: values[i + 1] - values[i] for i, stage in enumerate(found)}
     steepest = max(rises, key=rises.__getitem__)
-    return steepest if rises[steepest] >= LEAST_DRIFT else _ABSENT
+    return steepest if rises[steepest] >= LEAST_DRIFT else ABSENT
 
 
 def _described(card: Card) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from pplx_bench.child import Send
 from pplx_bench.convert.measure import convert_to, run_limited
 from pplx_bench.machine import peak_rss
 from pplx_bench.workdir import directory_bytes, require_free, say
-
-FORMAT = "onnx-int8"
+from pplx_edge.registry import require_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +26,53 @@ class Limit:
     n_tokens: int = 0  # 0: the conversion
 
 
+def _limits(convert: float | None, short: float | None, long: float | None = None) -> tuple[Limit, ...]:
+    """Return the limits of a shape in GB, those for 8,192 tokens only if there is one."""
+    of_long = () if long is None else (Limit("open, encode 8192 tokens", long, 8192),)
+    return Limit("convert", convert), Limit("open, encode 512 tokens", short, 512), *of_long
+
+
 LIMITS = {
-    "tiny": (Limit("convert", None), Limit("open, encode 512 tokens", None, 512)),
-    "0.6b": (
-        Limit("convert", 1.5),
-        Limit("open, encode 512 tokens", 1.0, 512),
-        Limit("open, encode 8192 tokens", 2.0, 8192),
-    ),
-    "4b": (Limit("convert", 4.0), Limit("open, encode 512 tokens", None, 512)),
+    "native-int8": {
+        "tiny": _limits(None, None),
+        "nano": _limits(None, 0.12),
+        "0.6b": _limits(1.5, 0.75, 0.9),
+        "4b": _limits(4.0, None),
+    },
+    "onnx-int8": {
+        "tiny": _limits(None, None),
+        "nano": _limits(None, None),
+        "0.6b": _limits(1.5, 1.0, 2.0),
+        "4b": _limits(4.0, None),
+    },
 }
 
 
-def measure(shape: str, checkpoint: Path, threads: int, work: Path) -> Iterator[dict[str, Any]]:
-    """Yield a result for each limit of a shape: the conversion first, then what opens its artifact."""
+def measure(shape: str, formats: Sequence[str], checkpoint: Path, threads: int, work: Path) -> Iterator[dict[str, Any]]:
+    """Yield a result for each format and limit of a shape: the conversion first, then what opens its artifact."""
     artifact = work / f"memory-{checkpoint.name}"
     require_free(artifact, directory_bytes(checkpoint))
-    try:
-        for limit in LIMITS[shape]:
-            say(limit.name)
-            yield measure_limit(limit, checkpoint, artifact, threads, work / "logs")
-    finally:
-        shutil.rmtree(artifact, ignore_errors=True)
+    for name in formats:
+        try:
+            for limit in LIMITS[name][shape]:
+                say(f"{name}: {limit.name}")
+                yield measure_limit(limit, name, checkpoint, artifact, threads, work / "logs")
+        finally:
+            shutil.rmtree(artifact, ignore_errors=True)
 
 
-def measure_limit(limit: Limit, checkpoint: Path, artifact: Path, threads: int, logs: Path) -> dict[str, Any]:
+def measure_limit(
+    limit: Limit, artifact_format: str, checkpoint: Path, artifact: Path, threads: int, logs: Path
+) -> dict[str, Any]:
     """Return one result. It is `passed` if the peak is below the limit and torch was not imported."""
     if limit.n_tokens:
         task, request = encode_once, {"artifact": str(artifact), "threads": threads, "n_tokens": limit.n_tokens}
+        request["backend"] = require_format(artifact_format).name
     else:
-        task, request = convert_to, {"checkpoint": str(checkpoint), "out": str(artifact), "format": FORMAT}
+        task, request = convert_to, {"checkpoint": str(checkpoint), "out": str(artifact), "format": artifact_format}
     result = run_limited(task, request, threads, logs / f"memory-{task.__name__}.log", limit.gigabytes)
     passed = result["passed"] and not result["torch"]
-    return result | {"kind": "memory", "name": limit.name, "passed": passed}
+    return result | {"kind": "memory", "format": artifact_format, "name": limit.name, "passed": passed}
 
 
 def encode_once(arguments: Mapping[str, Any], send: Send) -> None:
@@ -68,7 +82,7 @@ def encode_once(arguments: Mapping[str, Any], send: Send) -> None:
     from pplx_edge.vectors.codes import quantize
 
     started = time.perf_counter()
-    embedder = pplx_edge.load(arguments["artifact"], threads=arguments["threads"])
+    embedder = pplx_edge.load(arguments["artifact"], backend=arguments["backend"], threads=arguments["threads"])
     opened, opened_rss = time.perf_counter() - started, peak_rss()
     letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, 8 * arguments["n_tokens"])
     (row,) = embedder.tokenizer.text_rows(["".join(map(chr, letters))])

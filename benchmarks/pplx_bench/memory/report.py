@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pplx_bench.memory.measure import FORMAT
 from pplx_bench.tables import ABSENT, heading, table
 
 _LEGEND = "peak resident set of a separate process, mapped pages included; GB is 10⁹ bytes"
@@ -11,17 +10,21 @@ _LEGEND = "peak resident set of a separate process, mapped pages included; GB is
 
 def memory_report(header: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
     """Return the machine, a table of peaks, limits and verdicts, and the errors."""
-    head = [f"{header['shape']} shape, {FORMAT}", "peak GB", "limit GB", "", "seconds", "torch"]
-    errors = [f"{result['name']}: {result['error']}" for result in results if "error" in result]
-    figures = table(head, [_line(result) for result in results], 28)
+    head = [f"{header['shape']} shape", "peak GB", "limit GB", "", "seconds", "torch"]
+    errors = [f"{_name(result)}: {result['error']}" for result in results if "error" in result]
+    figures = table(head, [_line(result) for result in results], 40)
     return "\n".join([heading(header), "", figures, _LEGEND, *errors])
 
 
 def _line(result: Mapping[str, Any]) -> list[str]:
     limited = result["limit_gb"] is not None
-    limit = f"{result['limit_gb']:.1f}" if limited else ABSENT
+    limit = f"{result['limit_gb']:.2f}" if limited else ABSENT
     if "error" in result:
-        return [result["name"], ABSENT, limit, "FAILED", ABSENT, ABSENT]
+        return [_name(result), ABSENT, limit, "FAILED", ABSENT, ABSENT]
     verdict = "FAILED" if not result["passed"] else "pass" if limited else ""
     torch = "imported" if result["torch"] else "never"
-    return [result["name"], f"{result['rss'] / 1e9:.3f}", limit, verdict, f"{result['seconds']:.1f}", torch]
+    return [_name(result), f"{result['rss'] / 1e9:.3f}", limit, verdict, f"{result['seconds']:.1f}", torch]
+
+
+def _name(result: Mapping[str, Any]) -> str:
+    return f"{result['format']}: {result['name']}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from pplx_bench import machine
 from pplx_bench.options import comma_list, list_of, one_of, require_writable
+from pplx_bench.panels import PICTURES
 from pplx_bench.quality.groups import parse_groups
 from pplx_bench.quality.measure import measure
 from pplx_bench.quality.report import draw, report
@@ -25,7 +26,6 @@ from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.options import add_hub_options, offline, positive
 
 _NATIVE = "native"
-_PICTURES = (".svg", ".png", ".pdf")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def run(args: Namespace) -> int:
     """Measure, and print the tables. Returns the exit status."""
     groups = parse_groups(args.groups)
     require_writable(args.json, ".jsonl")
-    require_writable(args.plot, *_PICTURES)
+    require_writable(args.plot, *PICTURES)
     names = args.tasks or list(dict.fromkeys(task for tasks in groups.values() for task in tasks)) or None
     tasks = [read_task(folder, args.split) for folder in task_folders(args.folders, names)]
     results = Results("quality", machine.run(), args.json)
@@ -163,7 +163,7 @@ def _add_output(group: Any) -> None:
         help="Append each result to this .jsonl file, and skip what it already has for the same model files, task "
         "and options (default: keep none).",
     )
-    add("--plot", type=Path, metavar="FILE", help=f"Write a picture: {', '.join(_PICTURES)}.")
+    add("--plot", type=Path, metavar="FILE", help=f"Write a picture: {', '.join(PICTURES)}.")
     add(
         "--work",
         type=Path,

@@ -9,9 +9,9 @@ from pplx_bench.quality.groups import Groups
 from pplx_bench.quality.systems import TERMS
 from pplx_bench.results import Result
 from pplx_bench.retrieval.metrics import LABELS
+from pplx_bench.tables import ABSENT, LINE_WIDTH
 
-_ABSENT = "–"
-_LINE_WIDTH, _CELL_WIDTH = 118, 9
+_CELL_WIDTH = 9
 _PANELS_PER_ROW = 4
 
 
@@ -174,7 +174,7 @@ def _tables(corner: str, columns: Sequence[Column], lines: Sequence[Sequence[str
     parts, start = [], 0
     while start < len(widths):
         stop = start + 1
-        while stop < len(widths) and label_width + sum(widths[start : stop + 1]) <= _LINE_WIDTH:
+        while stop < len(widths) and label_width + sum(widths[start : stop + 1]) <= LINE_WIDTH:
             stop += 1
         part = [[line[0], *line[1 + start : 1 + stop]] for line in [*heads, *lines]]
         parts.append(_table([head for head in part[: len(heads)] if any(head[1:])], part[len(heads) :]))
@@ -198,4 +198,4 @@ def _widths(lines: Sequence[Sequence[str]]) -> tuple[int, list[int]]:
 
 
 def _cell(value: float | None, digits: str, unit: str = "") -> str:
-    return _ABSENT if value is None else f"{value:{digits}}{unit}"
+    return ABSENT if value is None else f"{value:{digits}}{unit}"

@@ -15,7 +15,7 @@ from pplx_edge.registry import all_formats
 from pplx_edge.weights import hub
 from pplx_kit.options import positive
 
-DEFAULT_FORMATS = ["onnx-int8", "mlx-q8", "coreml-fp16", "coreml-int8"]
+DEFAULT_FORMATS = ["native-int8", "onnx-int8", "mlx-q8", "coreml-fp16", "coreml-int8"]
 
 
 def add_arguments(parser: ArgumentParser) -> None:

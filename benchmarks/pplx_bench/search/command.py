@@ -3,13 +3,11 @@
 import shutil
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pplx_bench import machine
-from pplx_bench.options import add_output, add_subcommands, check_output
+from pplx_bench.measurement import Measurement, add_measurements, check_output, show
 from pplx_bench.search import folder, relevance, report, retrieval, scale
 from pplx_bench.tables import heading
 from pplx_bench.timing import CpuWatch
@@ -17,43 +15,24 @@ from pplx_bench.workdir import append_lines
 from pplx_kit.host import versions
 
 Figures = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """A subcommand: its summary, options, results, table and picture."""
-
-    summary: str
-    add_options: Callable[[Any], None]
-    measure: Callable[[Namespace, Path], Iterator[Figures]]
-    table: Callable[[Sequence[Figures]], str]
-    draw: Callable[[Sequence[Figures], Path], None] | None = None
-
-
 MEASUREMENTS = {
     "scale": Measurement(
         "measure time, recall and size of the index on synthetic vectors, next to other stores",
-        scale.add_options,
-        scale.measure,
+        scale,
         report.scale_table,
         report.draw_scale,
     ),
     "folder": Measurement(
-        "measure use of the model, memory, rescans, cold starts and size on real files",
-        folder.add_options,
-        folder.measure,
-        report.folder_table,
+        "measure use of the model, memory, rescans, cold starts and size on real files", folder, report.folder_table
     ),
     "retrieval": Measurement(
         "measure nDCG@10 of the whole program on tasks written as Markdown, HTML, PDF and DOCX files",
-        retrieval.add_options,
-        retrieval.measure,
+        retrieval,
         report.retrieval_table,
     ),
     "relevance": Measurement(
         'measure the error rate of "nothing relevant" on held-out tasks, and fit its calibration',
-        relevance.add_options,
-        relevance.measure,
+        relevance,
         report.relevance_table,
     ),
 }
@@ -61,11 +40,9 @@ MEASUREMENTS = {
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add a subcommand for each measurement."""
-    for name, sub in add_subcommands(parser, {name: each.summary for name, each in MEASUREMENTS.items()}).items():
+    for name, sub in add_measurements(parser, MEASUREMENTS, "Append results."):
         if name != "scale":
             sub.add_argument("data", type=Path, metavar="FOLDER", help="Contains tasks in BEIR layout.")
-        MEASUREMENTS[name].add_options(sub.add_argument_group(name))
-        add_output(sub, "Append results.")
         sub.add_argument(
             "--work", type=Path, metavar="DIR", help="Directory of temporary files (default: the system's)."
         )
@@ -84,15 +61,13 @@ def run(args: Namespace) -> int:
     watch = CpuWatch()
     results = []
     try:
-        for figures in measurement.measure(args, work):
+        for figures in measurement.module.measure(args, work):
             results.append({"benchmark": "search", "part": args.measurement, **figures, **header})
             if args.json is not None:
                 append_lines(args.json, results[-1:])
     finally:
         shutil.rmtree(work)
-    print(f"\n{measurement.table(results)}")
-    if args.plot is not None and measurement.draw is not None:
-        measurement.draw(results, args.plot / f"search-{args.measurement}.svg")
+    status = show(measurement, results, args, "search")
     if (others := watch.others()) is not None:
         print(f"\nother processes kept {others:.1f} cores busy meanwhile", flush=True)
-    return 0
+    return status

@@ -11,7 +11,7 @@ from pplx_bench.child import ChildFailed, Message, run_task
 from pplx_bench.options import add_run_options, require_writable
 from pplx_bench.shapes import add_shape_options, checkpoint_of, shape_name
 from pplx_bench.speed.ceilings import rooflines
-from pplx_bench.speed.peers import OURS, PEERS, Peer, parse_peers
+from pplx_bench.speed.peers import GRAPH, OURS, PEERS, Peer, parse_peers
 from pplx_bench.speed.report import Results, progress_line, speed_report
 from pplx_bench.speed.workload import DEFAULT_ROWS, Row, parse_rows
 from pplx_bench.workdir import append_lines, fingerprint, note, prepared, say
@@ -57,7 +57,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--prepare", action="store_true", help="Only write the files of --work, and measure nothing.")
     parser.add_argument(
-        "--profile", action="store_true", help="Also show which operators pplx-edge spends its time on."
+        "--profile", action="store_true", help="Also show which operators the onnx backend spends its time on."
     )
     parser.add_argument(
         "--no-ceilings",
@@ -83,8 +83,8 @@ def run(args: Namespace) -> int:
             results.rooflines = rooflines(results.ceilings, comparison.spec, comparison.rows)
     for peer in comparison.peers:
         results.add_peer(peer.name, list(comparison.measure(peer, sources.get(peer.name))))
-    if args.profile and OURS in sources:
-        source = {"source": str(sources[OURS])}
+    if args.profile and GRAPH in sources:
+        source = {"source": str(sources[GRAPH])}
         results.profiles = comparison.messages("profile", "pplx_bench.speed.profiling:profile_rows", source)
     if args.json is not None:
         append_lines(args.json, results.lines())
@@ -108,7 +108,7 @@ class _Comparison:
     def header(self, sources: Mapping[str, Path]) -> dict[str, Any]:
         """Return the fields that every result of the run shares."""
         settings = {name: getattr(self.args, name) for name in ("shape", "layers", "threads", "repeats", "budget")}
-        artifact = _artifact_hash(sources.get(OURS))
+        artifact = _artifact_hash(sources.get(OURS, sources.get(GRAPH)))
         about = {"benchmark": "speed", "parameters": self.spec.n_parameters, "artifact": artifact}
         return about | machine.run() | settings
 

@@ -26,10 +26,6 @@ class Row:
     def n_tokens(self) -> int:
         return sum(self.lengths)
 
-    @property
-    def is_ragged(self) -> bool:
-        return len(set(self.lengths)) > 1
-
 
 def parse_row(name: str) -> Row:
     """Return the row of a name: `8x512` is 8 inputs of 512 tokens, `mixed` 64 inputs of 16 to 512 tokens."""

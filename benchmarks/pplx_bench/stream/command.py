@@ -4,13 +4,10 @@ Each measurement uses real text from one folder: whole books, contextual retriev
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pplx_bench.options import add_output, add_subcommands, check_output
-from pplx_bench.results import Result
+from pplx_bench.measurement import Measurement, add_measurements, check_output, show
 from pplx_bench.shapes import SHAPES
 from pplx_bench.stream import fidelity, many, quality, report, size
 from pplx_bench.stream.setup import SEPARATORS, Setup
@@ -20,60 +17,40 @@ from pplx_edge.types import DEFAULT_CHUNK_TOKENS
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.options import positive
 
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """A subcommand: its summary, options, results, tables and picture, and whether the results are acceptable."""
-
-    summary: str
-    add_options: Callable[[Any], None]
-    measure: Callable[[Setup], list[Result]]
-    table: Callable[[Sequence[Result]], str]
-    draw: Callable[[Sequence[Result], Path], None] | None = None
-    passed: Callable[[Sequence[Result]], bool] = lambda results: True
-
-
 MEASUREMENTS = {
     "size": Measurement(
         "measure memory and pace by length, next to late chunking of the whole document in torch",
-        size.add_options,
-        size.measure,
+        size,
         report.size_tables,
         report.draw_size,
         size.passed,
     ),
     "fidelity": Measurement(
         "compare vectors of windows with those of the full context",
-        fidelity.add_options,
-        fidelity.measure,
+        fidelity,
         report.fidelity_table,
         report.draw_fidelity,
     ),
     "quality": Measurement(
         "measure nDCG@10 of streamed chunks, next to chunks with and without context",
-        quality.add_options,
-        quality.measure,
+        quality,
         report.quality_tables,
         report.draw_quality,
     ),
     "many": Measurement(
-        "measure the speed of encode_streams on many small documents, next to encode",
-        many.add_options,
-        many.measure,
-        report.many_table,
+        "measure the speed of encode_streams on many small documents, next to encode", many, report.many_table
     ),
 }
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add a subcommand for each measurement."""
-    for name, sub in add_subcommands(parser, {name: each.summary for name, each in MEASUREMENTS.items()}).items():
+    json_help = "Append results, and do not measure those that are already there."
+    for _, sub in add_measurements(parser, MEASUREMENTS, json_help):
         sub.add_argument(
             "data", type=Path, metavar="FOLDER", help="Contains longdocs.jsonl.gz and tasks in BEIR layout."
         )
-        MEASUREMENTS[name].add_options(sub.add_argument_group(name))
         _add_model(sub.add_argument_group("model"))
-        add_output(sub, "Append results, and do not measure those that are already there.")
 
 
 def run(args: Namespace) -> int:
@@ -81,11 +58,7 @@ def run(args: Namespace) -> int:
     check_output(args)
     measurement, setup = MEASUREMENTS[args.measurement], Setup(args)
     print(heading(setup.header), flush=True)
-    results = measurement.measure(setup)
-    print(f"\n{measurement.table(results)}", flush=True)
-    if args.plot is not None and measurement.draw is not None:
-        measurement.draw(results, args.plot / f"stream-{args.measurement}.svg")
-    return 0 if measurement.passed(results) else 1
+    return show(measurement, measurement.module.measure(setup), args, "stream")
 
 
 def _add_model(group: Any) -> None:

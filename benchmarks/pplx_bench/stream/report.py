@@ -10,11 +10,10 @@ from pplx_bench.retrieval.metrics import MAIN
 from pplx_bench.stream.fidelity import CLOSE, recommended
 from pplx_bench.stream.quality import BARE, BOOKS, TITLED, share_kept
 from pplx_bench.stream.size import FEW_BURSTS, FLAT_MEMORY, FLAT_PACE, STREAM, evenness, is_flat
-from pplx_bench.tables import table
+from pplx_bench.tables import ABSENT, table
 
 Line = Mapping[str, Any]
 Lines = Sequence[Line]
-_ABSENT = "–"
 _NOISY_OTHERS = 0.1  # a figure is marked if other processes used more cores than this
 _LABEL_WIDTH = 26
 _WIDE = 10  # values that differ by more than this factor are drawn on a logarithmic axis
@@ -75,7 +74,7 @@ def quality_tables(results: Lines) -> str:
             [
                 r["way"],
                 *(f"{100 * r['metrics'][form][MAIN]:.2f}" for form in (BARE, TITLED)),
-                f"{r['tokens'] / r['seconds']:,.0f}" if r["seconds"] else _ABSENT,
+                f"{r['tokens'] / r['seconds']:,.0f}" if r["seconds"] else ABSENT,
             ]
             for r in books
         ]
@@ -95,7 +94,7 @@ def many_table(results: Lines) -> str:
         rates = [f"{result['documents'] / seconds:,.0f}", f"{computed['tokens'] / seconds:,.0f}", f"{seconds:.2f}"]
         lines.append([label, *rates, f"±{100 * result['spread'][name]:.1f} %", f"{computed['passes']:,}"])
     head = [f"{result['documents']:,} documents", "docs/s", "tokens/s", "seconds", "spread", "passes"]
-    agree = _ABSENT if result["agree"] is None else f"{100 * result['agree']:.2f} %"
+    agree = ABSENT if result["agree"] is None else f"{100 * result['agree']:.2f} %"
     return "\n".join(
         [
             table(head, lines, _LABEL_WIDTH),
@@ -179,8 +178,8 @@ def _draw_lines(
 
 def _size_line(result: Line) -> list[str]:
     if "seconds" not in result:
-        return [result["method"], f"{result['n_tokens']:,}", *([_ABSENT] * 7)]
-    grows = even = first = _ABSENT
+        return [result["method"], f"{result['n_tokens']:,}", *([ABSENT] * 7)]
+    grows = even = first = ABSENT
     if result["method"] == STREAM:
         first = f"{result['rss_first'] / 1e9:.3f}"
         grows = f"{result['rss'] / result['rss_first'] - 1:+.1%}"
@@ -198,7 +197,7 @@ def _task_table(results: Lines, tasks: Sequence[str]) -> str:
     for way in dict.fromkeys(result["way"] for result in results):
         cells = []
         for task, own in by_task.items():
-            cells.append(f"{100 * own[way]['metrics'][MAIN]:.2f}" if way in own else _ABSENT)
+            cells.append(f"{100 * own[way]['metrics'][MAIN]:.2f}" if way in own else ABSENT)
             cells.append(f"{100 * kept[task][way]:.1f} %" if way in kept[task] else "")
         lines.append([way, *cells])
     head = ["nDCG@10 × 100, int8", *(cell for task in tasks for cell in (task, "of gain"))]

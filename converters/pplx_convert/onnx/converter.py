@@ -1,14 +1,13 @@
 """Convert a checkpoint to an ONNX graph and its data file, and run the sections of the graph one by one."""
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
-from pplx_convert.conversion import Job, Written
+from pplx_convert.conversion import Job, Written, split_rows
 from pplx_convert.onnx import graph as onnx_graph
 from pplx_convert.onnx.builder import GraphBuilder, WeightFile
 from pplx_convert.onnx.weights import WEIGHT_FORMATS, WeightFormat
@@ -16,7 +15,7 @@ from pplx_edge import layout
 from pplx_edge.backends.onnx_options import session_options
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
-from pplx_edge.types import TokenBatch, TokenRow
+from pplx_edge.types import TokenBatch
 from pplx_edge.weights.checkpoint import Checkpoint
 
 
@@ -24,9 +23,10 @@ def write(job: Job) -> Written:
     """Write the graph and its data file, and return the result."""
     job.options.require_only(job.artifact_format)
     weight_format = WEIGHT_FORMATS[job.artifact_format]
-    stored = write_graph(job.checkpoint, weight_format, job.directory, job.step)
+    stored, spec = write_graph(job.checkpoint, weight_format, job.directory, job.step), job.checkpoint.spec
+    batch = collate(job.rows, spec.sep_id)
     return Written(
-        states=_row_states(job.checkpoint.spec, weight_format, stored, job.directory, job.rows),
+        states=split_rows(section_states(spec, weight_format, stored, job.directory, batch), job.rows),
         weights={"projections": job.artifact_format.removeprefix("onnx-")},
     )
 
@@ -44,14 +44,6 @@ def write_graph(
     stored = builder.with_weights(("",))
     onnx.save_model(onnx_graph.whole_model(checkpoint.spec, weight_format, builder), str(directory / layout.ONNX_GRAPH))
     return stored
-
-
-def _row_states(
-    spec: ModelSpec, weight_format: WeightFormat, stored: GraphBuilder, directory: Path, rows: list[TokenRow]
-) -> Iterator[list[np.ndarray]]:
-    ends = np.cumsum([0, *(len(row) for row in rows)])
-    for packed in section_states(spec, weight_format, stored, directory, collate(rows, spec.sep_id)):
-        yield [packed[start:stop] for start, stop in pairwise(ends)]
 
 
 def section_states(

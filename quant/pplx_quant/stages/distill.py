@@ -53,7 +53,9 @@ PIECE_TEXTS = 20_000  # pairs from which the rows of a new table are taken
 class DistillConfig(PairConfig):
     """Options of `distill`."""
 
-    teacher: Path | None = option(None, "Directory of the teacher: a Hugging Face encoder with mean pooling.")
+    teacher: Path | None = option(
+        None, "Directory of the teacher: a Hugging Face encoder with mean pooling.", shown="required"
+    )
     prompts: tuple[str, ...] = option(("query: ", "passage: "), "Prompts of the teacher for queries and for passages.")
     inputs: str = option("teacher", "Inputs of the blocks: teacher (each block alone) or student (end to end).")
     state_weight: float = option(1.0, "Weight of the states of tokens.")

@@ -3,11 +3,12 @@
 #   quant/runs/nano-v4/train.sh DATA RUNS TEACHER MODEL [STAGE]
 # TEACHER is multilingual-e5-small as a Hugging Face BertModel. With STAGE, the script stops after that stage.
 # MINUTES=90 makes a slice of each run of a stage, after which the script stops too. THREADS=2 limits the threads.
-# To go on from committed weights alone, put them in RUNS/local/checkpoint's place: START=WEIGHTS_DIR.
+# START=DIR begins the local stage from weights alone (a model directory), on whatever machine made them; SEED=2 then draws
+# other batches than those that made them.
 set -euf
 data=$1 runs=$2 teacher=$3 model=$4 last=${5:-export}
 packed=$runs/packed.npz
-slice="--minutes ${MINUTES:-0} --threads ${THREADS:-0} --save-every 1000000 --save-minutes 5"
+slice="--minutes ${MINUTES:-0} --threads ${THREADS:-0} --save-every 1000000 --save-minutes 5 --seed ${SEED:-1}"
 mix="text.*=0.5 text2.*=0.5 text3.*=1 text3.en=5 text.en=2 text2.en=2 text3.debian=1.5 qed=3 tydiqa=3 openstax=2
      medquad=1.5 ott-qa=2 tldr=0.5 tldr-parallel=0.3 omw-parallel=0.3 omw-definitions=0.3 oewn=0.7 ntrex-parallel=1.5
      gesetze=0.5 edgeai-course=0.5 edgeai-course-parallel=0.5 seal-tools=1 apibench=1 docstrings=0.7 ovos-wiki=1
@@ -45,4 +46,29 @@ docstrings=$runs/pairs.docstrings.jsonl.gz
     stage local distill $begin --teacher "$teacher" --inputs teacher --steps 3000 --batch 48 --block 16 $lengths \
         --optimizer muon --embedding-rate 0 --matrix-rate 0.002 --vector-rate 0.002 --warmup 20 --decay-share 0.2 \
         --validate-on $held_out --pool 300 --log-every 10 $slice --boost $mix
+    quantized="--weights int8 --table int8 --activations"
+    stage chained distill --init "$runs/local/checkpoint" --teacher "$teacher" --inputs student --steps 3000 \
+        --batch 48 --block 16 $lengths --optimizer muon --embedding-rate 0.0005 --matrix-rate 0.001 \
+        --vector-rate 0.001 --warmup 20 --decay-share 0.2 --vector-weight 1 $quantized \
+        --validate-on $held_out --pool 300 --log-every 10 $slice --boost $mix
+    stage pair pair --init "$runs/chained/checkpoint" --steps 1000 --batch 256 --block 64 $lengths \
+        --embedding-rate 0.001 --matrix-rate 0.0002 --vector-rate 0.0005 --warmup 20 --decay-share 0.3 \
+        --temperature 0.05 --binary-weight 0.5 $quantized --validate-on $held_out --pool 300 $slice --boost $mix
+    [ -f "$runs/mined/negatives.npy" ] || python -m pplx_quant mine --data "$packed" --model "$runs/pair/checkpoint" \
+        --out "$runs/mined" --n 7 --cap "*=1500" --max-positive 160 --encoder torch \
+        --group qed tydiqa jaquad iapp-wiki-qa arcd cmrc2018 openstax openstax-economics medquad scitldr python-docs \
+        tldr seal-tools apibench oewn gesetze thealgorithms fastapi-docs ott-qa debian ovos-wiki text3.en text.en \
+        text2.* docstrings
+    [ -f "$runs/scores.npy" ] || python -m pplx_quant score --data "$packed" --negatives "$runs/mined/negatives.npy" \
+        --out "$runs/scores.npy" --teacher "$teacher" --prompt "query: " "passage: "
+    stage scored triplet --init "$runs/pair/checkpoint" --negatives "$runs/mined/negatives.npy" \
+        --scores "$runs/scores.npy" --score-weight 1 --score-scale 2 --hard-weight 0.3 --hard 7 --steps 600 \
+        --batch 32 --block 16 $lengths --embedding-rate 0.0005 --matrix-rate 0.0001 --vector-rate 0.0002 --warmup 10 \
+        --decay-share 0.3 $quantized --validate-on $held_out --pool 300 $slice --boost qed=3 tydiqa=3 text3.en=2
+    stage context context --init "$runs/scored/checkpoint" --steps 400 --batch 12 --plain 64 --block 32 \
+        --max-document 4096 --max-query 48 --max-positive 160 --dims 384 256 192 128 --call-tokens 8192 \
+        --embedding-rate 0.0005 --matrix-rate 0.0001 --vector-rate 0.0005 --warmup 10 $quantized $slice --boost $mix
 }
+[ -d "$runs/merged" ] || python -m pplx_quant merge --first "$runs/scored/checkpoint" \
+    --second "$runs/context/checkpoint" --out "$runs/merged" --weight 0.5
+python -m pplx_quant export --checkpoint "$runs/merged" --out "$model"

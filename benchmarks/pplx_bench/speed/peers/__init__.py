@@ -16,7 +16,8 @@ from pplx_bench.workdir import fingerprint
 from pplx_edge.errors import InputError
 from pplx_kit.host import versions
 
-OURS = "ours"
+OURS = "native"
+GRAPH = "onnx"  # pplx-edge on ONNX Runtime
 Encode = Callable[[list[np.ndarray]], np.ndarray]  # rows of ids [T] to mean states, float32 [B, D], in their order
 
 
@@ -30,17 +31,22 @@ class PeerModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One column of the comparison: its module and settings, what must be installed, and how to install that."""
+    """One column of the comparison: its module and settings, and the distributions that it needs."""
 
     name: str
     label: str
     module: str
     needs: tuple[str, ...]
-    install: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     made_by: tuple[str, ...] = ()  # modules whose source decides what `prepare` makes; empty: opens the checkpoint
     result_bytes: float = 0.0  # what `prepare` leaves, and what it needs on the way, in bytes per parameter
     scratch_bytes: float = 0.0
+
+    @property
+    def install(self) -> str:
+        """The command that installs what the peer needs."""
+        names = [f"'{name}>=5.2'" if name == "transformers" else name for name in self.needs]
+        return f"pip install {' '.join(names)}"
 
     def load(self) -> ModuleType:
         """The module of the peer, imported."""
@@ -60,76 +66,47 @@ class Peer:
         }
 
 
-_PIP = "pip install"
-_TORCH = f"{_PIP} torch --index-url https://download.pytorch.org/whl/cpu"
+def _peer(name: str, label: str, module: str, needs: str, **more: Any) -> Peer:
+    return Peer(name=name, label=label, module=f"{__name__}.{module}", needs=tuple(needs.split()), **more)
+
+
+_EXPORTED = {"made_by": (f"{__name__}.stock",), "result_bytes": 1.1}
+_TORCH, _OPENVINO = "torch transformers", "torch transformers openvino nncf"
 
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(
-            name=OURS,
-            label="pplx-edge onnx-int8",
-            module="pplx_bench.speed.peers.ours",
-            needs=("onnxruntime",),
-            install=f"{_PIP} pplx-edge",
+        _peer(
+            OURS,
+            "pplx-edge native-int8",
+            "ours",
+            "",
+            settings={"format": "native-int8"},
+            made_by=("pplx_convert", "pplx_edge.weights.checkpoint", "pplx_edge.weights.native_file"),
+            result_bytes=1.1,
+        ),
+        _peer(
+            GRAPH,
+            "pplx-edge onnx-int8",
+            "ours",
+            "onnxruntime",
             settings={"format": "onnx-int8"},
             made_by=("pplx_convert", "pplx_edge.weights.checkpoint", "pplx_edge.weights.artifact"),
             result_bytes=1.1,
         ),
-        Peer(
-            name="torch-fp32",
-            label="transformers fp32",
-            module="pplx_bench.speed.peers.torch_peer",
-            needs=("torch", "transformers"),
-            install=f"{_TORCH} && {_PIP} 'transformers>=5.2'",
-            settings={"dtype": "float32"},
-        ),
-        Peer(
-            name="torch-bf16",
-            label="transformers bf16",
-            module="pplx_bench.speed.peers.torch_peer",
-            needs=("torch", "transformers"),
-            install=f"{_TORCH} && {_PIP} 'transformers>=5.2'",
-            settings={"dtype": "bfloat16"},
-        ),
-        Peer(
-            name="recipe",
-            label="usual recipe int8",
-            module="pplx_bench.speed.peers.recipe",
-            needs=("torch", "transformers", "onnx", "onnxruntime"),
-            install=f"{_TORCH} && {_PIP} 'transformers>=5.2' onnx",
-            made_by=("pplx_bench.speed.peers.stock",),
-            result_bytes=1.1,
-            scratch_bytes=10.0,
-        ),
-        Peer(
-            name="openvino",
-            label="OpenVINO int8",
-            module="pplx_bench.speed.peers.openvino_peer",
-            needs=("torch", "transformers", "openvino", "nncf"),
-            install=f"{_PIP} openvino nncf torch 'transformers>=5.2'",
-            settings={"activations": "static"},
-            made_by=("pplx_bench.speed.peers.stock",),
-            result_bytes=1.1,
-        ),
-        Peer(
-            name="openvino-dynamic",
-            label="OpenVINO int8 dyn.",
-            module="pplx_bench.speed.peers.openvino_peer",
-            needs=("torch", "transformers", "openvino", "nncf"),
-            install=f"{_PIP} openvino nncf torch 'transformers>=5.2'",
+        _peer("torch-fp32", "transformers fp32", "torch_peer", _TORCH, settings={"dtype": "float32"}),
+        _peer("torch-bf16", "transformers bf16", "torch_peer", _TORCH, settings={"dtype": "bfloat16"}),
+        _peer("recipe", "usual recipe int8", "recipe", f"{_TORCH} onnx onnxruntime", scratch_bytes=10.0, **_EXPORTED),
+        _peer("openvino", "OpenVINO int8", "openvino_peer", _OPENVINO, settings={"activations": "static"}, **_EXPORTED),
+        _peer(
+            "openvino-dynamic",
+            "OpenVINO int8 dyn.",
+            "openvino_peer",
+            _OPENVINO,
             settings={"activations": "dynamic"},
-            made_by=("pplx_bench.speed.peers.stock",),
-            result_bytes=1.1,
+            **_EXPORTED,
         ),
-        Peer(
-            name="llama.cpp",
-            label="llama.cpp Q8_0",
-            module="pplx_bench.speed.peers.llama_peer",
-            needs=("llama-cpp-python", "gguf"),
-            install=f"{_PIP} llama-cpp-python gguf",
-            result_bytes=5.1,
-        ),
+        _peer("llama.cpp", "llama.cpp Q8_0", "llama_peer", "llama-cpp-python gguf", result_bytes=5.1),
     )
 }
 

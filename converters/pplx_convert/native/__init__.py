@@ -1,0 +1,1 @@
+"""Convert checkpoints to the weight files of the CPU kernels."""
