@@ -61,6 +61,11 @@ def run_console(code: str, environment: dict[str, str]) -> None:
             assert expected(shown).fullmatch(printed), f"$ {command}\n{done.stdout}"
 
 
+@pytest.fixture(autouse=True)
+def processor_by_default() -> None:
+    """The default backend of this machine opens checkpoints, in this process as in the commands."""
+
+
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A home of its own, an empty working directory, no network, and the conversions that are cached already."""
