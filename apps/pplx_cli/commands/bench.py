@@ -27,6 +27,12 @@ BENCHMARKS = {
         "measure tokens per second next to other runtimes, with random weights in the sizes of a real model",
         "--rows 1x16,32x128 --peers ours,torch-bf16",
     ),
+    "variants": Benchmark(
+        "pplx_bench.variants.command",
+        "measure every format and peer that this machine can run, and recommend one for each use",
+        "nano --data data/bench --tasks squad-dev --out variants",
+        "quality",
+    ),
     "memory": Benchmark(
         "pplx_bench.memory.command",
         "measure the peak memory of converting, opening and encoding with random weights, in onnx-int8",
@@ -61,6 +67,12 @@ BENCHMARKS = {
         "measure pplx-search: its index at scale next to other stores, and the whole program on files",
         "retrieval data/bench --tasks squad-dev",
         "search",
+    ),
+    "serve": Benchmark(
+        "pplx_bench.serve.command",
+        "measure the embeddings server under load: throughput, latency and memory, next to the library alone",
+        "--model nano --ragged-seconds 60",
+        "serve",
     ),
     "mteb": Benchmark(
         "pplx_bench.mteb.command",
