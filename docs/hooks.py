@@ -65,20 +65,6 @@ def index_tables() -> str:
     return "\n".join(lines)
 
 
-def index_version() -> str:
-    """Return the version of the index that this release writes."""
-    from pplx_search.store.schema import MIGRATIONS
-
-    return str(len(MIGRATIONS))
-
-
-def artifact_version() -> str:
-    """Return the version of the manifest that this release writes."""
-    from pplx_edge.weights.artifact import FORMAT_VERSION
-
-    return str(FORMAT_VERSION)
-
-
 def artifact_revisions() -> str:
     """Return Markdown with the formats of each backend and the revision that this release writes and opens."""
     from pplx_edge.registry import BACKENDS
@@ -92,8 +78,6 @@ def artifact_revisions() -> str:
 
 _FORMATS: dict[str, Callable[[], str]] = {
     "<!-- index-tables -->": index_tables,
-    "<!-- index-version -->": index_version,
-    "<!-- artifact-version -->": artifact_version,
     "<!-- artifact-revisions -->": artifact_revisions,
 }
 

@@ -14,8 +14,6 @@ HOME_VARIABLE = "PPLX_SEARCH_HOME"
 GROUPS = {
     "search": {
         "search": "find the passages that answer a question",
-        "serve": "search in the browser, and keep the model open for the other commands",
-        "mcp": "let assistants search your files over the Model Context Protocol",
         "once": "search files and folders without keeping an index",
         "get": "print the text of a document as it was indexed",
         "open": "open a document in its default application",

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 import pplx_edge
-from pplx_edge import backends, errors
+from pplx_edge import errors
+from pplx_edge.registry import BACKENDS
 from pplx_edge.weights.hub import cache_directory
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-MACHINES_DEFAULT = backends.default_backend  # which fixtures replace
 FENCE = re.compile(r"^```(?P<language>\S*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = ("python", "console")
 
@@ -61,6 +61,11 @@ def run_console(code: str, environment: dict[str, str]) -> None:
             assert expected(shown).fullmatch(printed), f"$ {command}\n{done.stdout}"
 
 
+@pytest.fixture(autouse=True)
+def processor_by_default() -> None:
+    """The default backend of this machine opens checkpoints, in this process as in the commands."""
+
+
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A home of its own, an empty working directory, no network, and the conversions that are cached already."""
@@ -77,7 +82,6 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("pplx_edge.backends.default_backend", MACHINES_DEFAULT)
     return dict(os.environ)
 
 
@@ -107,7 +111,7 @@ def test_help_of_every_command_is_rendered(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")  # rendering sets it; this restores it
     shown = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, timeout=60).stdout
-    names = re.findall(r"^  (\w+) ", shown.split("\noptions:")[0], re.MULTILINE)
+    names = re.findall(r"^  (\w+)\s", shown, re.MULTILINE)
     rendered = hooks.on_page_markdown(f"<!-- commands: {program} -->")
     assert names
     for name in names:
@@ -121,6 +125,20 @@ def test_formats_are_rendered(hooks: ModuleType) -> None:
         assert "<!--" in page
         assert "<!--" not in hooks.on_page_markdown(page)
     assert "| `chunks` | `id`," in hooks.index_tables()
+
+
+def test_model_formats_state_the_limits_of_the_registry() -> None:
+    page = (DOCS / "formats" / "models.md").read_text(encoding="utf-8")
+    table = page.partition("## Limits")[2].partition("\n## ")[0]
+    stated = {
+        name: tuple(map(float, limits))
+        for names, *limits in re.findall(r"^\| (`.+`) \| ([\d.]+) \| ([\d.]+) \| (\d+) \|$", table, re.MULTILINE)
+        for name in re.findall(r"`([\w-]+)`", names)
+    }
+    formats = {name: limits for backend in BACKENDS.values() for name, limits in backend.formats.items()}
+    assert stated
+    for name, values in stated.items():
+        assert values == (formats[name].min_cosine, formats[name].mean_cosine, formats[name].largest_step)
 
 
 def test_reference_names_everything_public() -> None:

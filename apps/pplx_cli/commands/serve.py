@@ -44,7 +44,9 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--port", type=_port, default=DEFAULT_PORT, metavar="N", help=f"Port, 0 for any (default: {DEFAULT_PORT})."
     )
-    group.add_argument("--uds", type=Path, metavar="PATH", help="Only listen on this Unix socket, not on a port.")
+    group.add_argument(
+        "--uds", type=Path, metavar="PATH", help="Listen on this Unix socket instead of a port (default: none)."
+    )
     group.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="Also accept this name in Host headers."
     )
@@ -52,8 +54,8 @@ def add_parser(commands: Any) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help=f"Require the key in this file (also: ${KEY_VARIABLE}). Needed for an address that others can reach "
-        "(default: none).",
+        help=f"Require the key in this file (default: the key in ${KEY_VARIABLE}, otherwise none). Needed for an "
+        "address that others can reach.",
     )
     group = parser.add_argument_group("limits")
     group.add_argument(
@@ -87,7 +89,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--format",
         metavar="FORMAT",
-        help="Format to convert a checkpoint to when it is first opened (default: that of the runtime).",
+        help="Format to convert a checkpoint to when it is first opened (default: that of the backend).",
     )
     add_hub_options(group)
     parser.set_defaults(run=run)
