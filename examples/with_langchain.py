@@ -9,11 +9,9 @@ uses the inner product, set `normalize=True`, because the int8 codes are not of 
 
 import sys
 
-import numpy as np
-from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 
-import pplx_edge
+from pplx_edge.integrations.langchain import EdgeEmbeddings
 
 PASSAGES = [
     "The rent is due on the first day of each month.",
@@ -24,28 +22,9 @@ PASSAGES = [
 ]
 
 
-class EdgeEmbeddings(Embeddings):
-    """LangChain embeddings computed by a pplx-edge model."""
-
-    def __init__(self, model: str = "nano", *, normalize: bool = False):
-        self.model = pplx_edge.load(model)
-        self.normalize = normalize
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Return one vector per text."""
-        vectors = self.model.encode_document(texts).astype(np.float32)
-        if self.normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-        return vectors.tolist()
-
-    def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a query. Queries and documents are encoded alike."""
-        return self.embed_documents([text])[0]
-
-
 if __name__ == "__main__":
     question = " ".join(sys.argv[1:]) or "how long is the train ride to Munich?"
-    store = InMemoryVectorStore(EdgeEmbeddings())
+    store = InMemoryVectorStore(EdgeEmbeddings("nano"))
     store.add_texts(PASSAGES)
     for document, score in store.similarity_search_with_score(question, k=3):
         print(f"{score:.3f}  {document.page_content}")

@@ -22,6 +22,9 @@ NATIVE_MODEL = "model.native"
 COREML_PACKAGE = "model.mlpackage"  # one function for each fixed length
 COREML_TABLE = "embedding.safetensors"
 COREML_PROBE = "probe.safetensors"  # token ids and their reference vectors, for the test before the first use
+OPENVINO_GRAPH = "openvino_model.xml"  # the name that optimum-intel opens
+OPENVINO_WEIGHTS = "openvino_model.bin"
+GGUF_MODEL = "model.gguf"
 
 # Ready-made ONNX graphs in repositories, the best for CPUs first
 READY_GRAPHS = ("model_quantized.onnx", "model_int8.onnx", ONNX_GRAPH, "model_q4.onnx")

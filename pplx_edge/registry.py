@@ -97,6 +97,7 @@ ONNX = Backend(
     formats={
         "onnx-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=64),
         "onnx-fp32": ParityLimits(min_cosine=0.99999, mean_cosine=0.99999, largest_step=1),
+        "onnx-int4": _FOUR_BITS,
     },
     revision=4,
     ready_made=tuple(folder + name for name in (*layout.READY_GRAPHS, "*.onnx") for folder in ("onnx/", "")),
@@ -165,7 +166,39 @@ COREML = Backend(
     longer_inputs="convert it with --max-tokens (up to 2,048) or use the mlx backend",
 )
 
-BACKENDS = {backend.name: backend for backend in (ONNX, NATIVE, MLX, COREML)}
+OPENVINO = Backend(
+    name="openvino",
+    session="pplx_edge.backends.openvino_session:open_session",
+    options=("threads",),
+    package="openvino",
+    extra="openvino",
+    distributions=("openvino",),
+    formats={
+        "openvino-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=96),
+        "openvino-fp16": _HALF,
+    },
+    ready_made=(layout.OPENVINO_GRAPH, f"openvino/{layout.OPENVINO_GRAPH}"),
+    downloads=("*openvino_model.*",),
+    writer="pplx_convert.openvino.converter:write",
+    self_test_cosine=0.97,
+)
+GGUF = Backend(
+    name="gguf",
+    session="pplx_edge.backends.gguf_session:open_session",
+    options=("threads",),
+    package="gguf",
+    extra="gguf",
+    distributions=("gguf", "llama-cpp-python"),
+    formats={
+        "gguf-q8_0": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
+        "gguf-f16": _HALF,
+        "gguf-q4_0": _FOUR_BITS,
+    },
+    writer="pplx_convert.gguf.converter:write",
+    self_test_cosine=0.97,
+)
+
+BACKENDS = {backend.name: backend for backend in (ONNX, NATIVE, MLX, COREML, OPENVINO, GGUF)}
 DEFAULT_BACKEND = ONNX  # on machines that no backend names in `default_on`
 DEFAULT_FORMAT = ONNX.default_format
 # The format that computes in float32 as the reference does. The codes of other formats are compared with its codes.

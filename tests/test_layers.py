@@ -36,6 +36,7 @@ LAYERS = {
     "preparation": "preparation",
     "streaming": "streaming",
     "embedder": "embedder",
+    "integrations": "integrations",
     "nano": "data",
 }
 LAYER_OF = {f"pplx_edge.{module}": layer for modules, layer in LAYERS.items() for module in modules.split()} | {
@@ -65,6 +66,7 @@ BELOW = {
     "streaming": {"base", "text", "vectors"},
     "embedder": COLUMNS | {"preparation", "streaming"},
     "facade": {"base", "vectors", "embedder"},
+    "integrations": {"base", "weights", "embedder", "facade", "integrations"},
     "kit": LIBRARY | {"kit"},
     "serve": LIBRARY | {"kit", "serve"},
     "cli": LIBRARY | {"kit", "cli"},
@@ -73,12 +75,13 @@ BELOW = {
     "ids": set(),
     "query": {"base", "text", "vectors", "ids", "query"},
     "search": {"base", "text", "vectors", "facade", "kit", "ids", "query", "search"},
-    "bench": LIBRARY | {"kit", "serve", "cli", "ids", "query", "search", "convert", "quant", "bench"},
+    "bench": LIBRARY | {"integrations", "kit", "serve", "cli", "ids", "query", "search", "convert", "quant", "bench"},
 }
 LAZILY = {"cli": {"convert", "quant", "bench", "serve"}, "search": {"serve"}}
 
-HEAVY = {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
-HEAVY_LAYERS = {"backends", "models", "convert", "quant", "bench"}
+FRAMEWORKS = {"optimum", "langchain_core", "llama_index"}
+HEAVY = FRAMEWORKS | {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
+HEAVY_LAYERS = {"integrations", "backends", "models", "convert", "quant", "bench"}
 REGISTRY = "pplx_edge.registry"
 NETWORK = {"huggingface_hub", "requests", "httpx", "urllib3", "aiohttp", "socket", "urllib.request", "http.client"}
 PACKAGES = {"base": {"numpy"}, "query": {"numpy", "numkong", "regex"}}  # of layers that may import few
@@ -183,9 +186,9 @@ def same_backend(found: Import) -> bool:
 def outside_complaint(found: Import, layer: str) -> str | None:
     top = found.target.split(".")[0]
     if top in HEAVY and layer not in HEAVY_LAYERS:
-        return f"{top} belongs in backends, models, pplx_convert, pplx_quant and pplx_bench"
+        return f"{top} belongs in backends, models, integrations, pplx_convert, pplx_quant and pplx_bench"
     on_network = top in NETWORK or found.target in NETWORK
-    if on_network and layer != "bench" and found.importer not in LOCAL_SOCKETS | {NETWORK_MODULE}:
+    if on_network and found.importer not in LOCAL_SOCKETS | {NETWORK_MODULE}:
         return f"only hub touches the network, not {found.target}"
     if layer in PACKAGES and top not in PACKAGES[layer] | sys.stdlib_module_names:
         return f"{layer} may only import the standard library and {', '.join(sorted(PACKAGES[layer]))}, not {top}"
@@ -264,6 +267,22 @@ PLANTED = {
         "from importlib import import_module\nimport_module('pplx_convert.onnx')",
         "embedder may not import pplx_convert",
     ),
+    "integration in the facade": (
+        "pplx_edge/embedder.py",
+        "import pplx_edge.integrations.langchain",
+        "embedder may not",
+    ),
+    "integration in a program": (
+        "apps/pplx_cli/commands/embed.py",
+        "def f():\n    import pplx_edge.integrations.optimum",
+        "cli may not import",
+    ),
+    "converting from an integration": (
+        "pplx_edge/integrations/optimum.py",
+        "def f():\n    import pplx_convert",
+        "integrations may not import",
+    ),
+    "framework in the library": ("pplx_edge/embedder.py", "import langchain_core", "langchain_core belongs in"),
     "program in the library": ("pplx_edge/embedder.py", "import pplx_kit.terminal", "embedder may not import"),
     "program in the kit": ("apps/pplx_kit/options.py", "import pplx_cli", "kit may not import"),
     "program in a program": ("apps/pplx_search/store.py", "import pplx_cli", "search may not import"),
@@ -279,6 +298,7 @@ PLANTED = {
     "torch in the core": ("pplx_edge/weights/checkpoint.py", "def f():\n    import torch.nn", "torch belongs in"),
     "onnx in a program": ("apps/pplx_cli/commands/embed.py", "import onnx", "onnx belongs in"),
     "network": ("pplx_edge/text/tokenization.py", "from huggingface_hub import x", "only hub touches"),
+    "network in a benchmark": ("benchmarks/pplx_bench/machine.py", "import urllib.request", "only hub touches"),
     "network in the library": ("pplx_edge/weights/artifact.py", "import urllib.request", "only hub touches"),
     "heavy base": ("pplx_edge/errors.py", "import tqdm", "may only import the standard library"),
     "storage in ranking": ("apps/pplx_search/query/legs.py", "import pplx_search.store", "query may not import"),
@@ -308,6 +328,45 @@ def test_a_planted_violation_is_found(case: str, tmp_path: Path):
     assert expected in found[0]
 
 
+ONE_OF = {  # a module of each layer
+    "base": "pplx_edge.types",
+    "data": "pplx_edge.nano",
+    "text": "pplx_edge.text.batching",
+    "vectors": "pplx_edge.vectors.codes",
+    "weights": "pplx_edge.weights.hub",
+    "models": "pplx_edge.models.qwen3_numpy",
+    "backends": "pplx_edge.backends.onnx_session",
+    "preparation": "pplx_edge.preparation",
+    "streaming": "pplx_edge.streaming",
+    "embedder": "pplx_edge.embedder",
+    "facade": "pplx_edge",
+    "integrations": "pplx_edge.integrations.transformers",
+    "kit": "pplx_kit.options",
+    "serve": "pplx_serve.pool",
+    "cli": "pplx_cli.records",
+    "convert": "pplx_convert.parity",
+    "quant": "pplx_quant.losses",
+    "ids": "pplx_search.ids",
+    "query": "pplx_search.query.legs",
+    "search": "pplx_search.indexer",
+    "bench": "pplx_bench.machine",
+}
+
+
+@pytest.mark.parametrize("layer", BELOW)
+def test_every_arrow_that_is_not_in_the_picture_is_found(layer: str, tmp_path: Path):
+    """A module of the layer imports one of every layer, eagerly and inside a function."""
+    assert ONE_OF.keys() == BELOW.keys() == set(LAYER_OF.values())
+    file = f"{ONE_OF[layer].replace('.', '/')}{'/__init__' * (layer == 'facade')}.py"
+    folder = ROOTS[ONE_OF[layer].split(".")[0]].relative_to(REPOSITORY)
+    eager = "\n".join(f"import {name}" for name in ONE_OF.values())
+    lazy = "def f():\n" + "\n".join(f"    import {name}" for name in ONE_OF.values())
+    for source, allowed in ((eager, BELOW[layer]), (lazy, BELOW[layer] | LAZILY.get(layer, set()))):
+        found = complaints(plant(tmp_path / str(len(allowed)), {str(folder / file): source}))
+        lines = {int(why.split(":")[1]) - source.startswith("def") for why in found}
+        assert lines == {line for line, other in enumerate(ONE_OF, start=1) if other not in allowed}
+
+
 ALLOWED = {
     "pplx_edge/registry.py": "BACKENDS = {'onnx': 'onnx-int8', 'mlx': 'pplx_convert.mlx.converter:write'}",
     "pplx_edge/backends/coreml_io.py": "NAMES = 'coreml', 'coreml-'",
@@ -316,6 +375,7 @@ ALLOWED = {
     "pplx_edge/backends/onnx_session.py": "import onnxruntime\nfrom pplx_edge.vectors.pooling import span_means",
     "pplx_edge/backends/onnx_memory.py": "from pplx_edge.backends.onnx_session import x",
     "pplx_edge/models/qwen3_mlx.py": "import mlx.core",
+    "pplx_edge/integrations/transformers.py": "import transformers\nfrom pplx_edge import load",
     "pplx_edge/weights/hub.py": "from huggingface_hub import snapshot_download",
     "apps/pplx_cli/commands/convert.py": "import pplx_edge\n\ndef run():\n    import pplx_convert, pplx_bench",
     "converters/pplx_convert/onnx.py": "import onnx\nfrom pplx_edge.weights.checkpoint import Checkpoint",

@@ -67,7 +67,7 @@ def query_model_of(store: Store, args: argparse.Namespace) -> Embedder | WarmEmb
 
 def require_same_weights(model: Embedder | WarmEmbedder, settings: dict[str, Any]) -> None:
     """Raise InputError if a model has other weights than the one that the vectors come from."""
-    if model.fingerprint != settings["weights"]:
+    if model.fingerprint != settings.get("weights", model.fingerprint):
         raise InputError(
             f"the model {settings['model']} is not the one that the index was built with; "
             f"to re-embed all documents, run: pplx-search reembed --model {settings['model']}"

@@ -31,8 +31,7 @@ class Results:
         The inputs are part of the result. So are `names`, which are only labels: they may differ from those in the
         file.
         """
-        content = json.dumps([REVISION, self.benchmark, made_of], sort_keys=True, ensure_ascii=False)
-        key = hashlib.sha256(content.encode()).hexdigest()[:16]
+        key = self.key(made_of)
         if key in self._known:
             shown = ", ".join(f"{k} {v}" for k, v in {**made_of, **names}.items() if isinstance(v, str | int) and v)
             say(f"{self.benchmark}, {shown}: found in {self.path}")
@@ -43,6 +42,15 @@ class Results:
             append_lines(self.path, [result])
         self._known[key] = result
         return result
+
+    def has(self, made_of: Mapping[str, Any]) -> bool:
+        """Return whether the result for these inputs is known."""
+        return self.key(made_of) in self._known
+
+    def key(self, made_of: Mapping[str, Any]) -> str:
+        """Return the key of the result for these inputs."""
+        content = json.dumps([REVISION, self.benchmark, made_of], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def _read(self) -> list[Result]:
         if self.path is None or not self.path.is_file():

@@ -21,7 +21,8 @@ from pplx_edge.registry import (
     require_format,
 )
 from pplx_edge.types import SESSION_DEFAULTS, Session, SessionOptions
-from pplx_edge.weights.artifact import Artifact, is_artifact, ready_made
+from pplx_edge.vectors.soundness import require_sound
+from pplx_edge.weights.artifact import Artifact, is_artifact, ready_made, ready_made_files
 from pplx_edge.weights.checkpoint import has_weights
 
 
@@ -78,8 +79,10 @@ def _meets_requirement(name: str) -> bool:
 def open_session(backend: Backend, directory: Path, options: SessionOptions = SESSION_DEFAULTS) -> Session:
     """Open a model and return the session.
 
-    Raises MissingExtra if the backend's package is not installed, InputError for an option that the backend does not
-    support, and ArtifactError for an artifact of another backend. Errors of the backend propagate.
+    Files that another tool made are probed first: see `vectors.soundness`. A backend that opens checkpoints runs our
+    own encoder on their weights, so there is nothing to probe. Raises MissingExtra if the backend's package is not
+    installed, InputError for an option that the backend does not support, ArtifactError for an artifact of another
+    backend, and ModelError for a graph that is not a sound bidirectional encoder. Errors of the backend propagate.
     """
     require_installed(backend)
     options.require_only(backend.name, *backend.options)
@@ -88,7 +91,10 @@ def open_session(backend: Backend, directory: Path, options: SessionOptions = SE
         *backend.also_opens,
     ):
         raise ArtifactError(f"{directory}: contains {stored}, which the {backend.name} backend does not open")
-    return entry(backend.session)(directory, options)
+    session = entry(backend.session)(directory, options)
+    if not is_artifact(directory) and not backend.opens_checkpoints:
+        require_sound(session, next(iter(ready_made_files(directory, backend)), directory))
+    return session
 
 
 def require_installed(backend: Backend) -> None:

@@ -76,3 +76,21 @@ def quantize_groups(weight: np.ndarray, group_size: int) -> tuple[np.ndarray, np
     biases = np.where(to_zero != 0, edge, np.float32(0))
     codes = np.rint((groups - biases[..., None]) / scales[..., None]).clip(0, INT4_MAX)
     return codes.astype(np.uint8).reshape(n_rows, n_columns), scales, biases
+
+
+def quantize_blocks(weight: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantize a float32 matrix `[R, C]` to 4 bits as `quantize_groups` does, with zero points instead of biases.
+
+    Returns uint8 codes `[R, C]`, float32 scales `[R, C / group_size]` and uint8 zero points 0…15 of the same shape:
+    `weight ≈ scale * (code - zero point)`. Groups whose weights have one sign start at zero.
+    """
+    codes, scales, biases = quantize_groups(weight, group_size)
+    zeros = np.rint(-biases / scales)
+    groups = weight.reshape(len(weight), -1, group_size)
+    edge = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[..., None], axis=2)[..., 0]
+    one_sign = (zeros < 0) | (zeros > INT4_MAX)
+    from_zero = np.where(np.abs(edge) < TINY_STEP, TINY_STEP, edge) / np.float32(INT4_MAX)
+    again = np.rint(groups / from_zero[..., None]).clip(0, INT4_MAX).astype(np.uint8)
+    codes = np.where(one_sign[..., None], again, codes.reshape(groups.shape)).reshape(codes.shape)
+    scales = np.where(one_sign, from_zero, scales).astype(np.float32)
+    return codes, scales, np.where(one_sign, 0, zeros).astype(np.uint8)

@@ -1,9 +1,12 @@
-"""Weight formats of linear layers and the embedding table in an ONNX graph: float32 or int8.
+"""Weight formats of linear layers and the embedding table in an ONNX graph: float32, int8 or int4.
 
 int8: weights have one scale per output channel, the table has one scale per row (`pplx_edge.weights.rounding`), and
 activations have one scale per token, computed at run time, so the result of a token never depends on its batch. Weights
 are signed and activations unsigned with zero point 128, the combination for which ONNX Runtime uses the dot-product
 instructions of x86 and Arm. Weights are scaled so that no product overflows on processors without these instructions.
+
+int4: weights have a scale and a zero point per group of 32, for ONNX Runtime's MatMulNBits, which rounds activations to
+int8 in the same groups. The table is that of int8.
 """
 
 from dataclasses import dataclass
@@ -13,9 +16,11 @@ import numpy as np
 
 from pplx_convert.onnx.builder import GraphBuilder, WeightFile
 from pplx_edge.weights.checkpoint import Checkpoint
-from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE, quantize_projection, quantize_rows
+from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE, quantize_blocks, quantize_projection, quantize_rows
 
 ZERO_POINT = 128
+INT4_GROUP = 32
+_INT8_ACTIVATIONS = 4  # a value of MatMulNBits' attribute accuracy_level
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,38 @@ class Int8:
         return graph.node("Expand", graph.constant([ZERO_POINT], np.uint8), graph.node("Shape", per_token))
 
 
-WEIGHT_FORMATS: dict[str, WeightFormat] = {"onnx-int8": Int8(), "onnx-fp32": Float32()}
+class Int4(Int8):
+    """4-bit weights with a scale and a zero point per group, activations rounded by the operator, an int8 table."""
+
+    def store(self, graph: GraphBuilder, file: WeightFile, name: str, weight: np.ndarray) -> None:
+        n_rows, n_columns = weight.shape
+        codes, scales, zeros = quantize_blocks(weight, INT4_GROUP)
+        graph.weight(name, _nibbles(codes).reshape(n_rows, n_columns // INT4_GROUP, INT4_GROUP // 2), file)
+        graph.weight(_scale_of(name), scales.reshape(-1), file)
+        graph.weight(f"{name}_zero", _nibbles(zeros).reshape(-1), file)
+
+    def prepare(self, graph: GraphBuilder, x: str) -> Activations:
+        return Activations(x)
+
+    def linear(self, graph: GraphBuilder, x: Activations, name: str) -> str:
+        n_rows, n_groups, _ = graph.initializers[name].dims
+        sizes = {
+            "N": n_rows,
+            "K": n_groups * INT4_GROUP,
+            "bits": 4,
+            "block_size": INT4_GROUP,
+            "accuracy_level": _INT8_ACTIVATIONS,
+        }
+        return graph.fused("MatMulNBits", x.values, name, _scale_of(name), f"{name}_zero", **sizes)
+
+
+def _nibbles(codes: np.ndarray) -> np.ndarray:
+    """Return pairs of 4-bit codes along the rows as bytes, the first code in the low half, uint8 `[R, ceil(C / 2)]`."""
+    padded = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+    return padded[:, 0::2] | padded[:, 1::2] << 4
+
+
+WEIGHT_FORMATS: dict[str, WeightFormat] = {"onnx-int8": Int8(), "onnx-fp32": Float32(), "onnx-int4": Int4()}
 
 
 def _scale_of(name: str) -> str:

@@ -1,0 +1,1 @@
+"""Convert checkpoints to GGUF files for llama.cpp and the programs that use it."""
