@@ -1,13 +1,13 @@
 // The C interface: arguments checked, buffers kept for the next call, floating-point modes set as the kernels need them.
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include <pthread.h>
 
 #include "dispatch.h"
 #include "encoder.h"
 #include "float_modes.h"
+#include "memory.h"
 
 using namespace pplx;
 
@@ -45,7 +45,7 @@ class Call {
     buffers_ = model.spare;
     model.spare = nullptr;
     pthread_mutex_unlock(&model.lock);
-    if (!buffers_) buffers_ = new (std::nothrow) Buffers;
+    if (!buffers_) buffers_ = make<Buffers>();
     fits_ = buffers_ && buffers_->fit(model.file, *model.kernels, rows.n_rows, rows.n_tokens(), team_.threads());
   }
   ~Call() {
@@ -56,7 +56,7 @@ class Call {
       pthread_mutex_unlock(&model_.lock);
       buffers_ = other;
     }
-    delete buffers_;
+    destroy(buffers_);
   }
 
   bool fits() const { return fits_; }
@@ -125,7 +125,7 @@ int pplx_open(const char* path, const void* image, uint64_t image_bytes, const c
   const ErrorText text{error, error_bytes};
   if (!out) return text.fail(PPLX_ERROR_ARGUMENT, "no place for the model");
   *out = nullptr;
-  pplx_model* model = new (std::nothrow) pplx_model;
+  pplx_model* model = make<pplx_model>();
   if (!model) return text.fail(PPLX_ERROR_MEMORY, "no memory for a model");
   int result = PPLX_OK;
   model->kernels = kernels_for(isa);
@@ -135,7 +135,7 @@ int pplx_open(const char* path, const void* image, uint64_t image_bytes, const c
     result = path ? model->file.open(path, text) : model->file.adopt(image, image_bytes, text);
   if (result == PPLX_OK && model->kernels->needs_pairs && !model->file.weights_fit_pairs())
     model->kernels = kernels_for_any_weights(*model->kernels);
-  if (result != PPLX_OK) delete model;
+  if (result != PPLX_OK) destroy(model);
   else *out = model;
   return result;
 }
@@ -200,8 +200,8 @@ int32_t pplx_default_threads(void) { return default_threads(); }
 
 void pplx_close(pplx_model* model) {
   if (!model) return;
-  delete model->spare;
-  delete model;
+  destroy(model->spare);
+  destroy(model);
 }
 
 }  // extern "C"

@@ -8,8 +8,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <cstdlib>
 #include <initializer_list>
-#include <new>
 
 namespace pplx {
 namespace {
@@ -74,7 +74,7 @@ class Directory {
 }  // namespace
 
 ModelFile::~ModelFile() {
-  delete[] layers;
+  std::free(layers);
   if (mapped_) munmap(mapped_, mapped_bytes_);
 }
 
@@ -150,7 +150,7 @@ int ModelFile::parse(const uint8_t* data, uint64_t bytes, const ErrorText& error
     return error.fail(PPLX_ERROR_FORMAT, "%u tensors do not fit %u layers or the file", h.n_tensors, h.n_layers);
   hidden = up, inner = in, half = half_size, head = 2 * half_size, query_width = queries, key_width = keys;
 
-  layers = new (std::nothrow) Layer[n_layers];
+  layers = static_cast<Layer*>(std::calloc(n_layers, sizeof(Layer)));
   if (!layers) return error.fail(PPLX_ERROR_MEMORY, "no memory for %d layers", n_layers);
   Directory d(data, h, error);
   table = d.next<int8_t>(PPLX_TABLE, 0, PPLX_INT8_ROWS, h.vocab, up);

@@ -6,9 +6,9 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <new>
 
 #include "float_modes.h"
+#include "memory.h"
 
 namespace pplx {
 namespace {
@@ -73,7 +73,7 @@ void* help(void* argument) {
   Helper* self = static_cast<Helper*>(argument);
   Pool& pool = *self->pool;
   const int number = self->number;
-  delete self;
+  destroy(self);
   const FloatModes modes;
   for (;;) {
     const Ticket seen = pool.work(number + 1);
@@ -94,10 +94,10 @@ Pool* pool_of_process() {
   pthread_once(&fork_handler, [] { pthread_atfork(nullptr, nullptr, forget_pool); });
   Pool* pool = the_pool.load();
   if (pool) return pool;
-  Pool* made = new (std::nothrow) Pool;
+  Pool* made = make<Pool>();
   if (!made) return nullptr;
   if (the_pool.compare_exchange_strong(pool, made)) return made;
-  delete made;
+  destroy(made);
   return pool;
 }
 
@@ -107,10 +107,10 @@ int start_helpers(Pool& pool, int wanted) {
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   for (; pool.started < wanted; pool.started++) {
-    Helper* helper = new (std::nothrow) Helper{&pool, pool.started};
+    Helper* helper = make<Helper>(&pool, pool.started);
     pthread_t thread;
     if (!helper || pthread_create(&thread, nullptr, help, helper)) {
-      delete helper;
+      destroy(helper);
       break;
     }
     pthread_detach(thread);
