@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from checkpoints import tiny_config, write_checkpoint
 from kernel_builds import KernelBuild, build_kernels, write_rows
+from tokenizers import Tokenizer
 
 from pplx_convert.native.converter import write_file
 from pplx_edge.backends.native_library import NativeLibrary
@@ -24,6 +25,7 @@ from pplx_edge.errors import ArtifactError, InputError
 from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
 from pplx_edge.types import SessionOptions, TokenRow
+from pplx_edge.vectors.codes import int8_codes
 from pplx_edge.weights.checkpoint import Checkpoint
 
 # Rows of one and a few tokens, around the sizes of blocks (48 tokens, 64 and 256 keys), and one without tokens.
@@ -384,6 +386,35 @@ def _loops_with(disassembly: str, instruction: str) -> list[list[str]]:
             if start <= i and not jumps and any(instruction in other for other in body):
                 loops.append(body)
     return loops
+
+
+@pytest.mark.slow
+def test_a_thousand_texts_have_the_same_codes_everywhere(nano_dir: Path, library: NativeLibrary, tmp_path: Path):
+    """nano's codes of 1,000 texts, on every instruction set, with 1 to 8 threads, in batches of different sizes."""
+    write_file(Checkpoint.open(nano_dir), tmp_path / "model.native")
+    spec, tokenizer = ModelSpec.from_directory(nano_dir), Tokenizer.from_file(str(nano_dir / "tokenizer.json"))
+    pages = sorted((Path(__file__).parents[2] / "docs").rglob("*.md"))
+    words = " ".join(page.read_text(encoding="utf-8") for page in pages).split()
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.geometric(1 / 25, 1000), 300)
+    texts = [" ".join(words[i : i + n]) for n, i in zip(lengths, rng.integers(0, len(words) - 300, 1000), strict=True)]
+    ids = [np.array(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    rows = [TokenRow(row, ((0, len(row)),)) for row in ids]
+
+    def codes(isa: str, threads: int, order: Sequence[int], batch: int) -> np.ndarray:
+        session = NativeSession(library, spec, tmp_path / "model.native", SessionOptions(threads=threads), isa)
+        result = np.empty((len(rows), spec.dim), np.int8)
+        for at in range(0, len(order), batch):
+            some = list(order[at : at + batch])
+            result[some] = int8_codes(session.span_means(collate([rows[i] for i in some], 0)))
+        return result
+
+    expected = codes(library.instruction_sets[0], 1, range(1000), 1)
+    for isa in library.instruction_sets[:-1]:
+        for threads in range(1, 9):
+            np.testing.assert_array_equal(codes(isa, threads, rng.permutation(1000), 5 * threads), expected)
+    sample = range(0, 1000, 20)  # the oracle is slow
+    np.testing.assert_array_equal(codes("scalar", 1, sample, 10)[sample], expected[sample])
 
 
 @pytest.mark.emulated
