@@ -41,7 +41,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="Tasks in BEIR layout, or folders of them.")
     add("--tasks", type=comma_list, metavar="TASK,TASK", help="Only measure these tasks.")
     add(
-        "--out", type=Path, default=Path("variants"), metavar="DIR", help="Write results and models here (%(default)s)."
+        "--out",
+        type=Path,
+        default=Path("variants"),
+        metavar="DIR",
+        help="Folder for the results and the converted models.",
     )
     add(
         "--formats", type=one_of(all_formats()), default=[], metavar="F,F", help="Formats (default: all that run here)."
@@ -58,7 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--max-tokens", type=positive, default=512, metavar="N", help="Truncate texts to N tokens (512).")
     add("--max-gb", type=float, metavar="GB", help="Leave out variants that need more memory than this.")
     add("--minutes", type=float, metavar="N", help="Stop after this time. A further run continues.")
-    add("--budget", type=float, default=10.0, metavar="S", help="Seconds for timing one batch (%(default)s).")
+    add("--budget", type=float, default=10.0, metavar="S", help="Seconds for timing one batch.")
     add("--threads", type=positive, default=n_cores(), metavar="N", help="CPU threads of each variant (default: all).")
     add("--compare", type=Path, metavar="OLD.jsonl", help="Show what changed since these results.")
     parser.set_defaults(work=default_work())
