@@ -340,6 +340,7 @@ ONE_OF = {  # a module of each layer
     "streaming": "pplx_edge.streaming",
     "embedder": "pplx_edge.embedder",
     "facade": "pplx_edge",
+    "integrations": "pplx_edge.integrations.transformers",
     "kit": "pplx_kit.options",
     "serve": "pplx_serve.pool",
     "cli": "pplx_cli.records",

@@ -8,10 +8,12 @@ import argparse
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import numpy as np
 from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 
 from pplx_edge import Embedder, __version__
 from pplx_edge.errors import EdgeError
@@ -82,8 +84,21 @@ def build_server(library: Library, encode: Callable[[str], np.ndarray]) -> MCPSe
         return {name: found[name] for name in ("files", "documents", "passages", "model", "roots", "failures")}
 
     for tool in (search, get, similar, status):
-        server.tool()(tool)
+        server.tool()(_saying_why(tool))
     return server
+
+
+def _saying_why(tool: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Return a tool whose errors reach the assistant with their message."""
+
+    @wraps(tool)
+    def call(*args: Any, **named: Any) -> dict[str, Any]:
+        try:
+            return tool(*args, **named)
+        except EdgeError as error:
+            raise ToolError(str(error)) from error
+
+    return call
 
 
 def _answer(found: dict[str, Any]) -> dict[str, Any]:

@@ -46,17 +46,8 @@ def test_two_processes_with_parts_of_a_model_train_as_one_with_all_of_it(packed_
     options = ["--data", packed_file, "--init", model_folder, "--out", parts.out, "--steps", 5, "--warmup", 2]
     options += ["--decay-share", 0.2, "--log-every", 1, "--batch", 16, "--block", 8, "--dims", 32, 16]
     options += ["--call-tokens", 150, "--grad-cache", "--precision", "float32", "--validate-on", "sample", "--pool", 20]
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "pplx_quant",
-    ]
-    command = [*launch, "pplx_quant", "pair", *map(str, options), "--shard"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "pplx_quant", "pair", *map(str, options), "--shard"]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert losses(parts.out) == pytest.approx(losses(whole.out), rel=2e-4)

@@ -46,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("browser")
     directory.chmod(0o700)
     write_files(directory / "files")
-    for number in range(12):
+    for number in range(10):
         text = "".join(
-            f"## Part {part}\n\n" + f"Filler sentence {part} of {number}. " * 30 + "\n\n" for part in range(20)
+            f"## Part {part}\n\n" + f"Filler sentence {part} of {number}. " * 10 + "\n\n" for part in range(5)
         )
         (directory / "files" / f"filler-{number}.md").write_text(text, encoding="utf-8")
     return directory

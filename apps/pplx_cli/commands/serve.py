@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
         COMMANDS["serve"],
         "pplx-edge serve --model nano\n"
         "pplx-edge serve --model pplx-embed-v1-0.6b --memory 4000 --idle-unload 15m\n"
-        "pplx-edge serve --model nano --service systemd > ~/.config/systemd/user/pplx-edge-serve.service",
+        "pplx-edge serve --model nano --service systemd",
         description="Clients of OpenAI and Perplexity work unchanged with the base URL that is printed. Models are "
         "loaded when they are first used. SIGTERM and Ctrl-C answer the requests that are there, and then stop.",
     )
@@ -79,7 +79,7 @@ def add_parser(commands: Any) -> None:
         help="Time to finish requests when stopping (default: 30s).",
     )
     parser.add_argument(
-        "--service", choices=("systemd", "launchd"), help="Print a service definition for these options, and exit."
+        "--service", choices=("systemd", "launchd"), help="Only print a service definition for these options."
     )
     group = parser.add_argument_group("model")
     group.add_argument(
