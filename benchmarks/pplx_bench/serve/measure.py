@@ -51,7 +51,7 @@ def running(model: str, threads: int, *options: object) -> Iterator[Server]:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         try:
-            said = ""
+            said, found = "", None
             while (line := process.stderr.readline()) and not (found := re.search(r":(\d+)/v1", line)):
                 said += line  # warnings
             if not line or found is None:
