@@ -11,7 +11,7 @@ SEARCH := $(BIN)/pplx-search --home .demo
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 
-.PHONY: demo test test-without-vnni lint docs wheels environment clean
+.PHONY: demo test test-kernels test-without-vnni lint docs wheels environment clean
 
 # Indexes this repository's own text and code, searches it, and looks for changes, of which there are none.
 demo: $(VENV)/.search
@@ -21,6 +21,11 @@ demo: $(VENV)/.search
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
+
+# The CPU kernels for other processors, emulated, and with sanitizers; skips what is not installed (Debian: libsimde-dev,
+# g++-aarch64-linux-gnu and qemu-user).
+test-kernels: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m emulated tests/edge
 
 # The tests of int8 graphs on an emulated x86 processor without VNNI; needs qemu-x86_64 (Debian: qemu-user).
 test-without-vnni: $(VENV)/.dev

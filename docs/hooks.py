@@ -1,6 +1,6 @@
-"""Content that is generated when the site is built: the help of every command, the formats and the measurements.
+"""Content that is generated when the site is built: the help of every command, the formats and the results.
 
-mkdocs calls `on_files` once, which adds the repository's benchmarks and their pictures, and `on_page_markdown` for each
+mkdocs calls `on_files` once, which adds the results of benchmarks, and `on_page_markdown` for each
 page. A comment such as `<!-- commands: pplx-search -->` is replaced with the help of all commands of that program, and
 `<!-- index-tables -->` with the tables of an index.
 """
@@ -13,40 +13,21 @@ from pathlib import Path
 from typing import Any
 
 _HELP_COLUMNS = "100"
-_BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-_RELATIVE_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)([^)]+)\)")
+_RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Return the files of the site with `measurements.md`, made from benchmarks/README.md, and what it links to."""
+    """Return the files of the site with the results of benchmarks, next to the pages that show them."""
     from mkdocs.structure.files import File
 
-    text, linked = measurements()
-    files.append(File.generated(config, "measurements.md", content=text))
-    for name in linked:
-        files.append(File.generated(config, name, abs_src_path=str(_BENCHMARKS / name)))
+    for path in sorted(_RESULTS.iterdir()):
+        files.append(File.generated(config, f"benchmarks/results/{path.name}", abs_src_path=str(path)))
     return files
 
 
-def measurements() -> tuple[str, list[str]]:
-    """Return the text of benchmarks/README.md and the names of the result files that it links to.
-
-    A link to another part of the repository becomes plain text, because that part is not on the site.
-    """
-    linked: set[str] = set()
-
-    def keep(link: re.Match[str]) -> str:
-        if link[2].startswith("results/") and (_BENCHMARKS / link[2]).is_file():
-            linked.add(link[2])
-            return link[0]
-        return link[1]
-
-    text = (_BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    return _RELATIVE_LINK.sub(keep, text), sorted(linked)
-
-
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Return a page with its comments replaced by what they name."""
+    """Return a page with its comments replaced by what they name, and with links to results as they are on the site."""
+    markdown = markdown.replace("../../benchmarks/results/", "results/")
     markdown = re.sub(r"<!-- commands: (\S+) -->", lambda found: commands(found[1]), markdown)
     for comment, render in _FORMATS.items():
         if comment in markdown:
@@ -84,20 +65,6 @@ def index_tables() -> str:
     return "\n".join(lines)
 
 
-def index_version() -> str:
-    """Return the version of the index that this release writes."""
-    from pplx_search.store.schema import MIGRATIONS
-
-    return str(len(MIGRATIONS))
-
-
-def artifact_version() -> str:
-    """Return the version of the manifest that this release writes."""
-    from pplx_edge.weights.artifact import FORMAT_VERSION
-
-    return str(FORMAT_VERSION)
-
-
 def artifact_revisions() -> str:
     """Return Markdown with the formats of each backend and the revision that this release writes and opens."""
     from pplx_edge.registry import BACKENDS
@@ -111,8 +78,6 @@ def artifact_revisions() -> str:
 
 _FORMATS: dict[str, Callable[[], str]] = {
     "<!-- index-tables -->": index_tables,
-    "<!-- index-version -->": index_version,
-    "<!-- artifact-version -->": artifact_version,
     "<!-- artifact-revisions -->": artifact_revisions,
 }
 

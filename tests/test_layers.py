@@ -188,7 +188,7 @@ def outside_complaint(found: Import, layer: str) -> str | None:
     if top in HEAVY and layer not in HEAVY_LAYERS:
         return f"{top} belongs in backends, models, integrations, pplx_convert, pplx_quant and pplx_bench"
     on_network = top in NETWORK or found.target in NETWORK
-    if on_network and layer != "bench" and found.importer not in LOCAL_SOCKETS | {NETWORK_MODULE}:
+    if on_network and found.importer not in LOCAL_SOCKETS | {NETWORK_MODULE}:
         return f"only hub touches the network, not {found.target}"
     if layer in PACKAGES and top not in PACKAGES[layer] | sys.stdlib_module_names:
         return f"{layer} may only import the standard library and {', '.join(sorted(PACKAGES[layer]))}, not {top}"
@@ -298,6 +298,7 @@ PLANTED = {
     "torch in the core": ("pplx_edge/weights/checkpoint.py", "def f():\n    import torch.nn", "torch belongs in"),
     "onnx in a program": ("apps/pplx_cli/commands/embed.py", "import onnx", "onnx belongs in"),
     "network": ("pplx_edge/text/tokenization.py", "from huggingface_hub import x", "only hub touches"),
+    "network in a benchmark": ("benchmarks/pplx_bench/machine.py", "import urllib.request", "only hub touches"),
     "network in the library": ("pplx_edge/weights/artifact.py", "import urllib.request", "only hub touches"),
     "heavy base": ("pplx_edge/errors.py", "import tqdm", "may only import the standard library"),
     "storage in ranking": ("apps/pplx_search/query/legs.py", "import pplx_search.store", "query may not import"),
@@ -325,6 +326,45 @@ def test_a_planted_violation_is_found(case: str, tmp_path: Path):
     found = complaints(plant(tmp_path, {file: source}))
     assert len(found) == 1
     assert expected in found[0]
+
+
+ONE_OF = {  # a module of each layer
+    "base": "pplx_edge.types",
+    "data": "pplx_edge.nano",
+    "text": "pplx_edge.text.batching",
+    "vectors": "pplx_edge.vectors.codes",
+    "weights": "pplx_edge.weights.hub",
+    "models": "pplx_edge.models.qwen3_numpy",
+    "backends": "pplx_edge.backends.onnx_session",
+    "preparation": "pplx_edge.preparation",
+    "streaming": "pplx_edge.streaming",
+    "embedder": "pplx_edge.embedder",
+    "facade": "pplx_edge",
+    "integrations": "pplx_edge.integrations.transformers",
+    "kit": "pplx_kit.options",
+    "serve": "pplx_serve.pool",
+    "cli": "pplx_cli.records",
+    "convert": "pplx_convert.parity",
+    "quant": "pplx_quant.losses",
+    "ids": "pplx_search.ids",
+    "query": "pplx_search.query.legs",
+    "search": "pplx_search.indexer",
+    "bench": "pplx_bench.machine",
+}
+
+
+@pytest.mark.parametrize("layer", BELOW)
+def test_every_arrow_that_is_not_in_the_picture_is_found(layer: str, tmp_path: Path):
+    """A module of the layer imports one of every layer, eagerly and inside a function."""
+    assert ONE_OF.keys() == BELOW.keys() == set(LAYER_OF.values())
+    file = f"{ONE_OF[layer].replace('.', '/')}{'/__init__' * (layer == 'facade')}.py"
+    folder = ROOTS[ONE_OF[layer].split(".")[0]].relative_to(REPOSITORY)
+    eager = "\n".join(f"import {name}" for name in ONE_OF.values())
+    lazy = "def f():\n" + "\n".join(f"    import {name}" for name in ONE_OF.values())
+    for source, allowed in ((eager, BELOW[layer]), (lazy, BELOW[layer] | LAZILY.get(layer, set()))):
+        found = complaints(plant(tmp_path / str(len(allowed)), {str(folder / file): source}))
+        lines = {int(why.split(":")[1]) - source.startswith("def") for why in found}
+        assert lines == {line for line, other in enumerate(ONE_OF, start=1) if other not in allowed}
 
 
 ALLOWED = {

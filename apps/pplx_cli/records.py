@@ -1,5 +1,6 @@
 """Texts and documents from files and stdin, line by line; each knows where it came from."""
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,16 @@ _MAX_LINE_BYTES = 1 << 26
 _BOM = b"\xef\xbb\xbf"
 _BLOCK_RECORDS = 1024
 _BLOCK_CHARS = 1 << 21
+
+
+def add_line_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what a line is."""
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="Read each line as a JSON string, or as an object whose text is in --field.",
+    )
+    parser.add_argument("--field", default="text", metavar="NAME", help="Field of the object that holds the text.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,10 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 def _shown(default: Any) -> str:
-    text = ",".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+    if isinstance(default, list | tuple):
+        text = ",".join(map(str, default))
+    else:
+        text = f"{default:g}" if isinstance(default, float) else str(default)
     return text.replace("%", "%%")
 
 

@@ -59,7 +59,9 @@ def query_model_of(store: Store, args: argparse.Namespace) -> Embedder | WarmEmb
     Raises InputError like `model_of`.
     """
     settings = settings_of_index(store)
-    if not args.threads and (found := find_warm(str(settings["model"]), offline=True)):
+    if not args.threads and (
+        found := find_warm(str(settings["model"]), backend=str(settings["backend"]), offline=True)
+    ):
         require_same_weights(found, settings)
         return found
     return model_of(store, args)[0]
@@ -67,7 +69,7 @@ def query_model_of(store: Store, args: argparse.Namespace) -> Embedder | WarmEmb
 
 def require_same_weights(model: Embedder | WarmEmbedder, settings: dict[str, Any]) -> None:
     """Raise InputError if a model has other weights than the one that the vectors come from."""
-    if model.fingerprint != settings["weights"]:
+    if model.fingerprint != settings.get("weights", model.fingerprint):
         raise InputError(
             f"the model {settings['model']} is not the one that the index was built with; "
             f"to re-embed all documents, run: pplx-search reembed --model {settings['model']}"

@@ -17,6 +17,8 @@ GROUPS = {
         "once": "search files and folders without keeping an index",
         "get": "print the text of a document as it was indexed",
         "open": "open a document in its default application",
+        "serve": "search in the browser, and keep the model open for the other commands",
+        "mcp": "let assistants search your files over the Model Context Protocol",
     },
     "index": {
         "add": "index folders and files, and remember them for later updates",

@@ -255,7 +255,7 @@ def embeddings_routes(service: Service) -> list[Route]:
 async def running(service: Service, prepared: Sequence[str] = (), warm: Sequence[str] = ()) -> AsyncIterator[None]:
     """Keep the models of a service for the time of the block, and unload idle ones.
 
-    `prepared` are models to locate first, so that other programs can find out which they are, and `warm` models to load.
+    `prepared` are the models to locate first, so that other programs can tell which they are, and `warm` those to load.
     """
     for name in prepared:
         await service.pool.resolve(service.pool.slot(name))

@@ -35,20 +35,20 @@ def run_task(
     log: Path,
     timeout: float | None = None,
     *,
-    python: str = sys.executable,
+    python: str | None = None,
     path: str | None = None,
 ) -> Iterator[Message]:
     """Yield the messages of a task as they arrive.
 
     The task is an entry `"package.module:function"`, called as `function(arguments, send)`. `threads` limits the
     threads of every numeric library, and `timeout` is in seconds. `python` is the interpreter, which may belong to
-    another environment, and `path` its PYTHONPATH (None: as it is). Raises ChildFailed if the task raises, dies or
-    takes too long.
+    another environment (None: this one), and `path` its PYTHONPATH (None: as it is). Raises ChildFailed if the task
+    raises, dies or takes too long.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as log_file:
         process = subprocess.Popen(
-            [python, "-m", "pplx_bench.child"],
+            [python or sys.executable, "-m", "pplx_bench.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,

@@ -16,9 +16,10 @@ from pplx_edge.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A subcommand: its summary, module, table and picture, and whether its results are acceptable."""
+    """A subcommand: summary, arguments of an example, module, table, picture, and whether results are acceptable."""
 
     summary: str
+    example: str
     module: Any
     table: Callable[[Sequence[Result]], str]
     draw: Callable[[Sequence[Result], Path], None] | None = None
@@ -32,13 +33,18 @@ def add_measurements(
     commands = parser.add_subparsers(dest="measurement", required=True, metavar="MEASUREMENT")
     for name, measurement in measurements.items():
         summary = measurement.summary
-        sub = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n  {parser.prog} {name} {measurement.example}",
+        )
         measurement.module.add_options(sub.add_argument_group(name))
         yield name, sub
         group = sub.add_argument_group("output")
         group.add_argument("--json", type=Path, metavar="FILE", help=json_help)
         if measurement.draw is not None:
-            group.add_argument("--plot", type=Path, metavar="DIR", help="Write the picture of the measurement here.")
+            group.add_argument("--plot", type=Path, metavar="DIR", help="Write a picture into this folder, as .svg.")
 
 
 def check_output(args: Namespace) -> None:

@@ -50,13 +50,18 @@ def require_writable(path: Path | None, *suffixes: str) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add `--threads`, `--work` and `--json`, which every measurement of speed and memory has."""
     parser.add_argument(
-        "--threads", type=positive, default=n_cores(), metavar="N", help="CPU threads of each process (default: all)."
+        "--threads",
+        type=positive,
+        default=n_cores(),
+        metavar="N",
+        help="CPU threads of each process (default: all cores).",
     )
     parser.add_argument(
         "--work",
         type=Path,
         default=default_work(),
         metavar="DIR",
-        help="Keep checkpoints, conversions and exports here, which take many GB (default: in the cache).",
+        help="Keep the random weights, and what is made of them for each runtime, in this folder for the next run; "
+        "many GB (default: the folder bench of the cache).",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="Append the results to this .jsonl file.")

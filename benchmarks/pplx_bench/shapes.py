@@ -101,10 +101,18 @@ def shape_name(name: str, layers: int | None = None) -> str:
 def add_shape_options(parser: ArgumentParser, default: str | None = "0.6b") -> None:
     """Add `--shape` and `--layers`."""
     parser.add_argument(
-        "--shape", default=default, choices=SHAPES, help=f"Random weights of this shape (default: {default or 'none'})."
+        "--shape",
+        default=default,
+        choices=SHAPES,
+        help="Measure random weights in the sizes of this model; tiny is for tests "
+        f"(default: {default or 'use --model'}).",
     )
     parser.add_argument(
-        "--layers", type=int, metavar="N", help="Only the first N layers of the shape: a trial, not a result."
+        "--layers",
+        type=int,
+        metavar="N",
+        help="Use only the first N layers of the shape, to try the benchmark out (default: all). The figures mean "
+        "nothing.",
     )
 
 

@@ -25,8 +25,8 @@ from pplx_edge.types import StreamOptions, TextChunk, TokenRow
 
 # The defaults of StreamOptions that depend on the model or on each other.
 DEFAULT_WINDOW = 4096
-DEFAULT_MARGIN = 256  # larger margins do not improve fidelity: benchmarks/README.md, Fidelity
-DEFAULT_HEADING_TOKENS = 64  # for contextual models; improves books and short documents: benchmarks/README.md, Quality
+DEFAULT_MARGIN = 256  # larger margins do not improve fidelity: docs/benchmarks/streams.md
+DEFAULT_HEADING_TOKENS = 64  # for contextual models; improves books and short documents: docs/benchmarks/streams.md
 _MARGIN_SHARE = 8  # in a small window, the default margin is 1/8 of the window
 _HEADING_SHARE = 8  # in a small window, the default number of heading tokens is 1/8 of the window
 _LEAST_OWNED_SHARE = 4  # a window must own at least 1/4 of its tokens

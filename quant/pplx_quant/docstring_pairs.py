@@ -3,7 +3,8 @@
 python -m pplx_quant docstring-pairs --out DATA/pairs.docstrings.jsonl.gz [--package NAME …]
 
 Reads the source files of installed packages and of the standard library (`--package stdlib`) without importing them.
-The texts keep the licenses of their packages, which are printed; the default packages have permissive licenses.
+The texts keep the licenses of their packages, which are printed: check them. `--package` replaces the default list, of
+which every package must be installed, and the result depends on the installed versions. An existing file is replaced.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Write a model to ship from a training checkpoint: half-precision weights, without the state of the optimizer.
+"""Write a model to ship from a training checkpoint: without the state of the optimizer, by default in half precision.
 
 python -m pplx_quant export --checkpoint DIR --out DIR
 """
@@ -27,9 +27,15 @@ class ExportConfig:
     checkpoint: Path = required("Checkpoint of a run.")
     out: Path = required("Directory to write the model to.")
     dtype: str = option("float16", f"Type of the stored weights: {', '.join(DTYPES)}.")
-    vectors: str = option("codes", f"Output of sentence-transformers: {', '.join(VECTORS)}.")
+    vectors: str = option(
+        "codes",
+        "What sentence-transformers returns for the model: means (floats), codes (the int8 values as floats), or int8 "
+        "(needs trust_remote_code). pplx-edge ignores this.",
+    )
     quiet_constant: float = option(
-        1.0, "Scale the last component of the attention input by this factor, for models with a context prior."
+        1.0,
+        "For models trained with --context-prior: scale the largest component of the attention input by this "
+        "factor, below 1, for more accurate int8. The model computes the same.",
     )
 
     def __post_init__(self) -> None:

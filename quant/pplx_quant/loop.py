@@ -62,12 +62,16 @@ class RunConfig:
 
     data: Path = required("Packed file to train on.")
     out: Path = required("Directory of the run. Repeat the command to continue a run.")
-    init: Path | None = option(None, "Checkpoint to start from.")
+    init: Path | None = option(None, "Directory of the checkpoint to start from.", shown="required")
 
     steps: int = option(1000, "Number of optimizer steps.")
-    embedding_rate: float = option(0.001, "Peak learning rate of the embedding table.")
+    embedding_rate: float = option(
+        0.001,
+        "Peak learning rate of the embedding table. This default and the next two are for a new, small model; to "
+        "fine-tune a trained model of the family, begin with 2e-6, 1e-5 and 1e-5.",
+    )
     matrix_rate: float = option(0.0005, "Peak learning rate of the matrices in blocks.")
-    vector_rate: float = option(0.001, "Peak learning rate of the norms.")
+    vector_rate: float = option(0.001, "Peak learning rate of the weights of the norms.")
     optimizer: str = option("adamw", "Optimizer: adamw, or muon for the matrices in blocks.")
     table_optimizer: str = option(
         "adamw", "Optimizer of the embedding table: adamw, or rowwise, whose state is one number for each token."
@@ -76,30 +80,40 @@ class RunConfig:
     warmup: int = option(50, "Steps in which the learning rate rises to its peak.")
     decay_share: float = option(0.5, "Share of the steps, at the end, in which the learning rate falls to 0.")
     clip: float = option(1.0, "Maximum norm of the gradient.")
-    call_tokens: int = option(8192, "Maximum padded tokens in one call of the model.")
+    call_tokens: int = option(8192, "Largest number of tokens, with padding, that the model computes at once.")
     device: str = option("auto", "Device: auto, cpu, cuda, mps.")
-    precision: str = option("auto", "Precision of calls: float32, bfloat16, or auto: bfloat16 where it is fast.")
-    compile: bool = option(False, "Compile the blocks, which needs a C++ compiler on the CPU.")
-    recompute: bool = option(False, "Recompute activations in the backward pass (gradient checkpointing).")
+    precision: str = option(
+        "auto", "Type in which the model computes: float32, bfloat16, or auto: bfloat16 where it is fast."
+    )
+    compile: bool = option(False, "Compile the blocks with torch.compile; on the CPU, this needs a C++ compiler.")
+    recompute: bool = option(
+        False, "Recompute activations in the backward pass (gradient checkpointing): less memory, more time."
+    )
     threads: int = option(0, "CPU threads; 0 uses all.")
-    seed: int = option(1, "Seed of weights and batches.")
+    seed: int = option(1, "Seed of new weights and of the batches.")
 
-    weights: str = option("none", "Fake quantization of linear layers: none, int8, int4.")
-    table: str = option("none", "Fake quantization of the embedding table: none, int8, int4.")
-    activations: bool = option(False, "Fake quantization of activations to int8 per token.")
+    weights: str = option(
+        "none", "Round the weights of linear layers in training (fake quantization): none, int8 or int4."
+    )
+    table: str = option("none", "Round the embedding table in training: none, int8 or int4.")
+    activations: bool = option(False, "Round activations to int8 per token in training, as onnx-int8 does.")
 
     exponent: float = option(0.5, "The share of a group is proportional to its size to this power.")
-    boost: tuple[str, ...] = option((), "Multiply the share of a group: GROUP=FACTOR, or PREFIX*=FACTOR.")
+    boost: tuple[str, ...] = option(
+        (), "Multiply the share of a group, or of all groups that match PREFIX*.", metavar="GROUP=FACTOR"
+    )
     lora: int = option(0, "Rank of low-rank adapters, the only trained parameters, at --matrix-rate; 0 for none.")
-    lora_alpha: float = option(16.0, "Scale of the adapters, times their rank.")
+    lora_alpha: float = option(16.0, "Adapters are multiplied by this number divided by their rank.")
     shard: bool = option(False, "Shard the model over the processes (FSDP2); needs --grad-cache.")
 
     save_every: int = option(100, "Steps between checkpoints.")
     save_minutes: float = option(0.0, "Save a checkpoint also after this many minutes without one; 0 for none.")
     log_every: int = option(10, "Steps between log lines.")
     tensorboard: bool = option(False, "Also write the log for TensorBoard, to OUT/tensorboard.")
-    validate_every: int = option(0, "Steps between validations, of which the best is kept in OUT/best; 0 for none.")
-    patience: int = option(0, "Stop after this many validations without a better score; 0 does not stop.")
+    validate_every: int = option(
+        0, "Steps between validations; the model with the best mean nDCG@10 is kept in OUT/best. 0 for none."
+    )
+    patience: int = option(0, "Stop after this many validations without a better mean nDCG@10; 0 does not stop.")
     minutes: float = option(0.0, "Stop with a checkpoint after this many minutes; 0 continues to the last step.")
 
     def __post_init__(self) -> None:

@@ -8,12 +8,15 @@ second (Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985), a
     u = a/|a|, v = b/|b|, θ = angle(u, v), t = weight
     merged = ((1−t)|a| + t|b|) · (sin((1−t)θ)·u + sin(tθ)·v) / sin θ
 
-- Weight 0 gives the first checkpoint and weight 1 the second, bit for bit in float32.
+- Weight 0 gives the first checkpoint and weight 1 the second, exactly, as float32.
 - For parallel tensors, sin(tθ)/sin θ tends to t, so only the length changes.
 - A zero tensor has no direction. The other tensor keeps its direction and is scaled.
 - For opposite tensors, no great circle is better than another. The merge is refused, and the error names the tensor.
 
-Sums are computed in float64. Only one block of one tensor is in memory, so models of any size can be merged.
+Sums are computed in float64. Only one block of one tensor is in memory, so large models can be merged too.
+
+Merge two models that were trained from the same checkpoint, for example a contextual one and one with hard negatives,
+to keep some of the quality of each. Choose the weight by held-out questions.
 """
 
 import json
@@ -44,7 +47,7 @@ class MergeConfig:
     """Options of `merge`."""
 
     first: Path = required("First checkpoint.")
-    second: Path = required("Second checkpoint, with the same sizes and tokenizer.")
+    second: Path = required("Second checkpoint, with the same sizes, RoPE and norm constants, and tokenizer.")
     out: Path = required("Directory to write the merged checkpoint to.")
     weight: float = option(0.5, "Weight of the second checkpoint, between 0 and 1.")
 

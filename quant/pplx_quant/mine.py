@@ -1,9 +1,11 @@
 """Mine hard negatives for the pairs of a packed file, to train with the `triplet` command.
 
-python -m pplx_quant mine --data PACKED --model DIR --out DIR --group GROUP… [--cap GROUP=N …]
+python -m pplx_quant mine --data PACKED --model DIR --out DIR [--group GROUP …] [--cap GROUP=N …]
 
-Searches the passages of the selected groups with the queries of the same groups. DIR receives `negatives.npy`, int32
-`[N, n]`: text ids for each pair of the packed file, and -1 where there are no more.
+Searches the passages of all selected groups together with the queries of these groups. Writes `negatives.npy`, int32
+`[N, n]`, to the directory of `--out`: for each pair of the packed file (also of groups that were not selected), the ids
+of up to n texts, padded with -1. The vectors and the result are kept in `OUT.cache`, and used again while the model,
+the texts and the options are the same.
 """
 
 import sys
@@ -30,15 +32,24 @@ class MineConfig:
     data: Path = required("Packed file.")
     model: Path = required("Checkpoint to encode the texts with.")
     out: Path = required("Directory for negatives.npy.")
-    group: tuple[str, ...] = option(("*",), "Groups to mine; * at the end of a name matches all groups that begin so.")
-    cap: tuple[str, ...] = option((), "Mine for at most N random pairs of a group: GROUP=N.")
+    group: tuple[str, ...] = option(
+        ("*",), "Groups to mine; * at the end of a name matches all groups that begin so.", metavar="GROUP"
+    )
+    cap: tuple[str, ...] = option((), "Mine for at most N random pairs of a group.", metavar="GROUP=N")
     max_query: int = option(48, "Cut queries to this many tokens.")
     max_positive: int = option(128, "Cut passages to this many tokens.")
     n: int = option(4, "Negatives for each query.")
     depth: int = option(50, "Sample from this many of the highest-ranking candidates.")
-    margin: float = option(0.95, "Only passages with at most this share of the positive's cosine are candidates.")
+    margin: float = option(
+        0.95,
+        "Only passages with at most this share of the positive's cosine are candidates (a ratio; --margin of "
+        "the training commands is a difference).",
+    )
     sampled: bool = option(True, "Sample the negatives; --no-sampled takes the highest-ranking candidates.")
-    encoder: str = option("auto", "Encoder: runtime (int8 on the CPU), torch, or auto: torch if there is a CUDA GPU.")
+    encoder: str = option(
+        "auto",
+        "Encoder: runtime (onnx-int8 on the CPU, converted first), torch, or auto: torch if there is a CUDA GPU.",
+    )
     device: str = option("auto", "Device of the torch encoder: auto, cpu, cuda, mps.")
     seed: int = option(1, "Seed of the sample.")
 

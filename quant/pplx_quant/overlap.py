@@ -2,9 +2,11 @@
 
 python -m pplx_quant overlap --data DIR TASK_DIR…
 
-Two texts overlap in windows of 13 words, or of 30 characters in scripts without spaces. Prints a line for each file
-with rows that share at least half of their windows with the passages of the tasks, and a total. Checks positives of
-pairs, paragraphs and chunks. Exit status 1 if there is such a row.
+A window is 13 consecutive words, or 30 characters in scripts without spaces. A training text repeats the tasks if at
+least half of its windows occur in their passages. Checks positives of pairs, paragraphs and chunks, but no questions,
+and skips texts shorter than a window. Prints a line for each file with such texts (their number, and the first line
+numbers) and a total. A task is a folder in BEIR layout with corpus.jsonl.gz. Exit status: 0 none found, 1 some found, 2
+error.
 """
 
 import gzip

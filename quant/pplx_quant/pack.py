@@ -39,17 +39,26 @@ class PackConfig:
     tokenizer: Path = required("Directory of the tokenizer.")
     out: Path = required("Packed file to write.")
     data: Path | None = option(None, "Folder of training data.")
-    max_query: int = option(64, "Cut queries to this many tokens.")
+    max_query: int = option(64, "Cut queries to this many tokens. Training can cut further, but not read more.")
     max_text: int = option(160, "Cut passages, chunks and titles to this many tokens.")
-    per_paragraph: int = option(2, "Pairs to make from each paragraph.")
+    per_paragraph: int = option(
+        2,
+        "Pairs to make from each paragraph of text.* files: a part of a sentence, or a question, and the paragraph.",
+    )
     held_out: float = option(0.02, "Share of the passages held out for validation, with all their questions.")
-    cap: tuple[str, ...] = option((), "Keep at most N random pairs of a group, or chunks of chunks.*: GROUP=N.")
+    cap: tuple[str, ...] = option(
+        (),
+        "Keep at most N random pairs of a group; for chunks.NAME, documents with N chunks in all.",
+        metavar="GROUP=N",
+    )
     more: tuple[Path, ...] = option(
         (), "Further files of pairs (JSON Lines, Parquet, datasets), which do not change what is held out of DATA."
     )
     keep_text: bool = option(False, "Keep the texts for a teacher that has another tokenizer.")
-    max_mb: float = option(60.0, "Fail if the packed file is larger than this many MB.")
-    seed: int = option(1, "Seed of the random choices.")
+    max_mb: float = option(
+        60.0, "Exit with an error if the packed file, which is written all the same, is larger than this many MB."
+    )
+    seed: int = option(1, "Seed of the random choices, among them what is held out.")
 
     def __post_init__(self) -> None:
         if self.data is None and not self.more:

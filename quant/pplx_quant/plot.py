@@ -1,4 +1,4 @@
-"""Draw the loss curves of runs, one panel for each run.
+"""Draw the loss curves of runs, one panel for each run. Requires matplotlib.
 
 python -m pplx_quant plot RUN_DIR… --out FILE.svg
 """
@@ -16,7 +16,7 @@ class PlotConfig:
     """Options of `plot`."""
 
     runs: tuple[Path, ...] = required("Directories of runs.", positional="RUN_DIR")
-    out: Path = required("Picture to write; the suffix selects its format.")
+    out: Path = required("Picture to write: .svg, .png or .pdf.")
 
 
 def read_losses(run: Path) -> tuple[list[int], list[float]]:

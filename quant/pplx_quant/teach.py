@@ -1,10 +1,11 @@
-"""Add vectors of a teacher model to a packed file, for its English texts.
+"""Add vectors of a teacher model to a packed file, for its English texts (`lang` en). The file is replaced.
 
 python -m pplx_quant teach --packed FILE --tokenizer DIR --teacher DIR [--cap GROUP=N …]
 
 The teacher is a sentence-transformers directory. It encodes the texts that the student sees, decoded from their ids.
-The vectors are rotated to their principal axes through the origin, which keeps all cosines, cut to `--width` and stored
-with 4 bits per component. Repeat the command to continue after an interruption.
+The vectors are rotated to their principal axes, cut to the first `--width` of them, and stored with 4 bits per
+component; the command prints how much of their variance is kept. Repeat it to continue after an interruption. The
+training commands use the vectors with `--teacher-weight`.
 """
 
 import sys
@@ -37,9 +38,13 @@ class TeachConfig:
     tokenizer: Path = required("Directory of the tokenizer that the file was packed with.")
     teacher: Path = required("Directory of a sentence-transformers model.")
     width: int = option(256, "Dimensions to keep.")
-    max_tokens: int = option(128, "Cut texts to this many tokens.")
-    cap: tuple[str, ...] = option((), "Encode at most N random queries and N random passages of a group: GROUP=N.")
-    max_mb: float = option(60.0, "Fail if the packed file gets larger than this many MB.")
+    max_tokens: int = option(128, "Cut texts to this many tokens of the student.")
+    cap: tuple[str, ...] = option(
+        (), "Encode at most N random queries and N random passages of a group.", metavar="GROUP=N"
+    )
+    max_mb: float = option(
+        60.0, "Exit with an error if the packed file, which is written all the same, gets larger than this many MB."
+    )
     seed: int = option(1, "Seed of the random choices.")
 
 

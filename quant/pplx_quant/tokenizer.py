@@ -1,6 +1,9 @@
 """Train a multilingual byte-level BPE tokenizer on a data folder.
 
-python -m pplx_quant tokenizer --data DIR --out DIR [--vocab-size N] [--lowercase] [--seed N]
+python -m pplx_quant tokenizer --data DIR --out DIR [options]
+
+Trains on paragraphs (text.* files) and on both sides of pairs in one language. The special tokens are `<|endoftext|>`
+(separator, padding and end) and `<|mask|>`, which `diffuse` needs.
 """
 
 import json
@@ -131,7 +134,7 @@ class TokenizerConfig:
     out: Path = required("Directory to write the tokenizer to.")
     vocab_size: int = option(32768, "Number of tokens.")
     lowercase: bool = option(False, "Lower-case texts before they are tokenized, in training and in use.")
-    max_tokens: int = option(8192, "Maximum length that the tokenizer declares.")
+    max_tokens: int = option(8192, "Longest text that tokenizer_config.json declares (model_max_length).")
     chars: int = option(100_000_000, "Number of characters to train on.")
     exponent: float = option(0.7, "The share of a language is proportional to its size to this power.")
     seed: int = option(1, "Seed of the sample.")

@@ -1,6 +1,6 @@
 """Score a model on held-out pairs, and on folders in the layout of BEIR.
 
-python -m pplx_quant validate --data PACKED --model DIR [--validate-on GROUP…] [--beir DIR…]
+python -m pplx_quant validate --model DIR [--data PACKED --validate-on GROUP…] [--beir DIR…]
 
 Prints one line of JSON: nDCG@10 with int8 vectors (`ndcg_<group>`, `ndcg_beir_<folder>`) and with binary ones
 (`binary_<group>`), and the mean of the former.
@@ -37,8 +37,8 @@ Encode = Callable[[Sequence[TokenRow]], Tensor]
 class ValidateConfig:
     """Options of `validate`."""
 
-    data: Path = required("Packed file.")
     model: Path = required("Checkpoint to score.")
+    data: Path | None = option(None, "Packed file, for --validate-on.")
     validate_on: tuple[str, ...] = option((), "Groups to score held-out questions of.")
     pool: int = option(4000, "Number of candidates of a group.")
     beir: tuple[Path, ...] = option((), "Folders in the layout of BEIR.")
@@ -49,16 +49,24 @@ class ValidateConfig:
     precision: str = option("auto", "Precision of calls: float32, bfloat16, or auto: bfloat16 where it is fast.")
     seed: int = option(1, "Seed of the candidates.")
 
+    def __post_init__(self) -> None:
+        if bool(self.validate_on) != (self.data is not None):
+            raise ConfigError("--data and --validate-on must be given together")
+        if not self.validate_on and not self.beir:
+            raise ConfigError("give --validate-on or --beir")
+
 
 def validate_model(config: ValidateConfig) -> None:
     """Print the scores of a checkpoint."""
-    packed = PackedCorpus.open(config.data)
-    packed.require_lengths(config.max_query, config.max_positive)
     device = choose_device(config.device)
     model = read_model(config.model).to(device).eval()
     encode, limits = partial(encoder_means, model), (config.max_query, config.max_positive)
+    found: dict[str, float] = {}
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config.precision, device)):
-        found = validate(packed, encode, config.validate_on, limits, config.pool, config.call_tokens, config.seed)
+        if config.data is not None:
+            packed = PackedCorpus.open(config.data)
+            packed.require_lengths(*limits)
+            found = validate(packed, encode, config.validate_on, limits, config.pool, config.call_tokens, config.seed)
         for folder in config.beir:
             content, tokenizer = BeirFolder.read(folder), load_tokenizer(config.model)
             found[f"ndcg_beir_{folder.name}"] = validate_beir(content, tokenizer, encode, limits, config.call_tokens)

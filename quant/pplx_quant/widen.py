@@ -1,15 +1,16 @@
-"""Add dimensions to the vectors of a trained model, which distinguish word forms.
+"""Add dimensions to the vectors of a trained model. The new dimensions tell apart forms of a word, such as upper case.
 
 python -m pplx_quant widen --checkpoint DIR --out DIR --hidden-size N [--constants K]
 
-This is for models whose final norm sets the last component to zero, such as those of `pair --tokenizer`. New components
-are inserted before the last one, so the first components, which a matryoshka vector keeps, stay the first. Without
-blocks, the old components do not change. Blocks neither read nor write the new components, but their input has a larger
-last component, so train them again.
+This is for models that `pair --tokenizer` made, and not for models of the family. In these models, the last component
+of a token is a constant that makes frequent tokens count less; the final norm sets it to zero, so it is no part of a
+vector. New components are inserted before it, so the first components, which a Matryoshka vector keeps, stay the first.
+The old components of a bag of words (`--no-blocks`) do not change. The blocks do not read the new components at first,
+but the constant has grown, so train them again.
 
-The last component is by far the largest one of frequent tokens, and the steps of an int8 row are proportional to the
-largest component. `--constants K` spreads it over the last K components, each √K times smaller, which overwrites the
-K − 1 components before it.
+The constant is by far the largest component of frequent tokens, and the steps of an int8 row are proportional to the
+largest component. `--constants K` spreads it over the last K components, each √K times smaller. The values of the K − 1
+components before it, which are new ones if there are as many, are overwritten.
 """
 
 import dataclasses

@@ -97,7 +97,7 @@ def test_help_has_an_example(benchmark: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as ended:
         main(["bench", benchmark, "--help"])
     assert ended.value.code == 0
-    assert "example: pplx-edge bench" in capsys.readouterr().out
+    assert "example:\n  pplx-edge bench" in capsys.readouterr().out
 
 
 def test_threads_are_set_for_every_library() -> None:

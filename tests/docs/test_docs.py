@@ -20,6 +20,7 @@ import pytest
 
 import pplx_edge
 from pplx_edge import errors
+from pplx_edge.registry import BACKENDS
 from pplx_edge.weights.hub import cache_directory
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -58,6 +59,11 @@ def run_console(code: str, environment: dict[str, str]) -> None:
         if shown:
             printed = "".join(f"{line}\n" for line in done.stdout.splitlines() if line)
             assert expected(shown).fullmatch(printed), f"$ {command}\n{done.stdout}"
+
+
+@pytest.fixture(autouse=True)
+def processor_by_default() -> None:
+    """The default backend of this machine opens checkpoints, in this process as in the commands."""
 
 
 @pytest.fixture
@@ -105,7 +111,7 @@ def test_help_of_every_command_is_rendered(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")  # rendering sets it; this restores it
     shown = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, timeout=60).stdout
-    names = re.findall(r"^    (\w+)\s", shown, re.MULTILINE)
+    names = re.findall(r"^  (\w+)\s", shown, re.MULTILINE)
     rendered = hooks.on_page_markdown(f"<!-- commands: {program} -->")
     assert names
     for name in names:
@@ -121,6 +127,20 @@ def test_formats_are_rendered(hooks: ModuleType) -> None:
     assert "| `chunks` | `id`," in hooks.index_tables()
 
 
+def test_model_formats_state_the_limits_of_the_registry() -> None:
+    page = (DOCS / "formats" / "models.md").read_text(encoding="utf-8")
+    table = page.partition("## Limits")[2].partition("\n## ")[0]
+    stated = {
+        name: tuple(map(float, limits))
+        for names, *limits in re.findall(r"^\| (`.+`) \| ([\d.]+) \| ([\d.]+) \| (\d+) \|$", table, re.MULTILINE)
+        for name in re.findall(r"`([\w-]+)`", names)
+    }
+    formats = {name: limits for backend in BACKENDS.values() for name, limits in backend.formats.items()}
+    assert stated
+    for name, values in stated.items():
+        assert values == (formats[name].min_cosine, formats[name].mean_cosine, formats[name].largest_step)
+
+
 def test_reference_names_everything_public() -> None:
     page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
     documented = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
@@ -133,16 +153,17 @@ def test_reference_names_everything_public() -> None:
 def test_navigation_names_every_page() -> None:
     configuration = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r": (\S+\.md)$", configuration, re.MULTILINE))
-    assert named == {str(page.relative_to(DOCS)) for page in PAGES} | {"measurements.md"}
+    assert named == {str(page.relative_to(DOCS)) for page in PAGES}
 
 
-def test_measurements_have_the_sections_that_pages_link_to(hooks: ModuleType) -> None:
-    text, linked = hooks.measurements()
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
-    for page in PAGES:
-        assert set(re.findall(r"measurements\.md#([\w-]+)", page.read_text(encoding="utf-8"))) <= anchors
-    assert linked
+def test_benchmarks_link_to_results_that_exist() -> None:
+    linked = [
+        page.parent / link
+        for page in PAGES
+        for link in re.findall(r"\]\((\.\./\.\./benchmarks/results/[^)]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(linked) > 4
+    assert [str(path) for path in linked if not path.is_file()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

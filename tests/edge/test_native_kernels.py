@@ -1,7 +1,7 @@
 """The CPU kernels: the same bits on every instruction set, with any number of threads, in any batch.
 
-The scalar instruction set is the oracle: plain C++ that computes one lane after another. Tests marked `emulated` build for
-other processors and run under emulators.
+The scalar instruction set is the oracle: plain C++ that computes one lane after another. Tests marked `emulated` build
+for other processors and run under emulators.
 """
 
 import os

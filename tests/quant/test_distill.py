@@ -168,7 +168,7 @@ def log_lines(folder):
 
 
 def test_blocks_learn_the_layers_of_the_teacher(config):
-    run(replace(config, steps=60, save_every=60, batch=16))
+    run(replace(config, steps=40, save_every=60, matrix_rate=1e-2))
     lines = [line for line in log_lines(config.out) if "error_1" in line]
     first, last = lines[0], lines[-1]
     for number in (1, 2):
@@ -214,7 +214,7 @@ def test_end_to_end_continues_from_weights_alone_and_in_the_same_axes(config, tm
         init=config.out / "checkpoint",
         out=tmp_path / "second",
         inputs="student",
-        steps=30,
+        steps=20,
         save_every=30,
         matrix_rate=2e-3,
     )

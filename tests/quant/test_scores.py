@@ -112,7 +112,7 @@ def triplet(score_config, model_folder, tmp_path):
         batch=16,
         block=8,
         dims=(32, 16),
-        steps=40,
+        steps=25,
         warmup=2,
         log_every=1,
         save_every=100,

@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pplx_quant.errors import ConfigError
+from pplx_quant.loop import train
 from pplx_quant.stages.diffuse import DiffuseConfig
-from pplx_quant.stages.pair import PairConfig
+from pplx_quant.stages.pair import PairConfig, PairStage
 
 
 def losses(folder) -> list[float]:
@@ -20,31 +22,42 @@ def losses(folder) -> list[float]:
 
 
 def test_two_processes_with_parts_of_a_model_train_as_one_with_all_of_it(packed_file, model_folder, tmp_path):
-    # --call-tokens gives an odd number of calls, so that one process has to wait for the other.
-    options = ["--data", packed_file, "--init", model_folder, "--warmup", 2, "--log-every", 1, "--precision", "float32"]
-    options += ["--call-tokens", 150, "--batch", 16, "--block", 8, "--dims", 32, 16, "--threads", 1, "--grad-cache"]
-    options += ["--validate-on", "sample", "--pool", 20, "--decay-share", 0.2]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    alone = [sys.executable, "-m"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for command, folder, steps, more in (
-        (alone, "whole", 5, []),
-        (launch, "parts", 5, ["--shard", "--minutes", 1e-9]),  # stops after one step
-        (launch, "parts", 5, ["--shard"]),  # continues
-    ):
-        module = ["pplx_quant", "pair", *options, "--steps", steps, *more, "--out", tmp_path / folder]
-        done = subprocess.run([*command, *map(str, module)], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert losses(parts) == pytest.approx(losses(whole), rel=2e-4)
-    found = load_file(parts / "checkpoint" / "model.safetensors")
-    for name, weight in load_file(whole / "checkpoint" / "model.safetensors").items():
+    """The second run takes one step with the whole model, and continues with parts in two processes."""
+    whole = PairConfig(
+        data=packed_file,
+        init=model_folder,
+        out=tmp_path / "whole",
+        steps=5,
+        warmup=2,
+        decay_share=0.2,
+        log_every=1,
+        batch=16,
+        block=8,
+        dims=(32, 16),
+        call_tokens=150,  # an odd number of calls, so that one process has to wait for the other
+        grad_cache=True,
+        precision="float32",
+        validate_on=("sample",),
+        pool=20,
+    )
+    train(whole, PairStage(whole))
+    parts = replace(whole, out=tmp_path / "parts")
+    train(replace(parts, minutes=1e-9), PairStage(parts))
+    options = ["--data", packed_file, "--init", model_folder, "--out", parts.out, "--steps", 5, "--warmup", 2]
+    options += ["--decay-share", 0.2, "--log-every", 1, "--batch", 16, "--block", 8, "--dims", 32, 16]
+    options += ["--call-tokens", 150, "--grad-cache", "--precision", "float32", "--validate-on", "sample", "--pool", 20]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "pplx_quant", "pair", *map(str, options), "--shard"]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert losses(parts.out) == pytest.approx(losses(whole.out), rel=2e-4)
+    found = load_file(parts.out / "checkpoint" / "model.safetensors")
+    for name, weight in load_file(whole.out / "checkpoint" / "model.safetensors").items():
         torch.testing.assert_close(found[name], weight, atol=2e-4, rtol=2e-3)
-    states = [load_file(folder / "checkpoint" / "training_state.safetensors") for folder in (whole, parts)]
-    assert {name: value.shape for name, value in states[0].items()} == {
-        name: value.shape for name, value in states[1].items()
-    }
-    scores = [json.loads((folder / "log.jsonl").read_text().splitlines()[-1]) for folder in (whole, parts)]
+    states = [load_file(cfg.out / "checkpoint" / "training_state.safetensors") for cfg in (whole, parts)]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=2e-4, rtol=2e-2)
+    scores = [json.loads((cfg.out / "log.jsonl").read_text().splitlines()[-1]) for cfg in (whole, parts)]
     assert scores[0]["ndcg_sample"] == pytest.approx(scores[1]["ndcg_sample"], abs=0.05)
 
 

@@ -101,6 +101,15 @@ def test_the_command_prints_what_a_run_logs(cfg, beir, capsys):
     assert found["mean"] == pytest.approx((found["ndcg_beir_mine"] + found["ndcg_sample"]) / 2, abs=1e-3)
 
 
+def test_a_command_that_would_score_nothing_is_refused(cfg, capsys):
+    assert main(["validate", "--model", str(cfg.init)]) == 2
+    assert main(["validate", "--model", str(cfg.init), "--data", str(cfg.data)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: give --validate-on or --beir",
+        "error: --data and --validate-on must be given together",
+    ]
+
+
 def test_a_folder_that_cannot_be_read_is_refused_before_training(cfg, tmp_path, beir):
     with pytest.raises(DataError, match="not a folder in the layout of BEIR"):
         PairStage(replace(cfg, beir=(tmp_path,)))

@@ -324,7 +324,7 @@ def test_a_parser_that_does_not_work_is_found_out(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("pplx_search.health.sample_files.samples", lambda: spoiled)
     unread = unread_kinds()
     assert unread["txt"] == "read as 'another text'"
-    assert "incomplete or damaged PDF" in unread["pdf"]
+    assert "the PDF is incomplete or damaged" in unread["pdf"]
     monkeypatch.setattr(installation, "unread_kinds", lambda: unread)
     status, found = doctor()
     assert (status, wrong(found)) == (1, ["parsers"])

@@ -59,7 +59,7 @@ def test_errors_are_those_of_the_library(model: WarmEmbedder, monkeypatch: pytes
     with pytest.raises(TextTooLong) as refused:
         model.encode(["", "x", "", long])
     assert (refused.value.index, refused.value.limit) == (3, 8192)
-    with pytest.warns(UserWarning, match="1 of 2 inputs were cut"):
+    with pytest.warns(UserWarning, match="1 of 1 inputs were cut"):
         model.encode(["", long], truncate=True)
     with pytest.raises(InputError, match="dim 64 is out of range"):
         model.encode(["x"], dim=64)

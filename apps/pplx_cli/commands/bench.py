@@ -24,8 +24,8 @@ class Benchmark:
 BENCHMARKS = {
     "speed": Benchmark(
         "pplx_bench.speed.command",
-        "measure tokens per second next to other runtimes, with weights of the true 0.6b shape",
-        "",
+        "measure tokens per second next to other runtimes, with random weights in the sizes of a real model",
+        "--rows 1x16,32x128 --peers ours,torch-bf16",
     ),
     "variants": Benchmark(
         "pplx_bench.variants.command",
@@ -34,36 +34,45 @@ BENCHMARKS = {
         "quality",
     ),
     "memory": Benchmark(
-        "pplx_bench.memory.command", "measure peak memory of converting, opening and encoding", "--shape 0.6b"
+        "pplx_bench.memory.command",
+        "measure the peak memory of converting, opening and encoding with random weights, in onnx-int8",
+        "--shape 0.6b",
     ),
     "convert": Benchmark(
         "pplx_bench.convert.command",
-        "convert a model to every format and report seconds, peak memory, size and parity",
+        "convert a model to every format, and report seconds, peak memory, size, and how close its vectors stay",
         "--model nano --formats onnx-int8,mlx-q8,coreml-int8",
     ),
     "rough": Benchmark(
         "pplx_bench.rough.command",
-        "make a model as rough as real checkpoints are, and convert it with and without equalization",
+        "add outliers to the weights of a model, and convert it with and without equalization",
         "data/bench/squad-dev --formats onnx-int8,coreml-fp16",
         "quality",
     ),
     "quality": Benchmark(
         "pplx_bench.quality.command",
-        "measure retrieval (nDCG@10 and others) on folders in BEIR layout, next to BM25 and MiniLM",
+        "measure the retrieval quality (nDCG@10) of models on folders in BEIR layout, if you like next to BM25 and "
+        "MiniLM",
         "data/bench --tasks squad-dev --peers minilm,bm25 --precisions float32,int8",
         "quality",
     ),
     "stream": Benchmark(
         "pplx_bench.stream.command",
-        "measure streaming late chunking: memory, fidelity, retrieval and many small documents",
-        "fidelity data/bench --json stream.jsonl --plot .",
+        "measure encode_stream: memory and speed, closeness to one pass, retrieval quality, many small documents",
+        "fidelity data/bench --json stream.jsonl",
         "quality",
     ),
     "search": Benchmark(
         "pplx_bench.search.command",
-        "measure pplx-search: its index at scale next to others, and the whole app on real files",
+        "measure pplx-search: its index at scale next to other stores, and the whole program on files",
         "retrieval data/bench --tasks squad-dev",
         "search",
+    ),
+    "serve": Benchmark(
+        "pplx_bench.serve.command",
+        "measure the embeddings server under load: throughput, latency and memory, next to the library alone",
+        "--model nano --ragged-seconds 60",
+        "serve",
     ),
     "mteb": Benchmark(
         "pplx_bench.mteb.command",
@@ -72,7 +81,9 @@ BENCHMARKS = {
         "mteb",
     ),
     "plot": Benchmark(
-        "pplx_bench.speed.plot", "plot the results that speed wrote with --json", "speed.jsonl --out speed.svg"
+        "pplx_bench.speed.plot",
+        "draw the results that `bench speed --json` wrote: tokens per second, a panel for each row",
+        "speed.jsonl --out speed.svg",
     ),
 }
 

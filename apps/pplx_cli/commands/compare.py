@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pplx_cli import COMMANDS
-from pplx_cli.records import LineFormat, read_records
+from pplx_cli.records import LineFormat, add_line_options, read_records
 from pplx_cli.vector_writers import require_output
 from pplx_edge.errors import InputError
 from pplx_edge.registry import BACKENDS
@@ -39,12 +39,7 @@ def add_parser(commands: Any) -> None:
         "checked on). With 20 texts or more, each is also searched among the others, to report how many of its ten "
         "nearest are the same.",
     )
-    parser.add_argument(
-        "--jsonl",
-        action="store_true",
-        help="Read each line as a JSON string, or as an object whose text is in --field.",
-    )
-    parser.add_argument("--field", default="text", metavar="NAME", help="Field of the object that holds the text.")
+    add_line_options(parser)
     parser.add_argument(
         "--beir",
         action="append",

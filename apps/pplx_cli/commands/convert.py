@@ -24,10 +24,10 @@ def add_parser(commands: Any) -> None:
         description="You rarely need this: `load` and `embed` convert a checkpoint when they first open it, and "
         "keep the result in the cache. Use it to choose the format, or to copy a converted model to another "
         "machine: every format can be written on Linux and on a Mac, if the extra of its backend is installed. "
-        "onnx-* runs on any CPU, mlx-* on the GPU and coreml-* on the Neural Engine of a Mac with Apple Silicon. "
-        "int8, q8 and pal8 store 8 bits per weight, q4 and pal4 4 bits.\n\nThe result is compared with a float32 "
-        "reference on a few sentences. If a figure is outside the limits of the format, or anything else fails, "
-        "nothing is written. Limits, sizes and accuracy: docs/formats/models.md.",
+        "native-* and onnx-* run on the CPU, mlx-* on the GPU and coreml-* on the Neural Engine of a Mac with Apple "
+        "Silicon. int8, q8 and pal8 store 8 bits per weight, q4 and pal4 4 bits.\n\nThe result is compared with a "
+        "float32 reference on a few sentences. If a figure is outside the limits of the format, or anything else "
+        "fails, nothing is written. Limits, sizes and accuracy: docs/formats/models.md.",
     )
     parser.add_argument("source", metavar="SRC", help=MODEL_HELP)
     parser.add_argument(

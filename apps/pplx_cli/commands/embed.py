@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pplx_cli import COMMANDS, document_stream
-from pplx_cli.records import STDIN, LineFormat, Record, blocks, read_records
+from pplx_cli.records import STDIN, LineFormat, Record, add_line_options, blocks, read_records
 from pplx_cli.vector_writers import open_writer, require_output
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError, NumericalError, TextTooLong
@@ -58,12 +58,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="Cut texts that are longer than the model reads, with a warning. Without this, such a text is an error.",
     )
-    parser.add_argument(
-        "--jsonl",
-        action="store_true",
-        help="Read each line as a JSON string, or as an object whose text is in --field.",
-    )
-    parser.add_argument("--field", default="text", metavar="NAME", help="Field of the object that holds the text.")
+    add_line_options(parser)
     parser.add_argument(
         "--contextual",
         action="store_true",

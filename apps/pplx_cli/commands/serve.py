@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
         COMMANDS["serve"],
         "pplx-edge serve --model nano\n"
         "pplx-edge serve --model pplx-embed-v1-0.6b --memory 4000 --idle-unload 15m\n"
-        "pplx-edge serve --model nano --service systemd > ~/.config/systemd/user/pplx-edge-serve.service",
+        "pplx-edge serve --model nano --service systemd",
         description="Clients of OpenAI and Perplexity work unchanged with the base URL that is printed. Models are "
         "loaded when they are first used. SIGTERM and Ctrl-C answer the requests that are there, and then stop.",
     )
@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--port", type=_port, default=DEFAULT_PORT, metavar="N", help=f"Port, 0 for any (default: {DEFAULT_PORT})."
     )
-    group.add_argument("--uds", type=Path, metavar="PATH", help="Listen on this Unix socket instead of a port.")
+    group.add_argument("--uds", type=Path, metavar="PATH", help="Listen on this Unix socket instead (default: none).")
     group.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="Also accept this name in Host headers."
     )
@@ -52,12 +52,17 @@ def add_parser(commands: Any) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help=f"Require the key in this file (also: ${KEY_VARIABLE}). Needed for an address that others can reach.",
+        help=f"Require the key in this file. Needed for an address that others can reach (default: ${KEY_VARIABLE}).",
     )
     group = parser.add_argument_group("limits")
-    group.add_argument("--memory", type=positive, metavar="MB", help="Most memory that the server may use.")
     group.add_argument(
-        "--idle-unload", type=duration, metavar="TIME", help="Unload a model that nobody used for this long, e.g. 15m."
+        "--memory", type=positive, metavar="MB", help="Most memory that the server may use (default: no limit)."
+    )
+    group.add_argument(
+        "--idle-unload",
+        type=duration,
+        metavar="TIME",
+        help="Unload a model unused for this long, e.g. 15m (default: never).",
     )
     group.add_argument(
         "--queue", type=positive, default=600_000, metavar="N", help="Tokens that may wait per model (default: 600000)."
@@ -71,14 +76,20 @@ def add_parser(commands: Any) -> None:
         help="Time to finish requests when stopping (default: 30s).",
     )
     parser.add_argument(
-        "--service", choices=("systemd", "launchd"), help="Print a service definition for these options, and exit."
+        "--service",
+        choices=("systemd", "launchd"),
+        help="Print a service definition for these options instead of serving (default: none).",
     )
     group = parser.add_argument_group("model")
     group.add_argument(
         "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."
     )
     group.add_argument("--backend", default="auto", metavar="NAME", help="Runtime to use (default: the best one).")
-    group.add_argument("--format", metavar="FORMAT", help="Format to convert a checkpoint to when first opened.")
+    group.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help="Format to convert a checkpoint to when first opened (default: that of the backend).",
+    )
     add_hub_options(group)
     parser.set_defaults(run=run)
 

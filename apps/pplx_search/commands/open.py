@@ -32,19 +32,24 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     with open_index(args) as store:
         path = Path(os.fsdecode(store.document(args.document).path))
+    open_file(path, reveal=args.reveal)
+    return 0
+
+
+def open_file(path: Path, *, reveal: bool) -> None:
+    """Open a file in its application, or show it in its folder. Executable files are always shown in their folder."""
     try:
         info = path.stat()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; to refresh the index, run: pplx-search update") from error
     runs = not stat.S_ISREG(info.st_mode) or bool(info.st_mode & 0o111)
-    command = command_for(path, reveal=args.reveal or runs)
+    command = command_for(path, reveal=reveal or runs)
     try:
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
         raise EdgeError(f"{command[0]} is not installed; open {path} yourself") from error
     except subprocess.CalledProcessError as error:
         raise EdgeError(f"{command[0]} could not open {path} (exit status {error.returncode})") from error
-    return 0
 
 
 def command_for(path: Path, *, reveal: bool) -> list[str]:

@@ -121,9 +121,17 @@ def _filter(args: argparse.Namespace, store: Store) -> Filter:
     )
 
 
-def _date(text: str) -> float:
-    """Parse a date, or a date and time, in local time, and return seconds since 1970, for argparse."""
+def parse_date(text: str) -> float:
+    """Return a date, or a date and time, in local time, as seconds since 1970. Raises InputError if it is none."""
     try:
         return datetime.fromisoformat(text).astimezone().timestamp()
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a date such as 2026-01-31; got {text!r}") from None
+    except (ValueError, OverflowError):
+        raise InputError(f"expected a date such as 2026-01-31; got {text!r}") from None
+
+
+def _date(text: str) -> float:
+    """Parse a date for argparse."""
+    try:
+        return parse_date(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -14,21 +14,34 @@ from pplx_edge.errors import MissingExtra
 from pplx_edge.registry import BACKENDS, all_formats
 from pplx_edge.weights import hub
 from pplx_edge.weights.hub import BUILT_IN
+from pplx_kit.options import MODEL_HELP
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--model", default=BUILT_IN, metavar="MODEL", help="Model to convert (default: %(default)s).")
+    parser.add_argument(
+        "--model", default=BUILT_IN, metavar="MODEL", help=f"Model to convert, unless --shape is given: {MODEL_HELP}."
+    )
     add_shape_options(parser, None)
     parser.add_argument(
         "--formats",
         type=one_of(all_formats()),
         default=_convertible(),
         metavar="F,F",
-        help="Formats (default: all whose packages are installed).",
+        help=f"Formats to convert to (default: all whose packages are installed): {', '.join(all_formats())}.",
     )
-    parser.add_argument("--limit-gb", type=float, metavar="GB", help="Fail if a conversion has a higher peak.")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="Keep the converted models in this folder.")
+    parser.add_argument(
+        "--limit-gb",
+        type=float,
+        metavar="GB",
+        help="Exit with status 1 if the process of a conversion needs more resident memory (default: no limit).",
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="Keep the converted models in this folder (default: delete each after it is measured).",
+    )
     add_run_options(parser)
 
 

@@ -31,9 +31,20 @@ _NATIVE = "native"
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    add("folders", type=Path, nargs="+", metavar="FOLDER", help="A task, or a folder of tasks.")
-    add("--tasks", type=comma_list, metavar="TASK,TASK", help="Only measure these tasks (default: those in --groups).")
-    add("--split", default=DEFAULT_SPLIT, help="Split of tasks with qrels/SPLIT.tsv (default: %(default)s).")
+    add(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="A task in BEIR layout (corpus.jsonl, queries.jsonl, qrels.tsv; may be gzipped), or a folder of tasks.",
+    )
+    add(
+        "--tasks",
+        type=comma_list,
+        metavar="TASK,TASK",
+        help="Only measure these tasks (default: those of --groups; without --groups, all).",
+    )
+    add("--split", default=DEFAULT_SPLIT, help="Questions to use of tasks with several sets: those of qrels/SPLIT.tsv.")
     add(
         "--precisions",
         type=one_of(SCORED_AS),
@@ -41,17 +52,29 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="P,P",
         help=f"Precisions of the vectors: {', '.join(SCORED_AS)} (default: int8).",
     )
-    add("--dims", type=list_of(_dim), default=[None], metavar="N,N", help="Dimensions: native, or numbers.")
+    add(
+        "--dims",
+        type=list_of(_dim),
+        default=[None],
+        metavar="N,N",
+        help="Dimensions of the vectors: native, or numbers (default: native).",
+    )
     add(
         "--context",
         type=one_of(CONTEXTS),
         default=["off"],
         metavar="C,C",
-        help="off: encode a passage by itself; on: among the pieces of its document; title: after its title "
-        "(default: off).",
+        help="off: encode a passage by itself; on: with the other passages of its document (late chunking); title: "
+        "after its title (default: off).",
     )
-    add("--max-tokens", type=positive, default=512, metavar="N", help="Truncate texts to N tokens (default: 512).")
-    add("--window", type=positive, metavar="N", help="Tokens of a document (default: as many as the model reads).")
+    add("--max-tokens", type=positive, default=512, metavar="N", help="Cut texts to N tokens.")
+    add(
+        "--window",
+        type=positive,
+        metavar="N",
+        help="With --context on: the longest part of a document that is encoded in one pass, in tokens (default: "
+        "what the model reads).",
+    )
     add("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores).")
     _add_systems(parser.add_argument_group("systems"))
     _add_output(parser.add_argument_group("output"))
@@ -104,7 +127,7 @@ def _add_systems(group: Any) -> None:
         type=comma_list,
         default=[],
         metavar="P,P",
-        help="Peers to measure: minilm, bm25, or sentence-transformers directories.",
+        help="Peers to measure as well: minilm, bm25, or sentence-transformers directories (default: none).",
     )
     add("--backend", default="auto", choices=["auto", *BACKENDS], help="Runtime of the models.")
     add_hub_options(group)
@@ -112,8 +135,20 @@ def _add_systems(group: Any) -> None:
 
 def _add_output(group: Any) -> None:
     add = group.add_argument
-    add("--groups", action="append", default=[], metavar="G", help="Print averages: targets, or NAME=TASK,TASK.")
-    add("--baseline", default=MINILM, metavar="PEER", help="Print averages as a share of a peer's (%(default)s).")
+    add(
+        "--groups",
+        action="append",
+        default=[],
+        metavar="G",
+        help="Also print the average of a group of tasks, NAME=TASK,TASK, or the literal word targets for the four "
+        "groups of nano's card (default: none). May be repeated.",
+    )
+    add(
+        "--baseline",
+        default=MINILM,
+        metavar="PEER",
+        help="With --groups: also print each average as a share of that of this peer, if it is measured.",
+    )
     add(
         "--metrics",
         type=one_of(MEASURES),
@@ -121,6 +156,18 @@ def _add_output(group: Any) -> None:
         metavar="M,M",
         help=f"Print these measures: {', '.join(MEASURES)} (default: {MAIN}).",
     )
-    add("--json", type=Path, metavar="FILE", help="Append results, and do not measure those that are already there.")
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="Append each result to this .jsonl file, and skip what it already has for the same model files, task "
+        "and options (default: keep none).",
+    )
     add("--plot", type=Path, metavar="FILE", help=f"Write a picture: {', '.join(PICTURES)}.")
-    add("--work", type=Path, metavar="DIR", help="Keep vectors here, so that no text is encoded twice.")
+    add(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="Keep vectors in this folder, so that the next run does not encode the same texts again (default: keep "
+        "none).",
+    )

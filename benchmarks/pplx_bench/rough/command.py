@@ -22,15 +22,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add("task", type=Path, metavar="TASK", help="Folder of a retrieval task in BEIR layout.")
-    add("--model", default=hub.BUILT_IN, help="Checkpoint to make rough (default: %(default)s).")
-    plants = f"Kinds of roughness: {', '.join(SETS)} (default: each of them)."
+    add("--model", default=hub.BUILT_IN, help="Checkpoint to add outliers to.")
+    plants = (
+        f"Kinds of outliers to add, each in a copy of its own: {', '.join(SETS)} (default: all of these). "
+        "docs/concepts/equalization.md describes them."
+    )
     add("--plants", type=one_of(SETS), default=list(SETS), metavar="P,P", help=plants)
     formats = f"Formats to convert to (default: {', '.join(DEFAULT_FORMATS)})."
     add("--formats", type=one_of(all_formats()), default=DEFAULT_FORMATS, metavar="F,F", help=formats)
-    add("--queries", type=positive, default=100, metavar="N", help="Use the first N queries (default: 100).")
-    add("--passages", type=positive, default=300, metavar="N", help="Use N passages (default: 300).")
-    add("--max-tokens", type=positive, default=128, metavar="N", help="Keep N tokens of each text (default: 128).")
-    add("--json", type=Path, metavar="FILE", help="Append the results to a JSON Lines file.")
+    add("--queries", type=positive, default=100, metavar="N", help="Use the first N queries of the task.")
+    add("--passages", type=positive, default=300, metavar="N", help="Use N passages, the relevant ones first.")
+    add("--max-tokens", type=positive, default=128, metavar="N", help="Cut each text to N tokens.")
+    add("--json", type=Path, metavar="FILE", help="Append the results to this .jsonl file.")
 
 
 def run(args: Namespace) -> int:

@@ -17,21 +17,28 @@ from pplx_kit.host import versions
 Figures = dict[str, Any]
 MEASUREMENTS = {
     "scale": Measurement(
-        "measure time, recall and size of the index on synthetic vectors, next to other stores",
+        "measure time, recall (against exact search) and size of the index on synthetic vectors, next to other stores",
+        "--chunks 1000000 --queries 100 --json search.jsonl",
         scale,
         report.scale_table,
         report.draw_scale,
     ),
     "folder": Measurement(
-        "measure use of the model, memory, rescans, cold starts and size on real files", folder, report.folder_table
+        "index files made of retrieval tasks; measure the share of time that the model computes, memory, an update "
+        "without changes, searches from a new process, size, and how often the right file is found",
+        "data/bench --steps start,rescan --json folder.jsonl",
+        folder,
+        report.folder_table,
     ),
     "retrieval": Measurement(
-        "measure nDCG@10 of the whole program on tasks written as Markdown, HTML, PDF and DOCX files",
+        "write retrieval tasks as Markdown, HTML, PDF and DOCX files, index them, and measure nDCG@10",
+        "data/bench --tasks squad-dev",
         retrieval,
         report.retrieval_table,
     ),
     "relevance": Measurement(
-        'measure the error rate of "nothing relevant" on held-out tasks, and fit its calibration',
+        'measure how often "nothing relevant" is wrong on tasks that it was not fitted to, and fit its calibration',
+        "data/bench --questions 250 --calibration calibration.json",
         relevance,
         report.relevance_table,
     ),
@@ -40,11 +47,11 @@ MEASUREMENTS = {
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add a subcommand for each measurement."""
-    for name, sub in add_measurements(parser, MEASUREMENTS, "Append results."):
+    for name, sub in add_measurements(parser, MEASUREMENTS, "Append the results to this .jsonl file."):
         if name != "scale":
-            sub.add_argument("data", type=Path, metavar="FOLDER", help="Contains tasks in BEIR layout.")
+            sub.add_argument("data", type=Path, metavar="FOLDER", help="Folder of retrieval tasks in BEIR layout.")
         sub.add_argument(
-            "--work", type=Path, metavar="DIR", help="Directory of temporary files (default: the system's)."
+            "--work", type=Path, metavar="DIR", help="Folder for temporary files (default: that of the system)."
         )
 
 

@@ -47,20 +47,26 @@ def add_options(group: Any) -> None:
     """Add the options of this measurement."""
     add = group.add_argument
     add("--steps", type=one_of(STEPS), default=list(STEPS), metavar="S,S", help=f"Steps to run: {', '.join(STEPS)}.")
-    add("--files", type=positive, default=5000, metavar="N", help="ingest: Small files (default: %(default)s).")
-    add("--asked", type=positive, default=200, metavar="N", help="ingest: Questions (default: %(default)s).")
-    add("--rescan", type=positive, default=50_000, metavar="N", help="rescan: Unchanged files (default: %(default)s).")
-    add("--large-mb", type=float, default=100.0, metavar="MB", help="large: Size of the text (default: %(default)s).")
+    add("--files", type=positive, default=5000, metavar="N", help="ingest: Number of small files.")
+    add("--asked", type=positive, default=200, metavar="N", help="ingest: Number of questions.")
+    add("--rescan", type=positive, default=50_000, metavar="N", help="rescan: Number of unchanged files.")
+    add("--large-mb", type=float, default=100.0, metavar="MB", help="large: Size of the text in MB.")
     add(
         "--stop-after",
         type=float,
         default=10.0,
         metavar="S",
-        help="large: Seconds of embedding (default: %(default)s).",
+        help="large: Interrupt after S seconds of embedding.",
     )
-    add("--start-chunks", type=positive, default=100_000, metavar="N", help="start: Chunks (default: %(default)s).")
-    add("--starts", type=positive, default=15, metavar="N", help="start: Cold processes (default: %(default)s).")
-    add("--size-mb", type=float, default=2.0, metavar="MB", help="size: Size of the text (default: %(default)s).")
+    add("--start-chunks", type=positive, default=100_000, metavar="N", help="start: Number of chunks in the index.")
+    add(
+        "--starts",
+        type=positive,
+        default=15,
+        metavar="N",
+        help="start: Number of processes that are started and timed.",
+    )
+    add("--size-mb", type=float, default=2.0, metavar="MB", help="size: Size of the text in MB.")
     add("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores).")
 
 

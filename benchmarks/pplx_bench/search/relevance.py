@@ -52,12 +52,22 @@ _MIN_SOURCES = 3  # two to fit and one to hold out
 def add_options(group: Any) -> None:
     """Add the options of this measurement."""
     add = group.add_argument
-    add("--tasks", type=comma_list, default=list(TASKS), metavar="T,T", help="Tasks to fit to (default: 12 tasks).")
-    add("--questions", type=positive, default=500, metavar="N", help="Random queries per task (default: %(default)s).")
     add(
-        "--calibration", type=Path, metavar="FILE", help="Write the calibration fitted to all tasks to this .json file."
+        "--tasks",
+        type=comma_list,
+        default=list(TASKS),
+        metavar="T,T",
+        help="Tasks to fit to, all of which FOLDER must have.",
     )
-    add("--model", default=BUILT_IN, metavar="MODEL", help="Model of the index (default: %(default)s).")
+    add("--questions", type=positive, default=500, metavar="N", help="Number of random questions per task.")
+    add(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="Also fit the calibration to all tasks, and write it to this .json file, for the folder of an index. "
+        "The error rates are of tasks left out of the fit.",
+    )
+    add("--model", default=BUILT_IN, metavar="MODEL", help="Model of the index.")
     add("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores).")
 
 

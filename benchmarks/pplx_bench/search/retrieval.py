@@ -54,10 +54,10 @@ SYSTEMS: dict[str, Ask] = {
 def add_options(group: Any) -> None:
     """Add the options of this measurement."""
     add = group.add_argument
-    add("--tasks", type=comma_list, default=list(TASKS), metavar="T,T", help=f"Tasks (default: {','.join(TASKS)}).")
-    add("--questions", type=positive, default=500, metavar="N", help="Random queries per task (default: %(default)s).")
-    add("--chunk-tokens", type=positive, default=CHUNK_TOKENS, metavar="N", help="Tokens of a chunk (%(default)s).")
-    add("--model", default=BUILT_IN, metavar="MODEL", help="Model of the index (default: %(default)s).")
+    add("--tasks", type=comma_list, default=list(TASKS), metavar="T,T", help="Tasks to write as files.")
+    add("--questions", type=positive, default=500, metavar="N", help="Number of random questions per task.")
+    add("--chunk-tokens", type=positive, default=CHUNK_TOKENS, metavar="N", help="Tokens of a chunk.")
+    add("--model", default=BUILT_IN, metavar="MODEL", help="Model of the index.")
     add("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores).")
 
 

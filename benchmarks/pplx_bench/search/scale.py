@@ -44,19 +44,35 @@ def add_options(group: Any) -> None:
     """Add the options of this measurement."""
     add = group.add_argument
     names = [*PEERS, "none"]
-    add("--chunks", type=positive, default=20_000, metavar="N", help="Chunks in the index (default: %(default)s).")
-    add("--dim", type=positive, default=1024, metavar="D", help="Dimensions of the vectors (default: %(default)s).")
-    add("--queries", type=positive, default=50, metavar="N", help="Queries of each kind (default: %(default)s).")
+    add("--chunks", type=positive, default=20_000, metavar="N", help="Chunks in the index.")
+    add("--dim", type=positive, default=1024, metavar="D", help="Dimensions of the vectors.")
+    add(
+        "--queries",
+        type=positive,
+        default=50,
+        metavar="N",
+        help="Queries of each kind: by vectors, by words, by both, and with filters.",
+    )
     add("--threads", type=positive, metavar="N", help="Threads of a search (default: all cores).")
-    add("--kernel", choices=("numkong", "numpy"), help="Kernel of the search (default: the fastest installed).")
+    add(
+        "--kernel",
+        choices=("numkong", "numpy"),
+        help="Library that compares vectors: numkong (SIMD) or numpy (default: the fastest installed).",
+    )
     add(
         "--peers",
         type=one_of(names),
         default=list(PEERS),
         metavar="P,P",
-        help=f"Stores to compare: {', '.join(names)}.",
+        help=f"Other stores to compare, if installed: {', '.join(names)} (fts5: words alone).",
     )
-    add("--scan", type=natural, default=10, metavar="N", help="Scan the bits N times repeated (default: %(default)s).")
+    add(
+        "--scan",
+        type=natural,
+        default=10,
+        metavar="N",
+        help="Also time the scan of an index N times as large, whose sign bits are the same ones repeated; 0 does not.",
+    )
 
 
 def measure(args: Namespace, work: Path) -> Iterator[Figures]:

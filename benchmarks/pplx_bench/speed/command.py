@@ -28,23 +28,43 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command."""
     add_shape_options(parser)
     parser.add_argument(
-        "--rows", default=",".join(DEFAULT_ROWS), metavar="R,R", help="TEXTSxTOKENS or mixed (default: %(default)s)."
+        "--rows",
+        default=",".join(DEFAULT_ROWS),
+        metavar="R,R",
+        help="Batches to measure, a row of the results each: TEXTSxTOKENS, or mixed (64 texts of 16 to 512 tokens).",
     )
     parser.add_argument(
-        "--peers", default=",".join(PEERS), metavar="P,P", help="Runtimes to measure (default: %(default)s)."
+        "--peers",
+        default=",".join(PEERS),
+        metavar="P,P",
+        help="Runtimes to measure. One that is not installed is reported and left out. `recipe` is the usual "
+        "dynamic int8 of ONNX Runtime; benchmarks/README.md describes all.",
     )
     parser.add_argument(
-        "--repeats", type=positive, default=5, metavar="N", help="Time each row at least N times, if its budget allows."
+        "--repeats",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="Time each row N times, or more often if --budget allows; less often if it does not.",
+    )
+    parser.add_argument("--budget", type=float, default=12.0, metavar="S", help="Seconds for all timings of a row.")
+    parser.add_argument(
+        "--row-limit",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="Skip a row if one pass is expected to take longer than S seconds.",
+    )
+    parser.add_argument("--prepare", action="store_true", help="Only write the files of --work, and measure nothing.")
+    parser.add_argument(
+        "--profile", action="store_true", help="Also show which operators the onnx backend spends its time on."
     )
     parser.add_argument(
-        "--budget", type=float, default=12.0, metavar="S", help="Seconds for the timings of a row (default: 12)."
+        "--no-ceilings",
+        action="store_true",
+        help="Do not measure the ceilings of the machine: peak int8 and float products per second, and memory "
+        "bandwidth.",
     )
-    parser.add_argument(
-        "--row-limit", type=float, default=120.0, metavar="S", help="Skip rows expected to take longer (default: 120)."
-    )
-    parser.add_argument("--prepare", action="store_true", help="Only make the work files, and measure nothing.")
-    parser.add_argument("--profile", action="store_true", help="Also show which operators onnx spends its time in.")
-    parser.add_argument("--no-ceilings", action="store_true", help="Do not measure the ceilings of the machine.")
     add_run_options(parser)
 
 

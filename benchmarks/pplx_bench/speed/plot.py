@@ -15,7 +15,9 @@ _PANEL_INCHES = 2.6
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("results", type=Path, metavar="FILE", help="File that `bench speed --json` wrote.")
+    parser.add_argument(
+        "results", type=Path, metavar="RESULTS", help="The .jsonl file that `bench speed --json` wrote."
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Picture to write: .svg, .png or .pdf.")
 
 

@@ -15,40 +15,51 @@ from pplx_bench.tables import heading
 from pplx_edge.registry import BACKENDS
 from pplx_edge.types import DEFAULT_CHUNK_TOKENS
 from pplx_edge.weights.hub import BUILT_IN
-from pplx_kit.options import positive
+from pplx_kit.options import MODEL_HELP, positive
 
 MEASUREMENTS = {
     "size": Measurement(
-        "measure memory and pace by length, next to late chunking of the whole document in torch",
+        "measure memory and tokens per second by length, next to late chunking of the whole document in torch",
+        "data/bench --sizes 10k,100k --methods stream --json stream.jsonl",
         size,
         report.size_tables,
         report.draw_size,
         size.passed,
     ),
     "fidelity": Measurement(
-        "compare vectors of windows with those of the full context",
+        "compare the vectors of windows with those of one pass over the text, by window and margin",
+        "data/bench --windows 1024,4096 --json stream.jsonl",
         fidelity,
         report.fidelity_table,
         report.draw_fidelity,
     ),
     "quality": Measurement(
-        "measure nDCG@10 of streamed chunks, next to chunks with and without context",
+        "measure nDCG@10 of the chunks of windows, of one pass over the document, and of chunks without context",
+        "data/bench --tasks squad-context",
         quality,
         report.quality_tables,
         report.draw_quality,
     ),
     "many": Measurement(
-        "measure the speed of encode_streams on many small documents, next to encode", many, report.many_table
+        "measure the speed of encode_streams on many small documents, next to encode on the same chunks",
+        "data/bench --documents 3000",
+        many,
+        report.many_table,
     ),
 }
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add a subcommand for each measurement."""
-    json_help = "Append results, and do not measure those that are already there."
+    json_help = (
+        "Append each result to this .jsonl file, and skip what it already has for the same model, texts and options."
+    )
     for _, sub in add_measurements(parser, MEASUREMENTS, json_help):
         sub.add_argument(
-            "data", type=Path, metavar="FOLDER", help="Contains longdocs.jsonl.gz and tasks in BEIR layout."
+            "data",
+            type=Path,
+            metavar="FOLDER",
+            help="Folder with longdocs.jsonl.gz (per line: doc_id, title, text) and tasks in BEIR layout.",
         )
         _add_model(sub.add_argument_group("model"))
 
@@ -63,18 +74,28 @@ def run(args: Namespace) -> int:
 
 def _add_model(group: Any) -> None:
     add = group.add_argument
-    add("--model", default=BUILT_IN, metavar="MODEL", help=f"Model to measure (default: {BUILT_IN}).")
-    add("--shape", choices=SHAPES, help="Measure random weights of this shape instead of a model.")
-    add("--layers", type=positive, metavar="N", help="Only the first N layers of the shape: a trial, not a result.")
+    add("--model", default=BUILT_IN, metavar="MODEL", help=f"Model to measure: {MODEL_HELP}.")
+    add("--shape", choices=SHAPES, help="Measure random weights in these sizes instead of --model (default: none).")
+    add(
+        "--layers",
+        type=positive,
+        metavar="N",
+        help="Use only the first N layers of the shape, to try the benchmark out (default: all).",
+    )
     add("--backend", default="auto", choices=["auto", *BACKENDS], help="Runtime of the model (default: auto).")
-    add("--weights", metavar="FORMAT", help="mlx: Quantize the weights to q8, q4, … while loading.")
+    add("--weights", metavar="TYPE", help="mlx: Type of the weights in memory, as in `embed` (default: as in `embed`).")
     add("--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores).")
     add(
         "--chunk-tokens",
         type=positive,
         default=DEFAULT_CHUNK_TOKENS,
         metavar="N",
-        help="Maximum length of a chunk in tokens (default: %(default)s).",
+        help="Maximum length of a chunk in tokens.",
     )
-    add("--separator", choices=SEPARATORS, default="auto", help="Separator between chunks (auto: the model's default).")
-    add("--work", type=Path, metavar="DIR", help="Directory of checkpoints and logs (default: in the cache).")
+    add(
+        "--separator",
+        choices=SEPARATORS,
+        default="auto",
+        help="Join chunks with the separator token of the model; auto does so for contextual models.",
+    )
+    add("--work", type=Path, metavar="DIR", help="Folder for random weights and logs (default: bench in the cache).")

@@ -29,10 +29,33 @@ def add_options(group: Any) -> None:
     """Add the options of this measurement."""
     add = group.add_argument
     windows, margins = [512, 1024, 2048, 4096], [0, 32, 64, 128, 256, 512, 1024]
-    add("--windows", type=list_of(positive), default=windows, metavar="N,N", help="Tokens of a window (512,…,4096).")
-    add("--margins", type=list_of(natural), default=margins, metavar="N,N", help="Tokens on each side (0,32,…,1024).")
-    add("--sections", type=positive, default=8, metavar="N", help="Sections of the books (default: %(default)s).")
-    add("--books", type=comma_list, metavar="ID,ID", help="Only use these documents of longdocs.")
+    add(
+        "--windows",
+        type=list_of(positive),
+        default=windows,
+        metavar="N,N",
+        help="Sizes of windows to compare, in tokens.",
+    )
+    add(
+        "--margins",
+        type=list_of(natural),
+        default=margins,
+        metavar="N,N",
+        help="Margins to compare: tokens of context at each end of a window.",
+    )
+    add(
+        "--sections",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="Number of sections that are cut from the books, each as long as the model reads.",
+    )
+    add(
+        "--books",
+        type=comma_list,
+        metavar="ID,ID",
+        help="Only use the documents with these IDs in longdocs.jsonl.gz (default: all).",
+    )
 
 
 def measure(setup: Setup) -> list[Result]:

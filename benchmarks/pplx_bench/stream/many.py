@@ -26,8 +26,8 @@ def add_options(group: Any) -> None:
     """Add the options of this measurement."""
     add = group.add_argument
     add("--tasks", type=comma_list, metavar="T,T", help="Take the documents from these tasks (default: all).")
-    add("--documents", type=positive, default=3000, metavar="N", help="Number of documents (default: %(default)s).")
-    add("--repeats", type=positive, default=5, metavar="N", help="Number of timings (default: %(default)s).")
+    add("--documents", type=positive, default=3000, metavar="N", help="Number of documents.")
+    add("--repeats", type=positive, default=5, metavar="N", help="Number of timings, of which the median counts.")
 
 
 def measure(setup: Setup) -> list[Result]:

@@ -60,19 +60,41 @@ def add_options(group: Any) -> None:
         type=comma_list,
         default=names,
         metavar="T,T",
-        help=f"Contextual tasks, or {BOOKS} ({','.join(names)}).",
+        help=f"Tasks whose passages are parts of documents, and the word {BOOKS} for longdocs.jsonl.gz.",
     )
-    add("--windows", type=list_of(positive), default=[512, 1024], metavar="N,N", help="Tokens of a window (512,1024).")
-    add("--margin", type=natural, metavar="N", help="Tokens of context on each side (default: the library's).")
+    add(
+        "--windows",
+        type=list_of(positive),
+        default=[512, 1024],
+        metavar="N,N",
+        help="Sizes of windows to compare, in tokens; encode_stream has 4096 by default.",
+    )
+    add(
+        "--margin",
+        type=natural,
+        metavar="N",
+        help="Tokens of context at each end of a window (default: 256, less in windows below 2048 tokens).",
+    )
     add(
         "--heading-tokens",
         type=positive,
         default=64,
         metavar="N",
-        help="Tokens of title and headings (default: %(default)s).",
+        help="Tokens of title and headings that a window repeats, in the runs with them.",
     )
-    add("--questions", type=positive, default=80, metavar="N", help="Questions about a book (default: %(default)s).")
-    add("--books", type=comma_list, metavar="ID,ID", help="Only use these documents of longdocs.")
+    add(
+        "--questions",
+        type=positive,
+        default=80,
+        metavar="N",
+        help="Questions about each book: sentences that were taken out of it.",
+    )
+    add(
+        "--books",
+        type=comma_list,
+        metavar="ID,ID",
+        help="Only use the documents with these IDs in longdocs.jsonl.gz (default: all).",
+    )
 
 
 def measure(setup: Setup) -> list[Result]:

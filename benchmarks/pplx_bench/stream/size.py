@@ -49,20 +49,26 @@ def add_options(group: Any) -> None:
         type=list_of(n_tokens),
         default=[10_000, 100_000, 1_000_000],
         metavar="N,N",
-        help="Lengths of the document in tokens (default: 10k,100k,1M).",
+        help="Lengths of the document in tokens; k is 1,000 and M 1,000,000 (default: 10k,100k,1M).",
     )
     add(
         "--methods",
         type=one_of(METHODS),
         default=list(METHODS),
         metavar="M,M",
-        help=f"Methods to measure (default: {','.join(METHODS)}).",
+        help="Methods to measure: stream (encode_stream), torch whole (the whole document in one pass) and torch "
+        f"macro (long overlapping windows), in quotes (default: '{','.join(METHODS)}').",
     )
-    add("--window", type=positive, metavar="N", help="Tokens of a window (default: the library's).")
-    add("--margin", type=natural, metavar="N", help="Tokens of context on each side (default: the library's).")
-    add("--macro-window", type=positive, default=8192, metavar="N", help="Tokens of a window in torch (%(default)s).")
-    add("--overlap", type=natural, default=256, metavar="N", help="Overlap of two windows in torch (%(default)s).")
-    add("--limit", type=float, default=1800.0, metavar="S", help="Skip sizes that would take longer, in seconds.")
+    add("--window", type=positive, metavar="N", help="Tokens of a window of encode_stream (default: 4096).")
+    add(
+        "--margin",
+        type=natural,
+        metavar="N",
+        help="Tokens of context at each end of a window (default: 256, less in windows below 2048 tokens).",
+    )
+    add("--macro-window", type=positive, default=8192, metavar="N", help="Tokens of a window of torch macro.")
+    add("--overlap", type=natural, default=256, metavar="N", help="Overlap of two windows of torch macro, in tokens.")
+    add("--limit", type=float, default=1800.0, metavar="S", help="Skip sizes that would take longer than S seconds.")
 
 
 def measure(setup: Setup) -> list[Result]:

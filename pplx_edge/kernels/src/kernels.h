@@ -15,7 +15,7 @@ constexpr int kMaxColumns = 65536; // of a product's inner dimension: sums of 25
 constexpr int kKeyBlock = 256;     // keys per step of attention
 constexpr int kMaxHead = 512;      // padded head size
 constexpr int kBlockRows = 48;     // rows of a block of tokens or queries
-constexpr int kBlockColumns = 256; // columns of a block of weights
+constexpr int kBlockColumns = 128; // columns of a block of weights
 
 inline size_t padded(size_t n, size_t to = kPad) { return (n + to - 1) / to * to; }
 

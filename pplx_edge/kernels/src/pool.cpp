@@ -16,22 +16,40 @@ namespace {
 constexpr int kMostHelpers = 255;
 constexpr int kSpins = 4000;  // some 20 to 50 microseconds before a helper sleeps
 
-// `round` is a counter and, in the low 8 bits, how many helpers take part: those with lower numbers. The caller waits for these,
-// so nothing else changes under them; a helper that does not take part reads only this word.
+// Which task is next, in one word: the number of the round (a call of Team::run), how many helpers may take part (those with lower
+// numbers), and the index of the task. A thread claims a task by counting the index up in a compare-and-swap. Its success says that
+// the round is still the one that was read, and the round cannot end before its claimed tasks are done; so a helper that wakes up late
+// cannot confuse rounds, and nobody waits for a helper that has claimed nothing.
+using Ticket = uint64_t;
+constexpr int kIndexBits = 28, kHelperBits = 8;
+constexpr Ticket kMostIndex = (Ticket{1} << kIndexBits) - 1;  // also the index of a round that is not open
+inline Ticket index_of(Ticket t) { return t & kMostIndex; }
+inline int helpers_of(Ticket t) { return static_cast<int>(t >> kIndexBits & ((1 << kHelperBits) - 1)); }
+inline Ticket round_of(Ticket t) { return t >> (kIndexBits + kHelperBits); }
+inline Ticket ticket_of(Ticket round, int helpers, Ticket index) {
+  return round << (kIndexBits + kHelperBits) | static_cast<Ticket>(helpers) << kIndexBits | index;
+}
+
 struct Pool {
   pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;  // held by the call that uses the helpers
   pthread_mutex_t sleep = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
   int started = 0;
-  std::atomic<uint64_t> round{0};
-  std::atomic<int> busy{0}, sleeping{0};
-  std::atomic<int64_t> next{0};
-  int64_t count = 0;
+  std::atomic<Ticket> ticket{kMostIndex};
+  std::atomic<Ticket> count{0}, done{0};
+  std::atomic<int> sleeping{0};
   void (*task)(void*, int64_t, int) = nullptr;
   void* context = nullptr;
 
-  void work(int thread) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i, thread);
+  // Run tasks until there are none for this thread: 0 is the caller, others are helpers. Returns the last round that it saw.
+  Ticket work(int thread) {
+    for (Ticket t = ticket.load();;) {
+      if (thread > helpers_of(t) || index_of(t) >= count.load()) return round_of(t);
+      if (!ticket.compare_exchange_weak(t, t + 1)) continue;
+      task(context, static_cast<int64_t>(index_of(t)), thread);
+      done.fetch_add(1, std::memory_order_release);
+      t = ticket.load();
+    }
   }
 };
 
@@ -57,20 +75,15 @@ void* help(void* argument) {
   const int number = self->number;
   delete self;
   const FloatModes modes;
-  for (uint64_t seen = 0;;) {
-    for (int i = 0; i < kSpins && pool.round.load(std::memory_order_acquire) == seen; i++) pause_briefly();
-    if (pool.round.load(std::memory_order_acquire) == seen) {
-      pthread_mutex_lock(&pool.sleep);
-      pool.sleeping.fetch_add(1);
-      while (pool.round.load() == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
-      pool.sleeping.fetch_sub(1);
-      pthread_mutex_unlock(&pool.sleep);
-    }
-    seen = pool.round.load(std::memory_order_acquire);
-    if (number < static_cast<int>(seen & 255)) {
-      pool.work(number + 1);
-      pool.busy.fetch_sub(1, std::memory_order_release);
-    }
+  for (;;) {
+    const Ticket seen = pool.work(number + 1);
+    for (int i = 0; i < kSpins && round_of(pool.ticket.load()) == seen; i++) pause_briefly();
+    if (round_of(pool.ticket.load()) != seen) continue;
+    pthread_mutex_lock(&pool.sleep);
+    pool.sleeping.fetch_add(1);
+    while (round_of(pool.ticket.load()) == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
+    pool.sleeping.fetch_sub(1);
+    pthread_mutex_unlock(&pool.sleep);
   }
 }
 
@@ -137,25 +150,26 @@ Team::~Team() {
 }
 
 void Team::run(int64_t count, void (*task)(void*, int64_t, int), void* context) {
-  const int helpers = count - 1 < threads_ - 1 ? static_cast<int>(count) - 1 : threads_ - 1;
-  if (helpers < 1) {
+  if (threads_ == 1 || count < 2 || static_cast<Ticket>(count) >= kMostIndex) {
     for (int64_t i = 0; i < count; i++) task(context, i, 0);
     return;
   }
   Pool& pool = *the_pool.load();
+  const int helpers = count <= threads_ ? static_cast<int>(count) - 1 : threads_ - 1;
+  const Ticket round = round_of(pool.ticket.load() + (kMostIndex + 1) * (Ticket{1} << kHelperBits));
+  pool.ticket.store(ticket_of(round, helpers, kMostIndex));
   pool.task = task;
   pool.context = context;
-  pool.count = count;
-  pool.next.store(0, std::memory_order_relaxed);
-  pool.busy.store(helpers, std::memory_order_relaxed);
-  pool.round.store(((pool.round.load(std::memory_order_relaxed) >> 8) + 1) << 8 | static_cast<uint64_t>(helpers));
+  pool.count.store(static_cast<Ticket>(count));
+  pool.done.store(0);
+  pool.ticket.store(ticket_of(round, helpers, 0));
   if (pool.sleeping.load() > 0) {
     pthread_mutex_lock(&pool.sleep);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.sleep);
   }
   pool.work(0);
-  for (int spins = 0; pool.busy.load(std::memory_order_acquire) > 0; spins++)
+  for (int spins = 0; pool.done.load(std::memory_order_acquire) < static_cast<Ticket>(count); spins++)
     if (spins < kSpins) pause_briefly();
     else sched_yield();
 }

@@ -76,9 +76,9 @@ inline void tile(const int16_t* a, size_t row, const void* panel, int depth, int
 
 using Tile = void (*)(const int16_t*, size_t, const void*, int, int32_t*, size_t);
 constexpr Tile kWidened[kMostRows] = {tile<1, true>, tile<2, true>, tile<3, true>, tile<4, true>, tile<5, true>};
-// Widening in registers leaves too few of them for five rows.
-constexpr int kMostDirectRows = 4;
-constexpr Tile kDirect[kMostDirectRows] = {tile<1, false>, tile<2, false>, tile<3, false>, tile<4, false>};
+// Widening in registers leaves too few of them for more rows.
+constexpr int kMostDirectRows = 3;
+constexpr Tile kDirect[kMostDirectRows] = {tile<1, false>, tile<2, false>, tile<3, false>};
 
 inline void multiply(const uint8_t* a, size_t row_bytes, int rows, const int8_t* panels, int n_panels, int depth,
                      const int32_t*, int32_t* c, size_t step, int16_t* widened) {

@@ -2,9 +2,11 @@
 
 python -m pplx_quant context --data PACKED --init DIR --out DIR [options]
 
-L = β·L_global + (1−β)·L_local, with L_local = 0.2·L_seq + 0.8·L_batch and β from 0.2 to 0.5 on a cosine (arXiv
-2602.11151). The chunks of a document are joined by the separator and encoded in one pass. `--plain` adds ordinary pairs
-to each batch, as documents of one chunk, so that the model keeps its quality on texts without context.
+The chunks of a document are joined by the separator token of the tokenizer and encoded in one pass. A question is
+compared with all chunks of the batch (L_batch), with the chunks of its own document (L_seq), and with whole documents
+(L_global): L = β·L_global + (1−β)·(0.2·L_seq + 0.8·L_batch), where β rises from 0.2 to 0.5 along a cosine (arXiv
+2602.11151). `--plain` adds pairs without context to each batch, as documents of one chunk, so that the model keeps its
+quality on them. The packed file needs documents (chunks.* files) and pairs with `doc_id` and `chunk_idx`.
 """
 
 from collections.abc import Sequence

@@ -32,20 +32,44 @@ class ContrastiveConfig(RunConfig):
     """Options of every contrastive stage."""
 
     batch: int = option(256, "Pairs in a step.")
-    block: int = option(64, "Consecutive pairs of a batch that come from one group.")
+    block: int = option(
+        64, "Draw this many consecutive pairs of a batch from one group (a block of pairs, not of the model)."
+    )
     max_query: int = option(48, "Cut queries to this many tokens.")
     max_positive: int = option(128, "Cut passages and chunks to this many tokens.")
     temperature: float = option(0.05, "Temperature of the softmax.")
-    margin: float = option(0.1, "Ignore negatives whose cosine is higher than that of the positive by more than this.")
-    dims: tuple[int, ...] = option((384, 256, 128), "Matryoshka dimensions.")
+    margin: float = option(
+        0.1,
+        "Ignore negatives whose cosine is higher than that of the positive by more than this, because they may be "
+        "answers too.",
+    )
+    dims: tuple[int, ...] = option(
+        (384, 256, 128),
+        "Sizes to train vectors at (Matryoshka); include the full size of the model, which is not added by itself.",
+    )
     binary_weight: float = option(0.0, "Weight of the loss of binary codes.")
-    teacher_weight: float = option(0.0, "Weight of 1 - cosine to the teacher vectors in the packed file.")
-    grad_cache: bool = option(False, "Use GradCache, so that only the activations of one call are in memory.")
-    block_scale: float = option(1.0, "At step 0, scale the outputs of all blocks by this factor.")
-    context_prior: float = option(0.0, "At step 0, initialize attention to the document, with this strength.")
-    validate_on: tuple[str, ...] = option((), "Groups to report nDCG@10 of held-out questions for.")
-    pool: int = option(4000, "Number of candidates in validation.")
-    beir: tuple[Path, ...] = option((), "Folders in the layout of BEIR to report nDCG@10 for.")
+    teacher_weight: float = option(
+        0.0, "Weight of 1 - cosine to the teacher vectors that the teach command added to the packed file."
+    )
+    grad_cache: bool = option(
+        False,
+        "Use GradCache: keep activations of --call-tokens in memory, not of the batch, and compute everything twice.",
+    )
+    block_scale: float = option(
+        1.0,
+        "At step 0, scale the outputs of all blocks by this factor; below 1 only for a small model with little "
+        "pretraining.",
+    )
+    context_prior: float = option(
+        0.0,
+        "At step 0, replace the attention weights by ones that add the mean of the document, with this strength (about "
+        "0.7); only for a small model with little pretraining, because it overwrites what was trained. 0 keeps them.",
+    )
+    validate_on: tuple[str, ...] = option((), "Groups to report nDCG@10 of held-out questions for.", metavar="GROUP")
+    pool: int = option(4000, "Largest number of passages that are searched in validation.")
+    beir: tuple[Path, ...] = option(
+        (), "Folders in BEIR layout (corpus.jsonl, queries.jsonl, qrels/test.tsv) to report nDCG@10 for."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

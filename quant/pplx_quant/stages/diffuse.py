@@ -4,8 +4,10 @@ python -m pplx_quant diffuse --data PACKED --init DIR --out DIR [options]
 
 Each sequence draws t ~ U(0.001, 1), and each of its tokens is replaced by the mask token with probability t. The loss
 is the sum over masked tokens of cross-entropy / t, divided by the number of tokens. The next-token shift of causal
-models is kept: the state at i − 1 predicts token i. The language-model head is discarded afterwards (arXiv 2602.11151,
-section 2). The values of t are stratified over the batch, which lowers the variance of the loss.
+models is kept: the state at i − 1 predicts token i. The language-model head is trained with the model and is not part
+of the model in DIR/checkpoint (arXiv 2602.11151, section 2). The values of t are spread evenly over the sequences of a
+batch, which lowers the variance of the loss. Texts are joined to sequences of --length tokens. This stage has no
+validation.
 """
 
 from collections.abc import Sequence
@@ -41,8 +43,12 @@ class DiffuseConfig(RunConfig):
     batch: int = option(64, "Sequences in a step.")
     length: int = option(256, "Tokens in a sequence.")
     short_share: float = option(0.01, "Share of sequences that are cut to a random length.")
-    tied_head: bool = option(True, "Tie the head to the embedding table; --no-tied-head starts with a copy of it.")
-    mask_token: str = option(MASK, "Token that replaces masked tokens. Choose a rare token of a tokenizer without one.")
+    tied_head: bool = option(
+        True, "Predict tokens with the embedding table itself; --no-tied-head trains a copy of it for that."
+    )
+    mask_token: str = option(
+        MASK, "Token that replaces masked tokens. If the tokenizer has no such token, name a rare one of its tokens."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -249,13 +249,14 @@ class DistillStage(ContrastiveStage[DistillConfig]):
         """
         device = model.embed_tokens.weight.device
         ids, mask = pad([row.ids for row in rows])
+        full = bool(mask.all())
         ids, mask = ids.to(device), mask.to(device)
         targets = lesson.states @ self.space.rotation.T
         alone = self.cfg.inputs == "teacher"
         scales = self.space.change if alone else self.space.spread
         positions = torch.arange(ids.shape[1], device=device)
         cos, sin = rotary_table(positions, model.spec.head_dim, model.spec.rope_theta)
-        visible = None if bool(mask.all()) else mask.bool()[:, None, None, :]
+        visible = None if full else mask.bool()[:, None, None, :]
         errors = []
         with self.cfg.autocast(device):
             x = model.embed_tokens(ids)

@@ -33,16 +33,19 @@ from pplx_quant.tokenizer import load_tokenizer
 class PairConfig(ContrastiveConfig):
     """Options of `pair`. A new model needs `tokenizer` and sizes, a pretrained one `init`."""
 
-    tokenizer: Path | None = option(None, "Train a new model with the tokenizer in this directory.")
+    init: Path | None = option(None, "Directory of the checkpoint to start from. Give this or --tokenizer.")
+    tokenizer: Path | None = option(None, "Train a new model, with the tokenizer in this directory, and these sizes:")
     layers: int = option(6, "New model: number of layers.")
-    hidden_size: int = option(384, "New model: dimensions.")
+    hidden_size: int = option(384, "New model: dimensions of its states and vectors; --dims must not exceed them.")
     heads: int = option(6, "New model: number of attention heads.")
     kv_heads: int = option(2, "New model: number of key and value heads.")
     head_dim: int = option(64, "New model: dimensions of a head.")
     intermediate_size: int = option(1024, "New model: intermediate dimensions of the MLP.")
     max_tokens: int = option(8192, "New model: maximum tokens of a text.")
     rope_theta: float = option(1e6, "New model: base of the rotary positions.")
-    blocks: bool = option(True, "Train the whole model; --no-blocks trains the embedding table and the final norm.")
+    blocks: bool = option(
+        True, "Train the whole model; --no-blocks trains only the embedding table and the final norm."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

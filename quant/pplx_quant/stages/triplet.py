@@ -1,4 +1,4 @@
-"""Train on pairs with mined hard negatives.
+"""Train on pairs with mined hard negatives, by InfoNCE.
 
 python -m pplx_quant triplet --data PACKED --init DIR --negatives FILE --out DIR [options]
 

@@ -45,12 +45,12 @@ docstrings=$runs/pairs.docstrings.jsonl.gz
     if [ -n "${START:-}" ]; then begin="--init $START"; else begin="--tokenizer $runs/tokenizer"; fi
     stage local distill $begin --teacher "$teacher" --inputs teacher --steps 3000 --batch 48 --block 16 $lengths \
         --optimizer muon --embedding-rate 0 --matrix-rate 0.002 --vector-rate 0.002 --warmup 20 --decay-share 0.2 \
-        --validate-on $held_out --pool 300 --log-every 10 $slice --boost $mix
+        --validate-on $held_out --pool 300 --log-every ${LOG_EVERY:-10} $slice --boost $mix
     quantized="--weights int8 --table int8 --activations"
     stage chained distill --init "$runs/local/checkpoint" --teacher "$teacher" --inputs student --steps 3000 \
         --batch 48 --block 16 $lengths --optimizer muon --embedding-rate 0.0005 --matrix-rate 0.001 \
         --vector-rate 0.001 --warmup 20 --decay-share 0.2 --vector-weight 1 $quantized \
-        --validate-on $held_out --pool 300 --log-every 10 $slice --boost $mix
+        --validate-on $held_out --pool 300 --log-every ${LOG_EVERY:-10} $slice --boost $mix
     stage pair pair --init "$runs/chained/checkpoint" --steps 1000 --batch 256 --block 64 $lengths \
         --embedding-rate 0.001 --matrix-rate 0.0002 --vector-rate 0.0005 --warmup 20 --decay-share 0.3 \
         --temperature 0.05 --binary-weight 0.5 $quantized --validate-on $held_out --pool 300 $slice --boost $mix
