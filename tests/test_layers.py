@@ -79,7 +79,7 @@ BELOW = {
 }
 LAZILY = {"cli": {"convert", "quant", "bench", "serve"}, "search": {"serve"}}
 
-FRAMEWORKS = {"optimum", "langchain_core", "llama_index"}
+FRAMEWORKS = {"optimum", "langchain_core", "llama_index", "openvino", "llama_cpp", "gguf"}
 HEAVY = FRAMEWORKS | {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
 HEAVY_LAYERS = {"integrations", "backends", "models", "convert", "quant", "bench"}
 REGISTRY = "pplx_edge.registry"

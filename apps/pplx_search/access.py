@@ -59,7 +59,9 @@ def query_model_of(store: Store, args: argparse.Namespace) -> Embedder | WarmEmb
     Raises InputError like `model_of`.
     """
     settings = settings_of_index(store)
-    if not args.threads and (found := find_warm(str(settings["model"]), offline=True)):
+    if not args.threads and (
+        found := find_warm(str(settings["model"]), backend=str(settings["backend"]), offline=True)
+    ):
         require_same_weights(found, settings)
         return found
     return model_of(store, args)[0]

@@ -43,9 +43,10 @@ class QueryEncoder:
         if settings is None:
             raise EdgeError(EMPTY)
         with self._guard:
-            model = self._own or find_warm(str(settings["model"]), offline=True)
+            name, backend = str(settings["model"]), str(settings["backend"])
+            model = self._own or find_warm(name, backend=backend, offline=True)
             if model is None:
-                model = self._own = open_model(str(settings["model"]), self.args)
+                model = self._own = open_model(name, self.args, backend)
             require_same_weights(model, settings)
             return model.encode_query([query], show_progress=False)[0]
 

@@ -1,6 +1,6 @@
 """Requests and replies of the API. The OpenAPI document and the checks of requests both come from these classes."""
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -80,7 +80,7 @@ class EmbeddingsRequest(_Request):
 
     def require_hosted(self, encoding_format: str) -> None:
         """Raise WebError 422 if the inputs break the rules of the hosted API, which its formats come with."""
-        texts = [self.input] if isinstance(self.input, str) else self.input
+        texts: list[Any] = [self.input] if isinstance(self.input, str) else list(self.input)
         if len(texts) > MAX_HOSTED_INPUTS and not isinstance(texts[0], int):
             message = f"input: at most {MAX_HOSTED_INPUTS} inputs are allowed with {encoding_format}"
             raise WebError(422, message, code="too_many_inputs", where=("input",))

@@ -58,7 +58,7 @@ class Source:
 def source(name: str, model: str, *, options: SessionOptions = SESSION_DEFAULTS, **resolving: object) -> Source:
     """Return the source of a model under a name. `resolving` are the arguments of `resolve_model`."""
     repository = hub.source_name(model)
-    short = repository.partition("/")[2] if repository in hub.OFFICIAL.values() else ""
+    short = next((name for name, official in hub.OFFICIAL.items() if official == repository), "")
     names = dict.fromkeys(each for each in (name, model, repository, short) if each and not Path(each).is_dir())
     names.pop(name, None)
     return Source(

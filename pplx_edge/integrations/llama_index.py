@@ -35,7 +35,8 @@ class EdgeEmbedding(BaseEmbedding):
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
 
-    _get_query_embedding = _get_text_embedding  # queries and documents are encoded alike
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)  # queries and documents are encoded alike
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return await asyncio.to_thread(self._get_query_embedding, query)

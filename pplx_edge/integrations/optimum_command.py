@@ -1,6 +1,7 @@
 """The command `optimum-cli export pplx-edge`. optimum imports this module whenever `optimum-cli` starts."""
 
 from argparse import ArgumentParser
+from typing import Any
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
@@ -29,7 +30,7 @@ class EdgeExportCommand(BaseOptimumCLICommand):
         from pplx_edge.registry import entry, require_format
         from pplx_edge.weights import hub
 
-        args = self.args
+        args: Any = self.args
         try:
             source = hub.locate(args.model, revision=args.revision)
             convert = entry(require_format(args.format).converter)

@@ -14,13 +14,13 @@ import torch
 try:
     from sentence_transformers.base.modules import InputModule
 except ImportError:  # before version 6
-    from sentence_transformers.models import InputModule
+    from sentence_transformers.models import InputModule  # type: ignore[no-redef, import-not-found]
 
 from pplx_edge import load
 from pplx_edge.types import Precision
 
 
-class EdgeModule(InputModule):
+class EdgeModule(InputModule):  # pyright: ignore[reportGeneralTypeIssues] (one of two classes)
     """A module that turns texts into the vectors of a pplx-edge model, as float32 tensors.
 
     With the default precision these are the int8 codes, which are compared by cosine. `options` are those of
@@ -33,7 +33,8 @@ class EdgeModule(InputModule):
 
     def __init__(self, model: str = "nano", precision: Precision = "int8", truncate: bool = False, **options: Any):
         super().__init__()
-        self.model, self.precision, self.truncate, self.options = str(model), precision, truncate, options
+        self.model, self.truncate, self.options = str(model), truncate, options
+        self.precision: Precision = precision
         self.edge = load(model, **options)
 
     @property

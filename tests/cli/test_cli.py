@@ -35,7 +35,7 @@ def test_the_examples_can_be_parsed(run: Run, command: list[str]):
 
     _, out, _ = run(*command, "--help")
     for line in out.split("example:")[1].strip().splitlines():
-        call = line.split("| ")[-1].removeprefix("ls $(").rstrip(")").strip()
+        call = line.split("| ")[-1].split(" > ")[0].removeprefix("ls $(").rstrip(")").strip()
         arguments = shlex.split(call)
         assert arguments[0] == "pplx-edge"
         assert cli.build_parser().parse_args(arguments[1:]).run

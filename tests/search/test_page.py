@@ -101,7 +101,7 @@ def wait_for_index(page: Page) -> dict[str, Any]:
 def test_status_counts_and_names_failures(page: Page) -> None:
     found = page.get("/api/status")[2]
     assert found["files"] == {"indexed": 5, "pending": 0, "failed": 1, "skipped": 0}
-    assert [each["why"] for each in found["failures"]] == ["incomplete or damaged PDF: it cannot be opened"]
+    assert [each["why"] for each in found["failures"]] == ["the PDF is incomplete or damaged and cannot be opened"]
     assert found["model"] == "nano"
 
 

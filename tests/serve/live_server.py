@@ -47,10 +47,10 @@ class LiveServer:
         finally:
             connection.close()
         found = {name.lower(): value for name, value in response.getheaders()}
-        parsed = (
-            json.loads(content) if found.get("content-type", "").startswith("application/json") else content.decode()
-        )
-        return response.status, found, parsed
+        kind = found.get("content-type", "")
+        if kind.startswith("application/json"):
+            return response.status, found, json.loads(content)
+        return response.status, found, content if kind.startswith("image/png") else content.decode()
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
         """Send JSON and return status and body."""

@@ -11,8 +11,8 @@ def main() -> int:
     web_server.TimedProtocol.header_seconds = 0.5
     before = web_guard.Guard.__init__
 
-    def init(guard: web_guard.Guard, app: web_guard.Application, settings: web_guard.GuardSettings) -> None:
-        before(guard, app, replace(settings, body_seconds=0.5, reply_seconds=1.0))
+    def init(self: web_guard.Guard, app: web_guard.Application, settings: web_guard.GuardSettings) -> None:
+        before(self, app, replace(settings, body_seconds=0.5, reply_seconds=1.0))
 
     web_guard.Guard.__init__ = init
     return pplx_cli.main()

@@ -44,9 +44,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--port", type=_port, default=DEFAULT_PORT, metavar="N", help=f"Port, 0 for any (default: {DEFAULT_PORT})."
     )
-    group.add_argument(
-        "--uds", type=Path, metavar="PATH", help="Listen on this Unix socket instead of a port (default: none)."
-    )
+    group.add_argument("--uds", type=Path, metavar="PATH", help="Listen on this Unix socket instead (default: none).")
     group.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="Also accept this name in Host headers."
     )
@@ -54,8 +52,7 @@ def add_parser(commands: Any) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help=f"Require the key in this file (default: the key in ${KEY_VARIABLE}, otherwise none). Needed for an "
-        "address that others can reach.",
+        help=f"Require the key in this file. Needed for an address that others can reach (default: ${KEY_VARIABLE}).",
     )
     group = parser.add_argument_group("limits")
     group.add_argument(
@@ -65,7 +62,7 @@ def add_parser(commands: Any) -> None:
         "--idle-unload",
         type=duration,
         metavar="TIME",
-        help="Unload a model that nobody used for this long, e.g. 15m (default: never).",
+        help="Unload a model unused for this long, e.g. 15m (default: never).",
     )
     group.add_argument(
         "--queue", type=positive, default=600_000, metavar="N", help="Tokens that may wait per model (default: 600000)."
@@ -79,7 +76,9 @@ def add_parser(commands: Any) -> None:
         help="Time to finish requests when stopping (default: 30s).",
     )
     parser.add_argument(
-        "--service", choices=("systemd", "launchd"), help="Only print a service definition for these options."
+        "--service",
+        choices=("systemd", "launchd"),
+        help="Print a service definition for these options instead of serving (default: none).",
     )
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -89,7 +88,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--format",
         metavar="FORMAT",
-        help="Format to convert a checkpoint to when it is first opened (default: that of the backend).",
+        help="Format to convert a checkpoint to when first opened (default: that of the backend).",
     )
     add_hub_options(group)
     parser.set_defaults(run=run)

@@ -102,10 +102,11 @@ def build_app(args: argparse.Namespace, secret: str, cookie: str) -> tuple[Any, 
     from pplx_serve.pool import PoolSettings, source
 
     library = Library(args.home)
-    settings = library.settings() or {"model": DEFAULT_MODEL}
-    name = str(settings["model"])
+    settings = library.settings() or {"model": DEFAULT_MODEL, "backend": "auto"}
+    name, backend = str(settings["model"]), str(settings["backend"])
     options = SessionOptions(threads=args.threads)
-    service = embeddings_service([source(name, name, options=options, offline=args.offline or None)], PoolSettings())
+    found = source(name, name, options=options, backend=backend, offline=args.offline or None)
+    service = embeddings_service([found], PoolSettings())
 
     async def encode(words: str) -> np.ndarray:
         from pplx_serve.scheduler import Job

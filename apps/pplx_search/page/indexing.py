@@ -9,11 +9,11 @@ from typing import Any
 
 from pplx_edge import Embedder
 from pplx_edge.errors import EdgeError, InputError
+from pplx_kit.progress import Progress, described
 from pplx_search.access import require_same_weights
-from pplx_search.indexer import Indexer, Progress, Report
+from pplx_search.indexer import Indexer
 from pplx_search.options import DEFAULT_COLLECTION, DEFAULT_MODEL, absolute
-from pplx_search.progress import described
-from pplx_search.settings import options_for, options_from, settings_of
+from pplx_search.settings import fingerprint_of, options_for, options_from, settings_of
 from pplx_search.store import Store
 
 
@@ -93,21 +93,20 @@ class Indexing:
         if store.vectors.serving is None:
             options = options_for(model)
             settings = settings_of(DEFAULT_MODEL, model, options)
-            store.vectors.use(*_generation(settings), model.dim)
+            store.vectors.use(fingerprint_of(settings), settings, model.dim)
         store.collections.add(DEFAULT_COLLECTION)
         store.collections.add_root(DEFAULT_COLLECTION, absolute(str(folder)))
         self._updated(store, model, retry=False)
 
-    def _updated(self, store: Store, model: Embedder, retry: bool) -> Report:
+    def _updated(self, store: Store, model: Embedder, retry: bool) -> None:
         serving = store.vectors.serving
         if serving is None:
             raise InputError("nothing has been added yet; add a folder first")
         settings = dict(serving.settings)
         require_same_weights(model, settings)
         indexer = Indexer(store, model, options_from(settings), settings, on_progress=self._show)
-        report = indexer.update(retry=retry)
+        indexer.update(retry=retry)
         store.compact()
-        return report
 
     def _show(self, progress: Progress) -> None:
         if self._stop.is_set():
@@ -115,9 +114,3 @@ class Indexing:
         self._last = progress
         if self._first is None:
             self._first = (time.monotonic(), progress)
-
-
-def _generation(settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    from pplx_search.settings import fingerprint_of
-
-    return fingerprint_of(settings), settings

@@ -9,6 +9,7 @@ import resource
 import struct
 import sys
 import zlib
+from typing import Any
 
 _REFUSED_EVENTS = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn")
 CPU_SECONDS = 10
@@ -19,6 +20,7 @@ MAX_PIXELS = 1600
 def main() -> None:
     page_number, width = int(sys.argv[1]), min(MAX_PIXELS, int(sys.argv[2]))
     import pypdfium2
+    from pypdfium2.raw import FPDFBitmap_BGR
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     if sys.platform == "linux":
@@ -30,7 +32,8 @@ def main() -> None:
             sys.exit(3)
         page = document[page_number - 1]
         scale = min(width / max(1.0, page.get_width()), 2 * width / max(1.0, page.get_height()))
-        bitmap = page.render(scale=scale, rev_byteorder=True, force_bitmap_format=2)
+        options: dict[str, Any] = {"scale": scale, "rev_byteorder": True, "force_bitmap_format": FPDFBitmap_BGR}
+        bitmap = page.render(**options)
         sys.stdout.buffer.write(png(bitmap.width, bitmap.height, bitmap.stride, bytes(bitmap.buffer)))
         sys.stdout.buffer.flush()
 

@@ -9,7 +9,9 @@ from pplx_bench.convert.report import convert_report
 from pplx_bench.options import add_run_options, one_of, require_writable
 from pplx_bench.shapes import add_shape_options, checkpoint_of, shape_name
 from pplx_bench.workdir import append_lines
-from pplx_edge.registry import all_formats
+from pplx_edge.backends import require_installed
+from pplx_edge.errors import MissingExtra
+from pplx_edge.registry import BACKENDS, all_formats
 from pplx_edge.weights import hub
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.options import MODEL_HELP
@@ -24,9 +26,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--formats",
         type=one_of(all_formats()),
-        default=all_formats(),
+        default=_convertible(),
         metavar="F,F",
-        help=f"Formats to convert to (default: all): {', '.join(all_formats())}.",
+        help=f"Formats to convert to (default: all whose packages are installed): {', '.join(all_formats())}.",
     )
     parser.add_argument(
         "--limit-gb",
@@ -41,6 +43,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Keep the converted models in this folder (default: delete each after it is measured).",
     )
     add_run_options(parser)
+
+
+def _convertible() -> list[str]:
+    """Return the formats whose packages are installed."""
+    found = []
+    for backend in BACKENDS.values():
+        try:
+            require_installed(backend)
+        except MissingExtra:
+            continue
+        found += backend.formats
+    return found
 
 
 def run(args: Namespace) -> int:

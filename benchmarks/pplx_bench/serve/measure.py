@@ -51,9 +51,10 @@ def running(model: str, threads: int, *options: object) -> Iterator[Server]:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         try:
-            said = process.stderr.readline()
-            found = re.search(r":(\d+)/v1", said)
-            if found is None:
+            said, found = "", None
+            while (line := process.stderr.readline()) and not (found := re.search(r":(\d+)/v1", line)):
+                said += line  # warnings
+            if not line or found is None:
                 raise RuntimeError(f"the server did not start: {said}")
             yield Server(process, int(found[1]))
         finally:

@@ -41,7 +41,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--data", type=Path, nargs="+", default=[], metavar="FOLDER", help="Tasks in BEIR layout, or folders of them.")
     add("--tasks", type=comma_list, metavar="TASK,TASK", help="Only measure these tasks.")
     add(
-        "--out", type=Path, default=Path("variants"), metavar="DIR", help="Write results and models here (%(default)s)."
+        "--out",
+        type=Path,
+        default=Path("variants"),
+        metavar="DIR",
+        help="Write results and models here (default: %(default)s).",
     )
     add(
         "--formats", type=one_of(all_formats()), default=[], metavar="F,F", help="Formats (default: all that run here)."
@@ -53,12 +57,24 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="P,P",
         help=f"Peers, NAME or NAME=PYTHON with the interpreter of another environment: {', '.join(PEER_NAMES)}.",
     )
-    add("--rows", type=list_of(_row), default=_ROWS.split(","), metavar="R,R", help=f"Batches to time ({_ROWS}).")
-    add("--dims", type=list_of(positive), default=[256], metavar="N,N", help="Also score these dimensions (256).")
-    add("--max-tokens", type=positive, default=512, metavar="N", help="Truncate texts to N tokens (512).")
+    add(
+        "--rows",
+        type=list_of(_row),
+        default=_ROWS.split(","),
+        metavar="R,R",
+        help=f"Batches to time (default: {_ROWS}).",
+    )
+    add(
+        "--dims",
+        type=list_of(positive),
+        default=[256],
+        metavar="N,N",
+        help="Also score these dimensions (default: 256).",
+    )
+    add("--max-tokens", type=positive, default=512, metavar="N", help="Truncate texts to N tokens (default: 512).")
     add("--max-gb", type=float, metavar="GB", help="Leave out variants that need more memory than this.")
     add("--minutes", type=float, metavar="N", help="Stop after this time. A further run continues.")
-    add("--budget", type=float, default=10.0, metavar="S", help="Seconds for timing one batch (%(default)s).")
+    add("--budget", type=float, default=10.0, metavar="S", help="Seconds for timing one batch (default: %(default)s).")
     add("--threads", type=positive, default=n_cores(), metavar="N", help="CPU threads of each variant (default: all).")
     add("--compare", type=Path, metavar="OLD.jsonl", help="Show what changed since these results.")
     parser.set_defaults(work=default_work())

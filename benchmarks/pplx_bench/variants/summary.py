@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pplx_bench.results import FAILED, Result
 from pplx_edge.registry import EXACT_FORMAT
@@ -132,7 +132,9 @@ def changes(old: Sequence[Row], new: Sequence[Row], least: float = 0.02) -> list
     for row in new:
         for figure, value in asdict(row).items():
             was = before.get(row.variant, {}).get(figure)
-            if _is_number(value) and _is_number(was) and abs(value - was) > least * abs(was):
+            if not _is_number(value) or not _is_number(was):
+                continue
+            if abs(value - was) > least * abs(was):
                 found.append((row.variant, figure, was, value))
     return found
 
@@ -199,5 +201,5 @@ def _sentence(use: Use, ranked: Sequence[Row]) -> str:
     return f"{best.variant} {use.what} {among} 99 % of the quality of {EXACT_FORMAT}: {said(best)}{after}."
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

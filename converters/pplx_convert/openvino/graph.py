@@ -83,7 +83,8 @@ class OpenVinoGraph:
         """Return a model with one output."""
         result = op.result(value)
         result.output(0).get_tensor().set_names({output})
-        return ov.Model([result], inputs, "pplx-embed")
+        make: Any = ov.Model  # its declared types do not fit those of the operators
+        return make([result], inputs, "pplx-embed")
 
     def _attention(self, x: Any, weights: Any, tokens: Tokens) -> Any:
         """Query heads that share a key head become additional queries of that head, so that keys are not repeated."""
