@@ -42,7 +42,8 @@ class Teacher:
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.tokenizer = load_tokenizer(folder)
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_tokens)
+        self.max_tokens = min(max_tokens, int(model.config.max_position_embeddings))
+        self.tokenizer.enable_truncation(self.max_tokens)
         self.pad_id = int(model.config.pad_token_id or 0)
 
     @property

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from training_samples import TINY
+from training_samples import TINY, TOPICS
 
 from pplx_edge.errors import CheckpointError
 from pplx_quant.alignment import align, shares
@@ -19,6 +19,7 @@ from pplx_quant.stages.distill import (
     DistillConfig,
     DistillStage,
     nearest_rotation,
+    padded,
     piece_states,
     principal_rotation,
     run,
@@ -163,6 +164,41 @@ def test_pieces_have_the_mean_embedding_of_the_places_where_they_stand(teacher_f
     assert found.isfinite().all()
 
 
+def test_what_positions_add_is_taken_away(config, monkeypatch):
+    stage, generator = DistillStage(config), np.random.default_rng(0)
+    words = [f"{topic} number" for topic in TOPICS]
+
+    def texts(n_texts: int) -> list[str]:
+        return [" ".join(generator.choice(words, 10)) for _ in range(n_texts)]
+
+    def share(states: torch.Tensor) -> float:
+        """The share of the variance of states `[L, B, T, D]` that their mean at each position explains."""
+        centred = states - states.mean(dim=(1, 2), keepdim=True)
+        return float(centred.mean(dim=1).square().mean() / centred.square().mean())
+
+    monkeypatch.setattr(stage, "_strings", lambda n_pairs, step: texts(n_pairs))
+    means, states = stage._sample()
+    call = stage.teacher(texts(200), ["passage: "] * 200, stage.layers)
+    width = call.layers.shape[2]
+    words_only = torch.from_numpy(np.stack([padded(spans, width) for spans in call.spans]).all(axis=0))
+    before, after = call.layers[:, :, words_only], stage.space.position[:, None, :width][:, :, words_only]
+    assert words_only.sum() > 10
+    assert share(before - after) < 0.4 * share(before)
+    assert means.shape == (160, WIDTH)
+    assert states.shape[0] == 3
+
+
+def test_the_table_starts_at_the_mean_of_the_first_target(config):
+    stage = DistillStage(config)
+    model = stage.start_model()
+    rows, strings, prompts, spans = stage.draw(0)
+    lesson = stage.lesson(0, 0, [strings, prompts, spans])
+    mask = torch.from_numpy(np.stack([np.arange(max(map(len, rows))) < len(row) for row in rows]))
+    before, target = ((lesson.states @ stage.space.rotation.T)[layer][mask].mean(dim=0) for layer in (0, 1))
+    start = model.embed_tokens(torch.from_numpy(np.concatenate([row.ids for row in rows]))).mean(dim=0)
+    assert (start - target).norm() < 0.8 * (before - target).norm()
+
+
 def log_lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -191,7 +227,8 @@ def test_a_block_is_judged_by_what_it_makes_of_the_teachers_state(config):
             n_tokens = len(rows[row])
             found = stage.teacher([strings[row]], [prompts[row]], stage.layers)
             states = align([spans[row]], found.spans, found.layers.shape[2])
-            targets = torch.stack([states.carry(layer) for layer in found.layers]) @ stage.space.rotation.T
+            layers = found.layers - stage.space.position[:, None, : found.layers.shape[2]]
+            targets = torch.stack([states.carry(layer) for layer in layers]) @ stage.space.rotation.T
             from pplx_edge.models.qwen3_torch import rotary_table
 
             cos, sin = rotary_table(torch.arange(n_tokens), model.spec.head_dim, model.spec.rope_theta)
