@@ -161,6 +161,8 @@ class Pool:
             if loaded is None:
                 return False
             await asyncio.to_thread(_close, loaded)
+        del loaded  # with the last reference, before the allocator is asked for what was freed
+        await asyncio.to_thread(_give_memory_back)
         return True
 
     async def unload_idle_models(self) -> None:
@@ -242,9 +244,13 @@ def _open(model: ResolvedModel, options: SessionOptions) -> Embedder:
 
 
 def _close(loaded: Loaded) -> None:
-    """End the threads of a model, and give its memory back to the system."""
+    """End the threads of a model, and let go of its session."""
     loaded.scheduler.close()
     loaded.embedder.close()
+
+
+def _give_memory_back() -> None:
+    """Return freed memory to the system."""
     gc.collect()
     if sys.platform == "linux":  # the allocator keeps freed memory otherwise
         with contextlib.suppress(OSError, AttributeError):

@@ -131,6 +131,7 @@ class Scheduler:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        del self._session  # its memory is not needed until the scheduler itself is gone
         for job in left:
             if not job.done.done():
                 job.done.set_exception(WebError(503, "the model was unloaded", code="unloading", retry_after=1))

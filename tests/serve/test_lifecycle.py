@@ -107,9 +107,9 @@ def test_a_single_query_does_not_wait_for_a_bulk_request(run_directory: Path) ->
             assert server.post(URL, {"model": "nano", "input": inputs, "encoding_format": "base64_int8"})[0] == 200
             order.append(name)
 
-        bulk = threading.Thread(target=ask, args=("bulk", [PARAGRAPH] * 60))
+        bulk = threading.Thread(target=ask, args=("bulk", [PARAGRAPH] * 35))
         bulk.start()
-        wait_until(lambda: queued(server) > 10_000)
+        wait_until(lambda: queued(server) > 5_000)
         for _ in range(5):
             ask("query", ["a short question"])
         assert order == ["query"] * 5
@@ -121,7 +121,7 @@ def test_an_idle_model_gives_its_memory_back(run_directory: Path) -> None:
         server.post(URL, {"model": "nano", "input": "first, to import everything"})
         wait_until(lambda: not server.ask("GET", "/v1/models")[2]["data"][0]["loaded"])
         before = server.rss()
-        server.post(URL, {"model": "nano", "input": ["word " * 500] * 32})
+        server.post(URL, {"model": "nano", "input": ["word " * 500] * 8})
         wait_until(lambda: not server.ask("GET", "/v1/models")[2]["data"][0]["loaded"])
         assert server.rss() - before < 50 << 20
         assert server.post(URL, {"model": "nano", "input": "again"})[0] == 200

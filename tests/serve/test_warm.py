@@ -1,5 +1,6 @@
 """Commands use the model of a running server, and get exactly the vectors that they would compute themselves."""
 
+import base64
 import os
 import subprocess
 import sys
@@ -59,10 +60,15 @@ def test_errors_are_those_of_the_library(model: WarmEmbedder, monkeypatch: pytes
     with pytest.raises(TextTooLong) as refused:
         model.encode(["", "x", "", long])
     assert (refused.value.index, refused.value.limit) == (3, 8192)
-    with pytest.warns(UserWarning, match="1 of 1 inputs were cut"):
-        model.encode(["", long], truncate=True)
     with pytest.raises(InputError, match="dim 64 is out of range"):
         model.encode(["x"], dim=64)
+
+
+def test_inputs_that_the_server_cut_are_a_warning(model: WarmEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"embedding": base64.b64encode(bytes(model.dim)).decode()}
+    monkeypatch.setattr(warm, "_ask", lambda *_: {"data": [entry, entry], "truncated_inputs": 1})
+    with pytest.warns(UserWarning, match="1 of 2 inputs were cut"):
+        assert model.encode(["x", "long"], truncate=True).shape == (2, model.dim)
 
 
 def test_other_models_and_other_users_are_ignored(
