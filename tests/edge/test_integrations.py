@@ -23,7 +23,7 @@ TEXTS = ["what is machine learning?", "", "der schnelle braune Fuchs", "a", "the
 
 @pytest.fixture(scope="module")
 def codes() -> np.ndarray:
-    return pplx_edge.load("nano").encode(TEXTS)
+    return pplx_edge.load("nano", backend="onnx").encode(TEXTS)
 
 
 def differences(found: object, expected: np.ndarray) -> int:
