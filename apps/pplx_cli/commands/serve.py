@@ -82,7 +82,7 @@ def add_parser(commands: Any) -> None:
     )
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."
+        "--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores)."
     )
     group.add_argument("--backend", default="auto", metavar="NAME", help="Runtime to use (default: the best one).")
     group.add_argument(

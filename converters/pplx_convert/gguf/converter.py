@@ -100,7 +100,7 @@ def _quantize_with_llama_cpp(source: Path, target: Path) -> None:
         import llama_cpp.llama_cpp as llama
     except ImportError as error:
         raise MissingExtra(
-            f"the format gguf-{_Q4_K}", "gguf", "is rounded by llama.cpp; it needs llama-cpp-python"
+            f"the format gguf-{_Q4_K}", "gguf", "is rounded by llama.cpp and needs llama-cpp-python"
         ) from error
     parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = llama.LLAMA_FTYPE_MOSTLY_Q4_K_M
