@@ -81,9 +81,7 @@ def add_parser(commands: Any) -> None:
         help="Print a service definition for these options instead of serving (default: none).",
     )
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores)."
-    )
+    group.add_argument("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores).")
     group.add_argument("--backend", default="auto", metavar="NAME", help="Runtime to use (default: the best one).")
     group.add_argument(
         "--format",
