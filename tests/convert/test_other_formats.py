@@ -179,7 +179,7 @@ def test_a_format_that_llama_cpp_rounds_needs_llama_cpp(
 ) -> None:
     pytest.importorskip("gguf")
     monkeypatch.setitem(sys.modules, "llama_cpp.llama_cpp", None)
-    with pytest.raises(MissingExtra, match="gguf-q4_k is rounded by llama.cpp and needs llama-cpp-python"):
+    with pytest.raises(MissingExtra, match=r"gguf-q4_k is rounded by llama\.cpp and needs llama-cpp-python"):
         convert(tiny_dir, tmp_path / "out", "gguf-q4_k")
     assert not (tmp_path / "out").exists()
 
