@@ -88,6 +88,11 @@ def bits(states: np.ndarray) -> np.ndarray:
     return states.view(np.uint32)
 
 
+def test_every_thread_takes_part_in_every_call(native: KernelBuild):
+    """Tasks that wait for each other: the program ends only if no thread misses a call."""
+    assert native.program("team", 20000).stdout == "20000 rounds\n"
+
+
 def test_products_are_exact(native: KernelBuild):
     """Random shapes and codes, ±127 among them, between inaccessible pages."""
     done = native.program("products", 200).stdout.splitlines()
