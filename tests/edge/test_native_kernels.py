@@ -352,7 +352,7 @@ def test_the_process_stays_usable(program: str, native: KernelBuild, models: dic
         str(native.library),
         str(models["0.6b"]),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=dict(os.environ))
     assert done.stdout == "done\n", done.stderr
 
 
