@@ -176,6 +176,7 @@ def _ceilings(results: Results) -> str:
         f"  {kind}: "
         + ", ".join(f"{library} {rate / scale:.2f} {unit}" for library, rate in results.ceilings[kind].items())
         for kind, (unit, scale) in units.items()
+        if results.ceilings[kind]
     ]
     return "\n".join(["ceilings of this machine, the best of each second:", *lines])
 

@@ -40,27 +40,38 @@ uint64_t Buffers::lay_out(const ModelFile& m, const Kernels& k, int64_t n_rows, 
     take(codes.codes, (rows + kSpareRows) * row_bytes);
     take(codes.scales, rows);
   };
+  // Takes what the largest of these needs, of which only one is in use at a time.
+  auto take_one_of = [&](auto&&... choices) {
+    const uint64_t before = used;
+    uint64_t end = used;
+    auto lay = [&](auto&& choice) {
+      used = before;
+      choice();
+      end = used > end ? used : end;
+    };
+    (lay(choices), ...);
+    used = end;
+  };
   const uint64_t n = n_tokens, heads = m.n_heads, key_heads = m.n_kv_heads;
   const uint64_t mlp_rows = least(n_tokens, kMlpRows);
   // Rows are padded to 64 keys, so every row may add 63.
   const uint64_t key_rows = padded(n) + uint64_t{63} * n_rows, blocks = n / kKeyBlock + n_rows;
   take(residual, n * m.hidden);
-  take(keys, n * m.key_width);
-  take(values, n * m.key_width);
-  take(attended, n * m.query_width);
-  take(inner, mlp_rows * m.inner);
-  take_codes(tokens, n, row_bytes(m.hidden, k.code_bytes));
-  take_codes(queries, n * heads, static_cast<uint64_t>(m.head) * k.attention_bytes);
-  take_codes(wide, n, row_bytes(most(m.query_width, m.inner), k.code_bytes));
+  take_one_of([&] { take(keys, n * m.key_width); take(values, n * m.key_width); }, [&] { take(attended, n * m.query_width); },
+              [&] { take(inner, mlp_rows * m.inner); });
+  take_one_of([&] { take_codes(queries, n * heads, static_cast<uint64_t>(m.head) * k.attention_bytes); },
+              [&] { take_codes(wide, n, row_bytes(most(m.query_width, m.inner), k.code_bytes)); });
+  take_one_of([&] { take_codes(tokens, n, row_bytes(m.hidden, k.code_bytes)); }, [&] {
+    take(packed.keys, key_rows * m.key_width);
+    take(packed.values, key_rows * m.key_width);
+    take(packed.key_scales, key_rows * key_heads);
+    take(packed.key_sums, key_rows * key_heads);
+    take(packed.value_scales, blocks * m.key_width);
+    take(packed.value_sums, blocks * m.key_width);
+  });
   take(positions, n);
   take(bad_tokens, n);
   take(bad_rows, n_rows);
-  take(packed.keys, key_rows * m.key_width);
-  take(packed.values, key_rows * m.key_width);
-  take(packed.key_scales, key_rows * key_heads);
-  take(packed.key_sums, key_rows * key_heads);
-  take(packed.value_scales, blocks * m.key_width);
-  take(packed.value_sums, blocks * m.key_width);
   take(key_places, n_rows);
   take(block_places, n_rows);
   take(scratch, threads);

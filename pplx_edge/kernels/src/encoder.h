@@ -34,7 +34,8 @@ class PhaseClock {
   double last_;
 };
 
-// The buffers of one call, in one allocation.
+// The buffers of one call, in one allocation. Some share their memory: keys and values, attended and inner; queries and wide; tokens
+// and packed.
 class Buffers {
  public:
   Buffers() = default;
