@@ -12,6 +12,7 @@ from pplx_search.console import say, shown_path
 from pplx_search.store import Store
 from pplx_search.store.database import DATABASE_FILE
 
+
 class WeightsChanged(InputError):
     """The model of an index has other weights than those that its vectors come from, so it cannot encode queries."""
 

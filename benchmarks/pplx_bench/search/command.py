@@ -8,7 +8,7 @@ from typing import Any
 
 from pplx_bench import machine
 from pplx_bench.measurement import Measurement, add_measurements, check_output, show
-from pplx_bench.search import folder, manuals, relevance, report, retrieval, scale
+from pplx_bench.search import folder, fusion, manuals, relevance, report, retrieval, scale
 from pplx_bench.tables import heading
 from pplx_bench.timing import CpuWatch
 from pplx_bench.workdir import append_lines
@@ -41,6 +41,12 @@ MEASUREMENTS = {
         "unpacked/ --json manuals.jsonl",
         manuals,
         report.manuals_table,
+    ),
+    "fusion": Measurement(
+        "fit the weights of vectors, words, phrases and names in the ranking, and compare them with those in use",
+        "held-out --questions 200",
+        fusion,
+        report.fusion_table,
     ),
     "relevance": Measurement(
         'measure how often "nothing relevant" is wrong on tasks that it was not fitted to, and fit its calibration',

@@ -130,7 +130,9 @@ def read_questions(path: Path) -> tuple[list[Manual], list[Question]]:
         manuals = [Manual(**each) for each in fields["manuals"]]
         questions = [Question(**each | {"right": tuple(each["right"])}) for each in fields["questions"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: not a file of manuals and questions ({error}); write it like manuals.json") from error
+        raise InputError(
+            f"{path}: not a file of manuals and questions ({error}); write it like manuals.json"
+        ) from error
     names = {manual.name for manual in manuals}
     for each in questions:
         if each.manual not in names or not each.right:

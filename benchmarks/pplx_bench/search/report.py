@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pplx_bench.panels import BAR_INCHES, COLORS, OTHER_COLOR, bars, figure_of, finish, save
-from pplx_bench.search import manuals
+from pplx_bench.search import fusion, manuals
 from pplx_bench.search.finders import K
 from pplx_bench.search.relevance import CALIBRATION, HELD_OUT, mean_of
 from pplx_bench.search.retrieval import SYSTEMS, label
@@ -109,6 +109,20 @@ def manuals_table(results: Lines) -> str:
     if changed := results[0]["changed"]:
         parts.append(f"\nother pages than those that were marked: {', '.join(changed)}; check the marks")
     return "\n".join(parts)
+
+
+def fusion_table(results: Lines) -> str:
+    """Return the scores of each task with weights fitted to the others, and the weights fitted to all."""
+    *held_out, found = results
+    names = ["words", "vectors", *(f"{kind}, {which}" for kind in fusion.KINDS for which in ("in use", "fitted"))]
+    lines = [
+        [each["task"], *(_cell(each.get(name) and 100 * each[name], ".1f") for name in names)] for each in held_out
+    ]
+    weights = ", ".join(f"{name} {found[name]:g} (in use: {used:g})" for name, used in found["in use"].items())
+    verdict = "clearly better" if found["clearly better"] else "not clearly better: keep those in use"
+    title = "nDCG@10 × 100: words and vectors alone on questions, and the weights in use or fitted to the other tasks"
+    gain = f"{100 * found['gain']:+.2f} points on tasks that were left out"
+    return f"{title}\n\n{_markdown(['task', *names], lines)}\n\nfitted to all: {weights}; {gain}, {verdict}"
 
 
 def relevance_table(results: Lines) -> str:
