@@ -1,6 +1,6 @@
 """`pplx-search` as it is, that notes when it embeds how many tokens: `python killed_app.py NOTES ARGUMENT…`.
 
-With `UPGRADED` in the environment, the model has other weights under the same name: all its vectors point the other way.
+With `UPGRADED` in the environment, the model has other weights under the same name: its vectors point the other way.
 """
 
 import os

@@ -30,8 +30,8 @@ def add_parser(commands: Any) -> None:
         "than those of a question that the index cannot answer, it prints `nothing relevant` instead of them.\n\n"
         "The first line of a result is its rank, the file with the line (or the page), the cosine of the passage and "
         "the query, and the document's ID in square brackets, for `get` and `open`. The order is that of a score of "
-        "cosine and words, which --explain and --json show, so cosines need not fall. After the weights of the model have "
-        "changed, passages are ranked by words alone, until `reembed` is done. "
+        "cosine and words, which --explain and --json show, so cosines need not fall. After the weights of the model "
+        "have changed, passages are ranked by words alone, until `reembed` is done. "
         "Exit status: 0 results found, 1 nothing relevant, 2 error.",
     )
     parser.add_argument(

@@ -2,8 +2,9 @@
 
     score = 0.3 · cosine + 0.7 · BM25 / bound + 0.2 for an exact phrase + 0.2 for a name match
 
-The numbers are `WEIGHTS`, which `pplx-edge bench search fusion` fits. The bound is the upper bound of BM25 for the query, so that both terms are at most 1. The score uses the values of a leg
-rather than its ranks, because ranks do not say how much better the first chunk is than the second.
+The numbers are `WEIGHTS`, which `pplx-edge bench search fusion` fits. The bound is the upper bound of BM25 for the
+query, so that both terms are at most 1. The score uses the values of a leg rather than its ranks, because ranks do not
+say how much better the first chunk is than the second.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

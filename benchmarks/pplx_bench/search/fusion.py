@@ -161,7 +161,10 @@ def columns_of(legs: Legs, passage_of: Mapping[int, int]) -> tuple[np.ndarray, n
 
 
 def ndcg(columns: np.ndarray, passages: np.ndarray, right: frozenset[int]) -> np.ndarray:
-    """Return nDCG@10 for all weights of the grid `[W]`. A passage counts with its best chunk, and a tie as half a rank."""
+    """Return nDCG@10 for all weights of the grid `[W]`.
+
+    A passage counts with its best chunk, and a tie as half a rank.
+    """
     factors = np.column_stack([1 - GRID[:, 0], GRID])
     scores = factors @ columns.T  # [W, N]
     found = np.unique(passages)
