@@ -29,9 +29,9 @@ def test_an_index_answers_by_words_until_reembed_is_through_even_if_it_is_killed
 ):
     folder, app = tmp_path / "files", App(tmp_path / "app")
     folder.mkdir()
-    for number in range(8):
+    for number in range(4):
         (folder / f"{number}.txt").write_text(prose(number, 12), encoding="ascii")
-    (folder / "book.txt").write_text(prose(99, 1500), encoding="ascii")
+    (folder / "book.txt").write_text(prose(99, 500), encoding="ascii")
     (folder / "lease.txt").write_text("The zeppelin hangar is let until the end of June.\n", encoding="ascii")
     assert app.start("add", folder).wait() == 0
     before = indexed(app.home)
@@ -55,7 +55,7 @@ def test_an_index_answers_by_words_until_reembed_is_through_even_if_it_is_killed
     assert ADVICE in said
 
     writer = app.start("reembed")
-    app.wait_for_passes(writer, 3)
+    app.wait_for_passes(writer, 2)
     assert writer.poll() is None
     writer.send_signal(signal.SIGKILL)
     writer.wait()
