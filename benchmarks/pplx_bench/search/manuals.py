@@ -6,7 +6,8 @@ packages, and has the questions with the sections that answer them, which a pers
 heading of any level is the section. `FILE#` is the text before the first heading.
 
 A hit shows a section if they share at least half of the shorter one. All manuals are in one index, as on a person's
-machine.
+machine. Every question has an answer there, so "nothing relevant" is always wrong; the app decides it for hybrid search
+alone.
 """
 
 import hashlib
@@ -117,7 +118,7 @@ def measure(args: Namespace, work: Path) -> Iterator[Figures]:
             for system, ask in SYSTEMS.items():
                 answers = [store.answer(ask(each.question, row)) for each, row in zip(questions, codes, strict=True)]
                 ranks = [rank_of(answer.hits, spans) for answer, spans in zip(answers, right, strict=True)]
-                declined = [not judge(answer, home).relevant for answer in answers]
+                declined = [not judge(answer, home).relevant for answer in answers] if system == HYBRID else None
                 for name in [*folders, ALL]:
                     of_manual = [i for i, each in enumerate(questions) if name in (ALL, each.manual)]
                     yield about | {"system": system, "manual": name} | _figures(of_manual, questions, ranks, declined)
@@ -208,7 +209,7 @@ def _right_spans(store: Store, questions: Sequence[Question], folders: Mapping[s
 
 
 def _figures(
-    indices: Sequence[int], questions: Sequence[Question], ranks: Sequence[int | None], declined: Sequence[bool]
+    indices: Sequence[int], questions: Sequence[Question], ranks: Sequence[int | None], declined: Sequence[bool] | None
 ) -> Figures:
     n_within = {k: sum((ranks[i] or K + 1) <= k for i in indices) for k in (1, 3, K)}
     return {
@@ -216,6 +217,6 @@ def _figures(
         "first": n_within[1],
         "first 3": n_within[3],
         "first 10": n_within[K],
-        "declined": sum(declined[i] for i in indices),
+        "declined": None if declined is None else sum(declined[i] for i in indices),
         "ranks": {questions[i].question: ranks[i] for i in indices},
     }

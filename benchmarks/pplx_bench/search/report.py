@@ -98,7 +98,7 @@ def manuals_table(results: Lines) -> str:
     """Return a Markdown table of each system on each manual, and the questions that hybrid search misses."""
     counts = ("first", "first 3", "first 10", "declined")
     lines = [
-        [result["system"], result["manual"], f"{result['questions']}", *(f"{result[count]}" for count in counts)]
+        [result["system"], result["manual"], f"{result['questions']}", *(_cell(result[count], "d") for count in counts)]
         for result in results
     ]
     about = f"{results[0]['chunks']:,} passages; questions whose right section is first, in the first 3 and 10; and"
