@@ -53,9 +53,8 @@ def add_options(group: Any) -> None:
     add(
         "--tasks",
         type=comma_list,
-        default=list(TASKS),
         metavar="T,T",
-        help="Tasks to fit to, all of which FOLDER must have.",
+        help="Tasks to fit to (default: twelve of the public benchmark if FOLDER has them, otherwise all in FOLDER).",
     )
     add("--questions", type=positive, default=500, metavar="N", help="Number of random questions per task.")
     add(
@@ -74,7 +73,8 @@ def measure(args: Namespace, work: Path) -> Iterator[Figures]:
     if find_spec("sklearn") is None:
         raise MissingExtra("bench search relevance (scikit-learn is not installed)", "quality")
     require_writable(args.calibration, ".json")
-    tasks = [read_task(folder) for folder in task_folders([args.data], args.tasks)]
+    names = args.tasks or (TASKS if (args.data / TASKS[0]).is_dir() else None)
+    tasks = [read_task(folder) for folder in task_folders([args.data], names)]
     if (n_sources := len({source_of(task.name) for task in tasks})) < _MIN_SOURCES:
         raise InputError(f"{n_sources} sources of tasks: at least 3 are needed to hold one out; name more tasks")
     apart = {source_of(task.name): task for task in reversed(tasks)}
