@@ -5,6 +5,7 @@ for other processors and run under emulators.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -280,6 +281,13 @@ def test_sessions_share_the_threads(open_model: Callable[..., NativeSession]):
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_every_thread_takes_part_in_every_round(threads: int, native: KernelBuild):
+    """A helper that looks at the pool while a round is being prepared takes part in it too."""
+    found = native.program("rounds", threads, 3).stdout
+    assert re.fullmatch(rf"{threads} threads: [1-9]\d* rounds, 0 missed\n", found), found
 
 
 _WHILE_COMPUTING = """

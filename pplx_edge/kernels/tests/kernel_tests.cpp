@@ -3,12 +3,16 @@
 //   kernel_tests products ROUNDS                       products of random shapes, between guard pages, against plain sums
 //   kernel_tests states MODEL ROWS OUT ISA THREADS     the final states of packed rows as raw float32
 //   kernel_tests fuzz MODEL ROUNDS                     damaged copies of a model file, opened and, if accepted, run
+//   kernel_tests rounds THREADS SECONDS                rounds of the pool that need all threads at the same time
 //   kernel_tests isas                                  the instruction sets of this machine
 //
 // ROWS is a file of int64: the number of rows, their starts (one more), and the ids.
+#include <sched.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +20,7 @@
 #include <vector>
 
 #include "../src/dispatch.h"
+#include "../src/pool.h"
 #include "pplx_kernels.h"
 
 using namespace pplx;
@@ -195,6 +200,29 @@ int fuzz(const char* path, int rounds) {
   return 0;
 }
 
+// Each task waits until all tasks of its round have begun, so every thread must take part in every round. Helpers find rounds in every
+// state: spinning, asleep, or busy with the last one.
+int test_rounds(int threads, int seconds) {
+  constexpr time_t kPatience = 20;  // seconds; a helper that missed a round never comes
+  Random random{3};
+  Team team(threads);
+  int missed = 0, round = 0;
+  for (const time_t stop = time(nullptr) + seconds; time(nullptr) <= stop && !missed; round++) {
+    std::atomic<int> begun{0}, late{0};
+    team.each(threads, [&](int64_t, int) {
+      const time_t end = time(nullptr) + kPatience;
+      for (begun++; begun.load() < threads && !late.load();) {
+        sched_yield();
+        if (time(nullptr) > end) late++;
+      }
+    });
+    missed += late.load() > 0;
+    if (round % 16 == 0) usleep(static_cast<useconds_t>(random.below(300)));
+  }
+  printf("%d threads: %d rounds, %d missed\n", team.threads(), round, missed);
+  return missed;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -202,6 +230,7 @@ int main(int count, char** words) {
   if (command == "products" && count == 3) return test_all_products(atoi(words[2]));
   if (command == "states" && count == 7) return write_states(words[2], words[3], words[4], words[5], atoi(words[6]));
   if (command == "fuzz" && count == 4) return fuzz(words[2], atoi(words[3]));
+  if (command == "rounds" && count == 4) return test_rounds(atoi(words[2]), atoi(words[3]));
   if (command == "isas" && count == 2) return printf("%s\n", available_names()) < 0;
   fprintf(stderr, "see the comment at the top of kernel_tests.cpp\n");
   return 2;
