@@ -128,8 +128,7 @@ class Service:
                 status = response.status_code
                 return response
             finally:
-                self.metrics.requests.labels(route, status).inc()
-                self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
+                self.metrics.answered(route, status, time.perf_counter() - started)
 
         return handle
 
@@ -168,8 +167,7 @@ class Service:
             return wire.reply(make(convert(means), encoding), body.model, job.n_tokens, n_truncated)
 
         content = await _in_thread_if(means.size > _SMALL_BYTES, write)
-        self.metrics.tokens.labels(slot.source.name).inc(job.n_tokens)
-        self.metrics.truncated.labels(slot.source.name).inc(n_truncated)
+        self.metrics.read(slot.source.name, job.n_tokens, n_truncated)
         headers = {"X-Truncated-Inputs": str(n_truncated)} if body.truncate else None
         return Response(content, media_type=_JSON, headers=headers)
 
