@@ -159,13 +159,18 @@ class Corpus:
                 yield pq.read_table(file, columns=columns)
 
 
+def set_ray_variables(*, local: bool) -> None:
+    """Set what Ray reads when it is imported, unless it is set."""
+    for name, value in (_ALWAYS | (_LOCAL if local else {})).items():
+        os.environ.setdefault(name, value)
+
+
 def require_ray(*, local: bool) -> ModuleType:
     """Import and return the pipeline; `local` says that Ray will run on this machine alone.
 
     Raises MissingExtra if Ray or pyarrow is not installed.
     """
-    for name, value in (_ALWAYS | (_LOCAL if local else {})).items():
-        os.environ.setdefault(name, value)
+    set_ray_variables(local=local)
     try:
         from pplx_scale import pipeline
     except ModuleNotFoundError as error:
