@@ -49,16 +49,12 @@ def ray_session(address: str | None, n_cpus: int, object_store_bytes: int) -> It
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address is None:
-        ray.init(
-            num_cpus=n_cpus,
-            include_dashboard=False,
-            object_store_memory=object_store_bytes,
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
-    else:
-        ray.init(address, **quiet)
+    here = {"num_cpus": n_cpus, "object_store_memory": object_store_bytes, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(address, **quiet, **({"include_dashboard": False, **here} if address is None else {}))
+    except Exception as error:  # Ray raises bare exceptions here
+        where = "on this machine" if address is None else f"at {address}"
+        raise EdgeError(f"Ray did not start {where}: {error}") from error
     try:
         yield
     finally:
@@ -233,13 +229,19 @@ def _counting(on_progress: Callable[[int, int], None]) -> Iterator[Any]:
 
 
 def first_error(error: BaseException) -> BaseException:
-    """Return the error of ours at the bottom of those of Ray, or else the error itself."""
+    """Return the error of ours at the bottom of those of Ray, one with its words, or else the error itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, EdgeError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return error
+    if not isinstance(error, RayError):
+        return error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ours = [line.partition(": ")[2] for line in lines if line.startswith("pplx_edge.errors.")]
+    return EdgeError(
+        f"a worker failed: {(ours or lines or [type(error).__name__])[-1]}; start the run again to continue"
+    )
 
 
 def _describe(open_encoder: OpenEncoder, options: EncodeOptions) -> dict[str, Any]:

@@ -20,12 +20,22 @@ BAD = "not a number"  # a text that the stub cannot encode
 class StubEncoder:
     """Has the methods of an `Embedder` that a corpus needs; a token is a word.
 
-    `kill_at` ends the process when it gets this text for the first time, as `killed` remembers.
+    `kill_at` ends the process when it gets this text for the first time, as the file `killed` remembers. `break_at`
+    raises an error that is none of ours at this text as long as the file `broken` exists.
     """
 
-    def __init__(self, fingerprint: str = "stub", max_tokens: int = 50, kill_at: str = "", killed: str = ""):
+    def __init__(
+        self,
+        fingerprint: str = "stub",
+        max_tokens: int = 50,
+        kill_at: str = "",
+        killed: str = "",
+        break_at: str = "",
+        broken: str = "",
+    ):
         self.fingerprint, self.max_tokens = fingerprint, max_tokens
         self.kill_at, self.killed = kill_at, Path(killed)
+        self.break_at, self.broken = break_at, Path(broken)
         self.tokenizer = self
 
     def text_rows(self, texts: Sequence[str]) -> list[list[str]]:
@@ -43,6 +53,8 @@ class StubEncoder:
         if self.kill_at and self.kill_at in texts and not self.killed.exists():
             self.killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.break_at and self.break_at in texts and self.broken.exists():
+            raise RuntimeError("the disk of this node is broken")
         if BAD in texts:
             raise NumericalError(f"text {texts.index(BAD)}: the model produced NaN")
         return np.array([hashed(text, dim or DIM) for text in texts], np.int8).reshape(len(texts), dim or DIM)

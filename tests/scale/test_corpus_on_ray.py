@@ -17,7 +17,7 @@ from ray import cloudpickle
 from stub_encoder import StubEncoder, hashed
 
 import pplx_edge
-from pplx_edge.errors import ArtifactError, EdgeError, InputError
+from pplx_edge.errors import EdgeError, InputError
 from pplx_edge.registry import ONNX
 from pplx_edge.types import StreamOptions
 from pplx_scale.corpus import Corpus, embed_corpus, model_opener
@@ -93,18 +93,6 @@ def test_chunks_of_long_documents_are_those_of_one_process(tmp_path: Path, nano_
         ]
 
 
-def failing_encoder(marker: str, text: str) -> StubEncoder:
-    """Return a stub that raises an error that is none of ours at a text, as long as a file exists."""
-
-    class Failing(StubEncoder):
-        def encode(self, texts: Any, *arguments: Any, **options: Any) -> np.ndarray:
-            if text in texts and Path(marker).exists():
-                raise RuntimeError("the disk of this node is broken")
-            return super().encode(texts, *arguments, **options)
-
-    return Failing()
-
-
 def test_a_run_that_failed_is_continued(tmp_path: Path, write_lines: Callable[..., Path]):
     source = write_lines([{"text": text} for text in TEXTS], "in/a.jsonl").parent
     marker = tmp_path / "broken"
@@ -113,10 +101,10 @@ def test_a_run_that_failed_is_continued(tmp_path: Path, write_lines: Callable[..
         embed_corpus,
         source,
         tmp_path / "out",
-        open_encoder=partial(failing_encoder, str(marker), TEXTS[150]),
+        open_encoder=partial(StubEncoder, break_at=TEXTS[150], broken=str(marker)),
         workers=TWO,
     )
-    with pytest.raises(ray.exceptions.RayError, match="the disk of this node is broken"):
+    with pytest.raises(EdgeError, match="a worker failed: .*the disk of this node is broken; start the run again"):
         embed()
     with pytest.raises(InputError, match="has not ended"):
         Corpus.open(tmp_path / "out")
@@ -156,7 +144,7 @@ def test_an_actor_with_another_model_is_refused(tmp_path: Path, write_lines: Cal
         opened.touch()
         return StubEncoder(fingerprint=name)
 
-    with pytest.raises(ArtifactError, match="its fingerprint is second, expected first"):
+    with pytest.raises(EdgeError, match="its fingerprint is second, expected first"):
         embed_corpus(source, tmp_path / "out", open_encoder=open_encoder, workers=Workers(block_bytes=2000))
 
 
