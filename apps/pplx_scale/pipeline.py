@@ -8,6 +8,7 @@ that were written; the next run filters them out right after reading, and delete
 """
 
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from pplx_scale.workers import Workers
 OpenEncoder = Callable[[], Encoder]
 _READER_CPUS = 0.25  # other than that of an actor, so that Ray does not merge the two
 _COUNTER_SECONDS = 1.0
+_ERROR_LINE = re.compile(r"^\s*(?:\w+\.)*(\w*(?:Error|Exception|NotFound|TooLong): .*)$", re.MULTILINE)
 
 
 @contextmanager
@@ -237,11 +239,8 @@ def first_error(error: BaseException) -> BaseException:
         cause = getattr(cause, "cause", None) or cause.__cause__
     if not isinstance(error, RayError):
         return error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    ours = [line.partition(": ")[2] for line in lines if line.startswith("pplx_edge.errors.")]
-    return EdgeError(
-        f"a worker failed: {(ours or lines or [type(error).__name__])[-1]}; start the run again to continue"
-    )
+    said = _ERROR_LINE.findall(str(error)) or [type(error).__name__]
+    return EdgeError(f"a worker failed: {said[-1]}; start the run again to continue")
 
 
 def _describe(open_encoder: OpenEncoder, options: EncodeOptions) -> dict[str, Any]:

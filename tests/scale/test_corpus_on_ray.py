@@ -104,7 +104,7 @@ def test_a_run_that_failed_is_continued(tmp_path: Path, write_lines: Callable[..
         open_encoder=partial(StubEncoder, break_at=TEXTS[150], broken=str(marker)),
         workers=TWO,
     )
-    with pytest.raises(EdgeError, match="a worker failed: .*the disk of this node is broken; start the run again"):
+    with pytest.raises(EdgeError, match=r"a worker failed: .*the disk of this node is broken; start the run again"):
         embed()
     with pytest.raises(InputError, match="has not ended"):
         Corpus.open(tmp_path / "out")
