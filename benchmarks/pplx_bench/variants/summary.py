@@ -171,8 +171,17 @@ def _row(name: str, results: Sequence[Result], has_tasks: bool) -> Row:
         bidirectional=opened.get("bidirectional"),
         batch_independent=opened.get("batch_independent"),
         speeds=speeds or None,
-        error="; ".join(dict.fromkeys(f"{r['stage']}: {r[FAILED]}" for r in results if FAILED in r)),
+        error=_errors(results),
     )
+
+
+def _errors(results: Sequence[Result]) -> str:
+    """Return each reason once, after the stages that failed for it."""
+    stages: dict[str, list[str]] = {}
+    for result in results:
+        if FAILED in result:
+            stages.setdefault(result[FAILED], []).append(result["stage"])
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in stages.items())
 
 
 def _n_tokens(row: str) -> int:
