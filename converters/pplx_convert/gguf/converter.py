@@ -19,6 +19,7 @@ from pplx_edge import layout
 from pplx_edge.errors import MissingExtra, ModelError
 from pplx_edge.models.qwen3_numpy import block, rms_norm
 from pplx_edge.spec import ModelSpec
+from pplx_edge.weights.rounding import INT8_MAX
 
 _TYPES = {
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
@@ -31,7 +32,7 @@ _TABLE_TYPES = {"q4_0": GGMLQuantizationType.Q8_0}  # the table is a lookup: 4 b
 _LARGEST = {
     GGMLQuantizationType.F32: np.inf,
     GGMLQuantizationType.F16: 65504,
-    GGMLQuantizationType.Q8_0: 127 * 65504,
+    GGMLQuantizationType.Q8_0: INT8_MAX * 65504,
     GGMLQuantizationType.Q4_0: 8 * 65504,
 }
 _LAYER_NAMES = {
