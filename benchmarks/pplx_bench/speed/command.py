@@ -57,7 +57,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--prepare", action="store_true", help="Only write the files of --work, and measure nothing.")
     parser.add_argument(
-        "--profile", action="store_true", help="Also show where our own time goes: phases of the native backend, operators of the onnx backend."
+        "--profile",
+        action="store_true",
+        help="Also show where our own time goes: phases of the native backend, operators of the onnx backend.",
     )
     parser.add_argument(
         "--no-ceilings",

@@ -3,12 +3,15 @@
 //   kernel_tests products ROUNDS                       products of random shapes, between guard pages, against plain sums
 //   kernel_tests states MODEL ROWS OUT ISA THREADS     the final states of packed rows as raw float32
 //   kernel_tests fuzz MODEL ROUNDS                     damaged copies of a model file, opened and, if accepted, run
+//   kernel_tests team ROUNDS                           every helper takes part in every call
 //   kernel_tests isas                                  the instruction sets of this machine
 //
 // ROWS is a file of int64: the number of rows, their starts (one more), and the ids.
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +19,7 @@
 #include <vector>
 
 #include "../src/dispatch.h"
+#include "../src/pool.h"
 #include "pplx_kernels.h"
 
 using namespace pplx;
@@ -195,6 +199,20 @@ int fuzz(const char* path, int rounds) {
   return 0;
 }
 
+// Tasks that wait for each other: a helper that misses a call makes this program wait until the alarm ends it.
+int meet(int rounds) {
+  alarm(300);
+  Team team(2);
+  if (team.threads() != 2) return printf("%d threads\n", team.threads()), 1;
+  for (int round = 0; round < rounds; round++) {
+    std::atomic<int> arrived{0};
+    team.each(2, [&](int64_t, int) {
+      for (arrived++; arrived < 2;) sched_yield();
+    });
+  }
+  return printf("%d rounds\n", rounds) < 0;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -202,6 +220,7 @@ int main(int count, char** words) {
   if (command == "products" && count == 3) return test_all_products(atoi(words[2]));
   if (command == "states" && count == 7) return write_states(words[2], words[3], words[4], words[5], atoi(words[6]));
   if (command == "fuzz" && count == 4) return fuzz(words[2], atoi(words[3]));
+  if (command == "team" && count == 3) return meet(atoi(words[2]));
   if (command == "isas" && count == 2) return printf("%s\n", available_names()) < 0;
   fprintf(stderr, "see the comment at the top of kernel_tests.cpp\n");
   return 2;
