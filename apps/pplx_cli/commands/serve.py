@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         "pplx-edge serve --model pplx-embed-v1-0.6b --memory 4000 --idle-unload 15m\n"
         "pplx-edge serve --model nano --service systemd",
         description="Client packages of OpenAI and Perplexity work unchanged with the base URL that is printed. A "
-        "model is loaded when the first request names it. SIGTERM and Ctrl-C finish open requests before the server stops.",
+        "model is loaded when the first request names it. On SIGTERM or Ctrl-C, it finishes open requests first.",
     )
     parser.add_argument(
         "--model",
