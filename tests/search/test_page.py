@@ -22,7 +22,7 @@ from live_server import LiveServer, running_server
 
 from pplx_edge.errors import InputError
 from pplx_search.page import drawing
-from pplx_search.page.library import marked, telling_stems
+from pplx_search.page.library import marked, telling_stems, without_markup
 from pplx_search.page.pdf_page import png
 from pplx_search.page.preview import TAGS, tree
 
@@ -239,6 +239,16 @@ def test_marks_leave_out_words_that_are_common_in_the_index() -> None:
     assert telling_stems(["when", "the", "lease", "flat", "unheard"], idf) == {"lease", "flat", "unhea"}
     assert telling_stems(["the"], {"the": 1e-6}) == {"the"}
     assert telling_stems(["x"], {}) == {"x"}
+    assert telling_stems(["the", "lease", "tax"], {"the": 2.8, "lease": 3.7, "tax": 3.7}) == {"lease", "tax"}
+
+
+def test_snippets_of_markdown_have_no_markup() -> None:
+    text = "# Lease\n\n## Rent #2\nIt ends in June.\n\n| a | b |\n|---|:-:|\n| rent | 900 |\n\n---\n#hashtag"
+    shown = without_markup(text, {"Lease", ""}).split("\n")
+    assert [line for line in shown if line] == ["Rent #2", "It ends in June.", "a | b", "rent | 900", "#hashtag"]
+
+
+def test_marks() -> None:
     assert marked("Leases, leased", {"lease"}) == [("Leases", True), (", ", False), ("leased", True)]
     assert marked("", {"x"}) == []
 
