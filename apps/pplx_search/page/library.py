@@ -33,9 +33,9 @@ _RULE = regex.compile(r"[ :|]*-{3}[-:| ]*")  # between the head and the body of 
 _TABLE_EDGE = regex.compile(r"^\s*\|\s*|\s*\|\s*$")
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
 _STEM = 5  # words with the same first letters match
-# Shares of the largest inverse document frequency in a query that a word needs to be marked. Words such as "when" have
-# less. Words of up to three letters, such as "the", need more, because they are not common in an index of a few files.
-_TELLING, _TELLING_IF_SHORT, _SHORT = 0.4, 0.8, 3
+# The rarity that a word needs to be marked: at least this, and a share of the largest in the query. Words of up to three
+# letters, such as "the", need more, because they are not common in an index of a few files.
+_LEAST_RARITY, _TELLING, _TELLING_IF_SHORT, _SHORT = 0.25, 0.4, 0.8, 3
 _CLOSE, _RELATED = 0.6, 0.4  # cosines of nano that deserve these words
 _Result = TypeVar("_Result")
 
@@ -65,7 +65,7 @@ class Library:
             return {"hits": [], "relevant": True, "chance": None, "explained": "", "pending": 0}
         verdict = judge(answer, self.home)
         asked = _WORD.findall(words.casefold())
-        telling = telling_stems(asked, self._read(lambda store: store.idf(asked), {}))
+        telling = telling_stems(asked, self._read(lambda store: store.rarity(asked), {}))
         return {
             "hits": [hit_of(hit, text, words, telling) for hit, text in zip(answer.hits, answer.texts, strict=True)],
             "relevant": verdict.relevant,
@@ -169,15 +169,16 @@ def hit_of(hit: Hit, text: str, words: str, stems: set[str]) -> dict[str, Any]:
     }
 
 
-def telling_stems(words: Sequence[str], idf: Mapping[str, float]) -> set[str]:
+def telling_stems(words: Sequence[str], rarity: Mapping[str, float]) -> set[str]:
     """Return the first letters of the words of a query, except of those that are common in the index, such as "the".
 
-    `idf` holds the inverse document frequency of the words that the index contains.
+    `rarity` holds that of the words that the index contains, from 0 to 1.
     """
-    most = max(idf.values(), default=0.0)
+    most = max(rarity.values(), default=0.0)
 
     def tells(word: str) -> bool:
-        return idf.get(word, most) >= most * (_TELLING_IF_SHORT if len(word) <= _SHORT else _TELLING)
+        share = _TELLING_IF_SHORT if len(word) <= _SHORT else _TELLING
+        return rarity.get(word, 1.0) >= max(_LEAST_RARITY, share * most)
 
     return {word[:_STEM] for word in words if tells(word)}
 
