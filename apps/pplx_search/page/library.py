@@ -33,8 +33,8 @@ _RULE = regex.compile(r"[ :|]*-{3}[-:| ]*")  # between the head and the body of 
 _TABLE_EDGE = regex.compile(r"^\s*\|\s*|\s*\|\s*$")
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
 _STEM = 5  # words with the same first letters match
-# The rarity that a word needs to be marked: at least this, and a share of the largest in the query. Words of up to three
-# letters, such as "the", need more, because they are not common in an index of a few files.
+# The rarity that a word needs to be marked: at least this, and a share of the largest in the query. Words of up to
+# three letters, such as "the", need more, because they are not common in an index of a few files.
 _LEAST_RARITY, _TELLING, _TELLING_IF_SHORT, _SHORT = 0.25, 0.4, 0.8, 3
 _CLOSE, _RELATED = 0.6, 0.4  # cosines of nano that deserve these words
 _Result = TypeVar("_Result")
