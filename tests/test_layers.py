@@ -24,6 +24,7 @@ ROOTS = {
     "pplx_serve": REPOSITORY / "apps",
     "pplx_cli": REPOSITORY / "apps",
     "pplx_search": REPOSITORY / "apps",
+    "pplx_scale": REPOSITORY / "apps",
 }
 
 LAYERS = {
@@ -48,6 +49,7 @@ LAYER_OF = {f"pplx_edge.{module}": layer for modules, layer in LAYERS.items() fo
     "pplx_serve": "serve",
     "pplx_cli": "cli",
     "pplx_search": "search",
+    "pplx_scale": "scale",
     "pplx_search.query": "query",
     "pplx_search.ids": "ids",
 }
@@ -75,11 +77,14 @@ BELOW = {
     "ids": set(),
     "query": {"base", "text", "vectors", "ids", "query"},
     "search": {"base", "text", "vectors", "facade", "kit", "ids", "query", "search"},
-    "bench": LIBRARY | {"integrations", "kit", "serve", "cli", "ids", "query", "search", "convert", "quant", "bench"},
+    "scale": {"base", "text", "vectors", "embedder", "facade", "ids", "query", "scale"},
+    "bench": LIBRARY
+    | {"integrations", "kit", "serve", "scale", "cli", "ids", "query", "search", "convert", "quant", "bench"},
 }
-LAZILY = {"cli": {"convert", "quant", "bench", "serve"}, "search": {"serve"}}
+LAZILY = {"cli": {"convert", "quant", "bench", "serve", "scale"}, "search": {"serve"}}
 
 FRAMEWORKS = {"optimum", "langchain_core", "llama_index", "openvino", "llama_cpp", "gguf"}
+ENGINES = {"ray", "lancedb", "pymilvus"}  # belong in pplx_scale, and in benchmarks
 HEAVY = FRAMEWORKS | {"mlx", "torch", "onnxruntime", "onnx", "coremltools", "transformers", "sentence_transformers"}
 HEAVY_LAYERS = {"integrations", "backends", "models", "convert", "quant", "bench"}
 REGISTRY = "pplx_edge.registry"
@@ -187,6 +192,8 @@ def outside_complaint(found: Import, layer: str) -> str | None:
     top = found.target.split(".")[0]
     if top in HEAVY and layer not in HEAVY_LAYERS:
         return f"{top} belongs in backends, models, integrations, pplx_convert, pplx_quant and pplx_bench"
+    if top in ENGINES and layer not in ("scale", "bench"):
+        return f"{top} belongs in pplx_scale and pplx_bench"
     on_network = top in NETWORK or found.target in NETWORK
     if on_network and found.importer not in LOCAL_SOCKETS | {NETWORK_MODULE}:
         return f"only hub touches the network, not {found.target}"
@@ -289,6 +296,9 @@ PLANTED = {
     "backend in a program": ("apps/pplx_search/store.py", "import pplx_edge.backends", "search may not import"),
     "sockets in the server": ("apps/pplx_serve/pool.py", "import socket", "only hub touches"),
     "program in the server": ("apps/pplx_serve/pool.py", "import pplx_search.store", "serve may not import"),
+    "search in the corpora": ("apps/pplx_scale/lance.py", "import pplx_search.store", "scale may not import"),
+    "corpora eagerly": ("apps/pplx_cli/commands/corpus.py", "import pplx_scale.corpus", "inside the function"),
+    "Ray in a program": ("apps/pplx_cli/commands/corpus.py", "def f():\n    import ray", "ray belongs in"),
     "server eagerly": ("apps/pplx_search/store.py", "import pplx_serve.pool", "inside the function"),
     "benchmark eagerly": ("apps/pplx_cli/commands/bench.py", "import pplx_bench", "inside the function"),
     "training from converting": ("converters/pplx_convert/onnx.py", "import pplx_quant.losses", "convert may not"),
@@ -349,6 +359,7 @@ ONE_OF = {  # a module of each layer
     "ids": "pplx_search.ids",
     "query": "pplx_search.query.legs",
     "search": "pplx_search.indexer",
+    "scale": "pplx_scale.corpus",
     "bench": "pplx_bench.machine",
 }
 
@@ -379,6 +390,7 @@ ALLOWED = {
     "pplx_edge/weights/hub.py": "from huggingface_hub import snapshot_download",
     "apps/pplx_cli/commands/convert.py": "import pplx_edge\n\ndef run():\n    import pplx_convert, pplx_bench",
     "converters/pplx_convert/onnx.py": "import onnx\nfrom pplx_edge.weights.checkpoint import Checkpoint",
+    "apps/pplx_scale/pipeline.py": "import ray.data\nimport pplx_search.query.ranking",
     "quant/pplx_quant/hard_negatives.py": "import pplx_edge\nfrom pplx_edge.weights.artifact import sha256",
     "benchmarks/pplx_bench/speed.py": "import pplx_edge, pplx_convert, torch, transformers",
 }

@@ -8,6 +8,7 @@ from pplx_kit.program import Program
 GROUPS = {
     "use": {
         "embed": "embed lines of text, or whole documents in chunks",
+        "corpus": "embed a corpus of any size on Ray, on this machine or a cluster, with restart",
         "serve": "serve embeddings to other programs, in the API of OpenAI and of Perplexity",
         "doctor": "report what this machine can run, and test it for half a minute",
     },

@@ -74,6 +74,12 @@ BENCHMARKS = {
         "--model nano --ragged-seconds 60",
         "serve",
     ),
+    "scale": Benchmark(
+        "pplx_bench.scale.command",
+        "measure corpora on Ray Data under failures and by memory, searches in LanceDB, and what a corpus costs",
+        "cost --passages 1e9 --cpu 1450",
+        "scale,lance,search",
+    ),
     "mteb": Benchmark(
         "pplx_bench.mteb.command",
         "run tasks and benchmarks of mteb and ConTEB, which are downloaded from the hub",

@@ -29,7 +29,8 @@ def add_parser(commands: Any) -> None:
         "pplx-edge serve --model pplx-embed-v1-0.6b --memory 4000 --idle-unload 15m\n"
         "pplx-edge serve --model nano --service systemd",
         description="Client packages of OpenAI and Perplexity work unchanged with the base URL that is printed. A "
-        "model is loaded when the first request names it. On SIGTERM or Ctrl-C, it finishes open requests first.",
+        "model is loaded when the first request names it. SIGTERM and Ctrl-C finish open requests before the server "
+        "stops.",
     )
     parser.add_argument(
         "--model",
@@ -92,12 +93,8 @@ def add_parser(commands: Any) -> None:
         help="Print a service definition for these options instead of serving (default: none).",
     )
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--threads", type=positive, metavar="N", help="onnx, native: Number of CPU threads (default: all cores)."
-    )
-    group.add_argument(
-        "--backend", default="auto", metavar="NAME", help="Runtime to use (default: the best one for this machine)."
-    )
+    group.add_argument("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores).")
+    group.add_argument("--backend", default="auto", metavar="NAME", help="Runtime to use (default: the best one).")
     group.add_argument(
         "--format",
         metavar="FORMAT",

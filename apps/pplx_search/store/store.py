@@ -12,8 +12,9 @@ from pplx_search.documents import Piece
 from pplx_search.ids import DocumentId, TextId
 from pplx_search.query.bm25 import rarity
 from pplx_search.query.evidence import evidence_of
+from pplx_search.query.fusion import Legs
 from pplx_search.query.kernels import open_kernel
-from pplx_search.query.ranking import rank
+from pplx_search.query.ranking import legs_of, rank
 from pplx_search.query.scanner import Scanner
 from pplx_search.query.types import EVERYTHING, Answer, Evidence, Filter, Hit, Query
 from pplx_search.store import compaction, integrity
@@ -151,6 +152,12 @@ class Store:
             if snapshot is None:
                 return []
             return read_hits(self._database, rank(query, snapshot, self._scanner), query.filter)
+
+    def legs(self, query: Query) -> Legs:
+        """Return what each leg of a search finds, before they are combined."""
+        with self._guard, self._database.reading():
+            snapshot = self._snapshot()
+            return Legs() if snapshot is None else legs_of(query, snapshot, self._scanner)
 
     def evidence_elsewhere(self, query: Query, text_id: TextId) -> Evidence | None:
         """Return the evidence among the best chunks that are not part of a text, or None if all of them are."""

@@ -19,15 +19,17 @@ constexpr int kSpins = 4000;  // some 20 to 50 microseconds before a helper slee
 // Which task is next, in one word: the number of the round (a call of Team::run), how many helpers may take part (those with lower
 // numbers), and the index of the task. A thread claims a task by counting the index up in a compare-and-swap. Its success says that
 // the round is still the one that was read, and the round cannot end before its claimed tasks are done; so a helper that wakes up late
-// cannot confuse rounds, and nobody waits for a helper that has claimed nothing. The word changes twice for each round: first the round
-// is closed, then its task is stored, then it is open. A helper that sees it closed has not seen the round.
+// cannot confuse rounds, and nobody waits for a helper that has claimed nothing.
 using Ticket = uint64_t;
 constexpr int kIndexBits = 28, kHelperBits = 8;
-constexpr Ticket kMostIndex = (Ticket{1} << kIndexBits) - 1;  // also the index of a round that is still closed
+constexpr Ticket kMostIndex = (Ticket{1} << kIndexBits) - 1;  // also the index of a round that is not open yet
 inline Ticket index_of(Ticket t) { return t & kMostIndex; }
 inline int helpers_of(Ticket t) { return static_cast<int>(t >> kIndexBits & ((1 << kHelperBits) - 1)); }
 inline Ticket round_of(Ticket t) { return t >> (kIndexBits + kHelperBits); }
-inline Ticket open_round_of(Ticket t) { return index_of(t) == kMostIndex ? round_of(t) - 1 : round_of(t); }
+inline bool is_open(Ticket t) { return index_of(t) != kMostIndex; }
+// The last round that a helper which reads this has seen: a round that is not open yet must not count, or the helper would miss it.
+inline Ticket last_round(Ticket t) { return is_open(t) ? round_of(t) : round_of(t) - 1; }
+inline bool is_new(Ticket t, Ticket seen) { return is_open(t) && round_of(t) != seen; }
 inline Ticket ticket_of(Ticket round, int helpers, Ticket index) {
   return round << (kIndexBits + kHelperBits) | static_cast<Ticket>(helpers) << kIndexBits | index;
 }
@@ -37,19 +39,16 @@ struct Pool {
   pthread_mutex_t sleep = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
   int started = 0;
-  std::atomic<Ticket> ticket{0};
+  std::atomic<Ticket> ticket{kMostIndex};
   std::atomic<Ticket> count{0}, done{0};
   std::atomic<int> sleeping{0};
   void (*task)(void*, int64_t, int) = nullptr;
   void* context = nullptr;
 
-  // The last round that was opened.
-  Ticket round() const { return open_round_of(ticket.load()); }
-
-  // Run tasks until there are none for this thread: 0 is the caller, others are helpers. Returns the last open round that it saw.
+  // Run tasks until there are none for this thread: 0 is the caller, others are helpers. Returns the last round that it saw.
   Ticket work(int thread) {
     for (Ticket t = ticket.load();;) {
-      if (thread > helpers_of(t) || index_of(t) >= count.load()) return open_round_of(t);
+      if (thread > helpers_of(t) || index_of(t) >= count.load()) return last_round(t);
       if (!ticket.compare_exchange_weak(t, t + 1)) continue;
       task(context, static_cast<int64_t>(index_of(t)), thread);
       done.fetch_add(1, std::memory_order_release);
@@ -82,11 +81,11 @@ void* help(void* argument) {
   const FloatModes modes;
   for (;;) {
     const Ticket seen = pool.work(number + 1);
-    for (int i = 0; i < kSpins && pool.round() == seen; i++) pause_briefly();
-    if (pool.round() != seen) continue;
+    for (int i = 0; i < kSpins && !is_new(pool.ticket.load(), seen); i++) pause_briefly();
+    if (is_new(pool.ticket.load(), seen)) continue;
     pthread_mutex_lock(&pool.sleep);
     pool.sleeping.fetch_add(1);
-    while (pool.round() == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
+    while (!is_new(pool.ticket.load(), seen)) pthread_cond_wait(&pool.wake, &pool.sleep);
     pool.sleeping.fetch_sub(1);
     pthread_mutex_unlock(&pool.sleep);
   }

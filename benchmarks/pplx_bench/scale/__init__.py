@@ -1,0 +1,1 @@
+"""`pplx-edge bench scale`: corpora on Ray, vectors in an engine, and what both cost."""
