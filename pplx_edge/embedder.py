@@ -44,11 +44,12 @@ def load(
     `name_or_path` is a built-in name (`nano`), a directory or a Hugging Face repository
     (`perplexity-ai/pplx-embed-v1-0.6b`), which is downloaded if it is not in the cache.
 
-    `backend` is `native`, `onnx`, `mlx`, `coreml` or `auto`. `auto` picks the backend that opens `artifact_format` or
-    the files in the directory; for a checkpoint it picks mlx on Apple Silicon and native elsewhere, or onnx where the
-    CPU kernels are not built or the processor is too old for them. `artifact_format` is the format that a checkpoint is
-    converted to the first time it is loaded (default: the backend's own, `native-int8` for native; mlx opens
-    checkpoints directly); the converted model is cached. `revision` pins a commit, tag or branch on the hub.
+    `backend` is `native`, `onnx`, `mlx`, `coreml`, `openvino`, `gguf` or `auto`. `auto` picks the backend that opens
+    `artifact_format` or the files in the directory; for a checkpoint it picks mlx on Apple Silicon and native
+    elsewhere, or onnx where the CPU kernels are not built or the processor is too old for them. `artifact_format` is
+    the format that a checkpoint is converted to the first time it is loaded (default: the backend's own, `native-int8`
+    for native; mlx opens checkpoints directly); the converted model is cached. `revision` pins a commit, tag or branch
+    on the hub.
     `offline=True` forbids network access, and None follows HF_HUB_OFFLINE. The remaining options belong to individual
     backends, and the other backends reject them: see `SessionOptions`.
 

@@ -177,6 +177,7 @@ OPENVINO = Backend(
         "openvino-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=96),
         "openvino-fp16": _HALF,
     },
+    revision=2,
     ready_made=(layout.OPENVINO_GRAPH, f"openvino/{layout.OPENVINO_GRAPH}"),
     downloads=("*openvino_model.*",),
     writer="pplx_convert.openvino.converter:write",
@@ -192,6 +193,7 @@ GGUF = Backend(
     formats={
         "gguf-q8_0": ParityLimits(min_cosine=0.99, mean_cosine=0.995, largest_step=64),
         "gguf-f16": _HALF,
+        "gguf-q4_k": _FOUR_BITS,
         "gguf-q4_0": _FOUR_BITS,
     },
     writer="pplx_convert.gguf.converter:write",

@@ -130,7 +130,7 @@ class StreamOptions:
 class SessionOptions:
     """Options for opening a model. None selects the backend's default; a backend rejects options it does not support.
 
-    - `threads`: the number of CPU threads used by one call (onnx, native).
+    - `threads`: the number of CPU threads used by one call (onnx, native, openvino, gguf).
     - `weights`: the format of the weights of a checkpoint in memory: bf16, fp16, fp32, or quantized while loading to
       q8, q4, mxfp8, mxfp4 or nvfp4. The default is bf16, fp16 on an M1 or M2, and q8 if memory is short (mlx).
     - `memory_mb`: the limit in megabytes for the model and its buffers together (native), or for all arrays on the

@@ -1,15 +1,18 @@
 """Fixtures that several suites share. Checkpoints are made once a session and must not be written to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import TRUE_CONFIGS, tiny_config, write_checkpoint
 from hypothesis import HealthCheck, settings
+from kernels import needs_kernels
 
 import pplx_edge.types
-from pplx_edge.registry import ONNX
+from pplx_convert import convert
+from pplx_edge import Embedder, load
+from pplx_edge.registry import NATIVE, ONNX, require_format
 
 settings.register_profile("edge", deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("edge")
@@ -35,6 +38,17 @@ def tiny_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def tiny_dir(tiny_dirs: dict[str, Path]) -> Path:
     """The tiny random 0.6b checkpoint: read only."""
     return tiny_dirs["0.6b"]
+
+
+@pytest.fixture(scope="session", params=[ONNX.default_format, pytest.param(NATIVE.default_format, marks=needs_kernels)])
+def tiny_model(
+    request: pytest.FixtureRequest, tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Embedder]:
+    """A tiny random model, converted and opened on ONNX Runtime, and on the CPU kernels."""
+    target = tmp_path_factory.mktemp("converted") / "tiny"
+    convert(tiny_dir, target, request.param)
+    with load(target, backend=require_format(request.param).name) as model:
+        yield model
 
 
 @pytest.fixture

@@ -41,7 +41,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         f"(default: {_default_formats()}). A converted model has its format already.",
     )
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="onnx, native: Number of CPU threads (default: all cores)."
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="onnx, native, openvino, gguf: Number of CPU threads (default: all cores).",
     )
     group.add_argument(
         "--weights",

@@ -12,6 +12,11 @@ from pplx_search.console import say, shown_path
 from pplx_search.store import Store
 from pplx_search.store.database import DATABASE_FILE
 
+
+class WeightsChanged(InputError):
+    """The model of an index has other weights than those that its vectors come from, so it cannot encode queries."""
+
+
 EMPTY = "the index is empty; start with: pplx-search add FOLDER"
 
 
@@ -45,18 +50,22 @@ def settings_of_index(store: Store) -> dict[str, Any]:
 def model_of(store: Store, args: argparse.Namespace) -> tuple[Embedder, dict[str, Any]]:
     """Return the opened model of the index, on the backend that computed its vectors, and the settings of its vectors.
 
-    Raises InputError if the index is empty, or if the weights of the model have changed.
+    Raises InputError if the index is empty, and WeightsChanged if the weights of the model have changed.
     """
     settings = settings_of_index(store)
     model = open_model(str(settings["model"]), args, str(settings["backend"]))
-    require_same_weights(model, settings)
+    try:
+        require_same_weights(model, settings)
+    except WeightsChanged:
+        model.close()
+        raise
     return model, settings
 
 
 def query_model_of(store: Store, args: argparse.Namespace) -> Embedder | WarmEmbedder:
     """Return a model that encodes queries for the index: over a running server that has it, or opened here.
 
-    Raises InputError like `model_of`.
+    Raises InputError and WeightsChanged like `model_of`.
     """
     settings = settings_of_index(store)
     if not args.threads and (
@@ -68,9 +77,10 @@ def query_model_of(store: Store, args: argparse.Namespace) -> Embedder | WarmEmb
 
 
 def require_same_weights(model: Embedder | WarmEmbedder, settings: dict[str, Any]) -> None:
-    """Raise InputError if a model has other weights than the one that the vectors come from."""
-    if model.fingerprint != settings.get("weights", model.fingerprint):
-        raise InputError(
-            f"the model {settings['model']} is not the one that the index was built with; "
+    """Raise WeightsChanged if a model has other weights than the one that the vectors come from."""
+    vectors_of = (settings.get("weights", model.fingerprint), settings.get("dim", model.dim))
+    if (model.fingerprint, model.dim) != vectors_of:
+        raise WeightsChanged(
+            f"the model {settings['model']} is not the one that the index was built with, so searches use words alone; "
             f"to re-embed all documents, run: pplx-search reembed --model {settings['model']}"
         )

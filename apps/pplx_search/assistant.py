@@ -18,7 +18,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pplx_edge import Embedder, __version__
 from pplx_edge.errors import EdgeError
 from pplx_kit.warm import find_warm
-from pplx_search.access import EMPTY, open_model, require_same_weights
+from pplx_search.access import EMPTY, WeightsChanged, open_model, require_same_weights
 from pplx_search.page.library import Library, filter_of
 
 _MAX_RESULTS, _MAX_LINES = 30, 400
@@ -38,12 +38,17 @@ class QueryEncoder:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def encode(self, query: str) -> np.ndarray:
-        """Return the vector of a query, int8 `[D]`. Raises InputError if it is too long or the index is empty."""
+        """Return the vector of a query, int8 `[D]`.
+
+        Raises InputError if it is too long or the index is empty, and WeightsChanged if the model has changed.
+        """
         settings = self.library.settings()
         if settings is None:
             raise EdgeError(EMPTY)
         with self._guard:
             name, backend = str(settings["model"]), str(settings["backend"])
+            if self._own is not None and self._own.fingerprint != settings.get("weights"):
+                self._own = None  # `reembed` has switched the index to another model, or this one is out of date
             model = self._own or find_warm(name, backend=backend, offline=True)
             if model is None:
                 model = self._own = open_model(name, self.args, backend)
@@ -63,11 +68,16 @@ def build_server(library: Library, encode: Callable[[str], np.ndarray]) -> MCPSe
         """Search the user's files for passages that answer a question.
 
         `type` is a kind of file (pdf, markdown, code, mail, …), `folder` an absolute path, and `since` and `until` are
-        dates such as 2026-01-31. If `relevant` is false, no passage seems to answer the question.
+        dates such as 2026-01-31. If `relevant` is false, no passage seems to answer the question. A `note` says why
+        the passages are ranked by words alone.
         """
         fields = {"type": [type], "in": [folder], "since": [since], "until": [until]}
         wanted = filter_of({name: [text for text in texts if text] for name, texts in fields.items()})
-        return _answer(library.search(query, encode(query), _limit(limit), wanted))
+        try:
+            codes, note = encode(query), {}
+        except WeightsChanged as error:
+            codes, note = None, {"note": str(error)}
+        return _answer(library.search(query, codes, _limit(limit), wanted)) | note
 
     def similar(document: int, start: int, limit: int = 8) -> dict[str, Any]:
         """Find passages that are similar to a result of `search`, which is named by its `document` and `start`."""

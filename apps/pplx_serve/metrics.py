@@ -1,5 +1,7 @@
 """The figures of a server in the text format of Prometheus."""
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from pplx_serve.pool import Pool
@@ -31,6 +33,22 @@ class Metrics:
         )
         self.queue = Gauge("pplx_queue_tokens", "Tokens that wait.", ["model"], registry=registry)
         self.resident = Gauge("pplx_model_resident_bytes", "Memory of a loaded model.", ["model"], registry=registry)
+
+        # Looking a label up takes longer than counting.
+        self._of_reply = cache(lambda route, status: (self.requests.labels(route, status), self.seconds.labels(route)))
+        self._of_model = cache(lambda model: (self.tokens.labels(model), self.truncated.labels(model)))
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a reply."""
+        requests, latency = self._of_reply(route, status)
+        requests.inc()
+        latency.observe(seconds)
+
+    def read(self, model: str, n_tokens: int, n_truncated: int) -> None:
+        """Count the tokens of a request that was answered, and its inputs that were cut."""
+        tokens, truncated = self._of_model(model)
+        tokens.inc(n_tokens)
+        truncated.inc(n_truncated)
 
     def text(self, pool: Pool) -> bytes:
         """Return all figures, including the state of the models now."""

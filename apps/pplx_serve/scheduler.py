@@ -5,21 +5,21 @@ waits behind the whole of another client's request. While a pass reads rows of a
 jobs, because a pass over long inputs takes long and cannot be interrupted. The queue is bounded in tokens.
 """
 
-import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
+from pplx_edge.errors import NumericalError
 from pplx_edge.text.batching import collate
 from pplx_edge.types import Session, TokenRow
 from pplx_edge.vectors.codes import require_finite
 from pplx_kit.web_errors import WebError
-from pplx_serve.wire import Convert
 
 SMALL_TOKENS = 64  # a job of at most this many tokens may overtake a pass over a large one
 _FIRST_SPEED = 1000.0  # tokens per second, until a pass was measured
@@ -29,23 +29,21 @@ _WAIT_SECONDS = 60
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """The rows of one request. `convert` turns their means into what the client gets."""
+    """The rows of one request. The result is the means of their spans, float32 `[N, dim]`."""
 
     rows: list[TokenRow]
-    convert: Convert
     dim: int
     done: "Future[np.ndarray]" = field(default_factory=Future)
     result: np.ndarray = field(init=False)
     n_tokens: int = field(init=False)
     n_left: int = field(init=False)  # rows without a result
     waiting: deque[int] = field(init=False)  # rows that no pass has taken, longest first
-    _first_span: np.ndarray = field(init=False)
+    _first_span: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         lengths = [len(row) for row in self.rows]
-        self._first_span = np.cumsum([0, *(len(row.bounds) for row in self.rows)])
-        zeros = self.convert(np.zeros((1, self.dim), np.float32))  # what a row without tokens has
-        self.result = np.repeat(zeros, self._first_span[-1], axis=0)
+        self._first_span = [0, *accumulate(len(row.bounds) for row in self.rows)]
+        self.result = np.zeros((self._first_span[-1], self.dim), np.float32)  # a row without tokens has zeros
         self.waiting = deque(sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -lengths[i]))
         self.n_tokens, self.n_left = sum(lengths), len(self.waiting)
 
@@ -55,11 +53,8 @@ class Job:
         return self.n_tokens <= SMALL_TOKENS
 
     def put(self, row: int, means: np.ndarray) -> None:
-        """Keep the means of a row's spans. Raises NumericalError for NaN and infinity."""
-        require_finite(means, [f"input {row}"] * len(means))
-        start, stop = self._first_span[row], self._first_span[row + 1]
-        if stop > start:
-            self.result[start:stop] = self.convert(means[:, : self.dim])
+        """Keep the means of a row's spans."""
+        self.result[self._first_span[row] : self._first_span[row + 1]] = means[:, : self.dim]
         self.n_left -= 1
 
 
@@ -84,7 +79,9 @@ class Scheduler:
     ):
         self._session, self._pad_id, self._policy = session, pad_id, session.policy
         self._capacity, self._window, self._on_pass = capacity, window, on_pass
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # A condition for each thread: waking one that has nothing to do would take the interpreter from the others.
+        self._any_job, self._small_job = threading.Condition(self._lock), threading.Condition(self._lock)
         self._jobs: deque[Job] = deque()
         self._queued = self._read = self._passes = 0
         self._fill, self._speed = 0.0, _FIRST_SPEED
@@ -97,12 +94,12 @@ class Scheduler:
     @property
     def load(self) -> Load:
         """The load right now."""
-        with self._changed:
+        with self._lock:
             return Load(self._queued, self._read, self._passes, self._fill)
 
     def require_room(self, n_tokens: int = 1) -> None:
         """Raise WebError 429 if the queue has no room. One job always fits into an empty queue."""
-        with self._changed:
+        with self._lock:
             self._require_room(n_tokens)
 
     def submit(self, job: Job) -> "Future[np.ndarray]":
@@ -110,7 +107,7 @@ class Scheduler:
 
         Cancelling the future drops the rows that no pass has taken.
         """
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise WebError(503, "the model is being unloaded; try again", code="unloading", retry_after=1)
             if not job.n_left:
@@ -119,16 +116,19 @@ class Scheduler:
             self._require_room(job.n_tokens)
             self._queued += job.n_tokens
             self._jobs.append(job)
-            self._changed.notify_all()
+            self._any_job.notify()
+            if job.small:
+                self._wake_for_small_jobs()
         job.done.add_done_callback(lambda done: self._drop(job) if done.cancelled() else None)
         return job.done
 
     def close(self) -> None:
         """End the threads after their current pass. Jobs that are left fail."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             left = list(self._jobs)
-            self._changed.notify_all()
+            self._any_job.notify()
+            self._small_job.notify()
         for thread in self._threads:
             thread.join()
         del self._session  # its memory is not needed until the scheduler itself is gone
@@ -142,7 +142,7 @@ class Scheduler:
             raise WebError(429, f"{self._queued:,} tokens are waiting", code="queue_full", retry_after=seconds)
 
     def _drop(self, job: Job) -> None:
-        with self._changed:
+        with self._lock:
             if job in self._jobs:
                 self._jobs.remove(job)
             self._queued -= sum(len(job.rows[row]) for row in job.waiting)
@@ -150,9 +150,9 @@ class Scheduler:
 
     def _read_batches(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._jobs and not self._closed:
-                    self._changed.wait()
+                    self._any_job.wait()
                 if self._closed:
                     return
                 self._wait_for_more()
@@ -161,7 +161,7 @@ class Scheduler:
                 taken = take(self._jobs, self._policy.max_tokens, self._policy.max_attention, self._policy.padded)
                 self._queued -= _tokens(taken)
                 self._large_pass = any(not job.small for job, _ in taken)
-                self._changed.notify_all()
+                self._wake_for_small_jobs()
             self._read_rows(taken)
             self._large_pass = False
 
@@ -169,13 +169,13 @@ class Scheduler:
         """Wait a moment for other jobs, unless there are enough for a whole pass."""
         deadline = time.monotonic() + self._window
         while self._queued < self._policy.max_tokens and (left := deadline - time.monotonic()) > 0:
-            self._changed.wait(left)
+            self._any_job.wait(left)
 
     def _read_small_jobs(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while not (small := self._overtaking()) and not self._closed:
-                    self._changed.wait()
+                    self._small_job.wait()
                 if self._closed:
                     return
                 taken = take(small, SMALL_TOKENS, self._policy.max_attention, self._policy.padded)
@@ -184,6 +184,10 @@ class Scheduler:
                         self._jobs.remove(job)
                 self._queued -= _tokens(taken)
             self._read_rows(taken)
+
+    def _wake_for_small_jobs(self) -> None:
+        if self._large_pass:
+            self._small_job.notify()
 
     def _overtaking(self) -> deque[Job]:
         """Return the jobs that need not wait for the pass that is running."""
@@ -195,34 +199,40 @@ class Scheduler:
             return
         started = time.monotonic()
         try:
-            rows = [job.rows[row] for job, row in taken]
-            means = self._session.span_means(collate(rows, self._pad_id))
-            for (job, row), part in zip(
-                taken, np.split(means, np.cumsum([len(r.bounds) for r in rows])[:-1]), strict=True
-            ):
-                self._put(job, row, part)
+            means = self._session.span_means(collate([job.rows[row] for job, row in taken], self._pad_id))
+            self._keep(taken, means)
         except BaseException as error:  # whatever the runtime raises belongs to those who wait for it
             for job, _ in taken:
                 self._drop(job)
                 _fail(job, error)
         seconds = time.monotonic() - started
         n_tokens = _tokens(taken)
-        with self._changed:
+        with self._lock:
             self._read, self._passes = self._read + n_tokens, self._passes + 1
             self._fill = min(1.0, n_tokens / self._policy.max_tokens)
             self._speed += _SMOOTHING * (n_tokens / max(seconds, 1e-6) - self._speed)
         self._on_pass(self._fill)
 
-    def _put(self, job: Job, row: int, means: np.ndarray) -> None:
-        try:
-            with self._changed:
-                job.put(row, means)
-                finished = not job.n_left
-            if finished and job.done.set_running_or_notify_cancel():
+    def _keep(self, taken: Taken, means: np.ndarray) -> None:
+        """Give the means of a pass to their jobs, and finish the jobs that are complete. NaN fails its job alone."""
+        finite = bool(np.isfinite(means).all())
+        stops = list(accumulate(len(job.rows[row].bounds) for job, row in taken))
+        finished = []
+        with self._lock:
+            for (job, row), start, stop in zip(taken, [0, *stops], stops, strict=False):
+                job.put(row, means[start:stop])
+                if not job.n_left:
+                    finished.append(job)
+        if not finite:
+            for (job, row), start, stop in zip(taken, [0, *stops], stops, strict=False):
+                try:
+                    require_finite(means[start:stop], [f"input {row}"] * (stop - start))
+                except NumericalError as error:
+                    self._drop(job)
+                    _fail(job, error)
+        for job in finished:
+            if _unanswered(job):
                 job.done.set_result(job.result)
-        except Exception as error:  # the result of one job must not stop the others
-            self._drop(job)
-            _fail(job, error)
 
 
 def take(jobs: deque[Job], max_tokens: int, max_attention: int, padded: bool) -> Taken:
@@ -267,6 +277,10 @@ def _tokens(taken: Taken) -> int:
 
 
 def _fail(job: Job, error: BaseException) -> None:
-    with contextlib.suppress(InvalidStateError):  # another pass has failed it already
-        if job.done.set_running_or_notify_cancel():
-            job.done.set_exception(error)
+    if _unanswered(job):
+        job.done.set_exception(error)
+
+
+def _unanswered(job: Job) -> bool:
+    """Return whether a job is neither cancelled nor failed. After that, it cannot be cancelled any more."""
+    return not job.done.done() and job.done.set_running_or_notify_cancel()

@@ -16,6 +16,7 @@ from pplx_edge.types import TokenRow
 from pplx_edge.vectors.codes import BITS_PER_BYTE, MIN_DIM
 from pplx_kit.web_errors import WebError
 from pplx_serve import wire
+from pplx_serve.bell import Bell
 from pplx_serve.messages import (
     HOSTED_FORMATS,
     MAX_HOSTED_TOKENS,
@@ -31,6 +32,7 @@ from pplx_serve.scheduler import Job
 
 Handler = Callable[[Request], Awaitable[Response]]
 _SMALL_BYTES = 16_384  # bodies and replies up to this size are handled without another thread
+_UNWATCHED_SECONDS = 0.2  # before the connection of a request is watched; most requests are answered by then
 _PERPLEXITY_AGENTS = ("perplexity/", "asyncperplexity/")
 _JSON = "application/json"
 
@@ -47,6 +49,7 @@ class Service:
     metrics: Metrics
     stopping: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
+    bell: Bell = field(default_factory=Bell)
 
     async def embeddings(self, request: Request) -> Response:
         """Embed strings or token ids, each on its own."""
@@ -125,8 +128,7 @@ class Service:
                 status = response.status_code
                 return response
             finally:
-                self.metrics.requests.labels(route, status).inc()
-                self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
+                self.metrics.answered(route, status, time.perf_counter() - started)
 
         return handle
 
@@ -154,21 +156,39 @@ class Service:
             limit = loaded.embedder.max_tokens
             n_truncated = sum(len(row) > limit for row in rows)
             rows = [row.cut(limit) if len(row) > limit else row for row in rows]
-            job = Job(rows, wire.converter(encoding, body.normalize), dim)
+            job = Job(rows, dim)
             if job.n_tokens > max_tokens:
                 message = f"the inputs have {job.n_tokens:,} tokens in all, limit {max_tokens:,}; send fewer at once"
                 raise WebError(422, message, code="too_many_tokens", where=("input",))
-            codes = await _result(loaded, job, request)
-        make = data_of([len(row.bounds) for row in rows])
+            means = await self._result(loaded, job, request)
+        convert, make = wire.converter(encoding, body.normalize), data_of([len(row.bounds) for row in rows])
 
         def write() -> bytes:
-            return wire.reply(make(codes, encoding), body.model, job.n_tokens, n_truncated)
+            return wire.reply(make(convert(means), encoding), body.model, job.n_tokens, n_truncated)
 
-        content = await _in_thread_if(codes.size > _SMALL_BYTES, write)
-        self.metrics.tokens.labels(slot.source.name).inc(job.n_tokens)
-        self.metrics.truncated.labels(slot.source.name).inc(n_truncated)
+        content = await _in_thread_if(means.size > _SMALL_BYTES, write)
+        self.metrics.read(slot.source.name, job.n_tokens, n_truncated)
         headers = {"X-Truncated-Inputs": str(n_truncated)} if body.truncate else None
         return Response(content, media_type=_JSON, headers=headers)
+
+    async def _result(self, loaded: Loaded, job: Job, request: Request) -> np.ndarray:
+        """Return the means of a job. If the client leaves before that, drop the job and raise ClientLeft."""
+        future = loaded.scheduler.submit(job)
+        if future.done():
+            return future.result()
+        done = self.bell.wrap(future)
+        try:
+            if not (await asyncio.wait([done], timeout=_UNWATCHED_SECONDS))[0]:
+                left = asyncio.ensure_future(_left(request))
+                try:
+                    await asyncio.wait([done, left], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    left.cancel()
+            if done.done():
+                return done.result()
+            raise ClientLeft
+        finally:
+            done.cancel()
 
     def _require_fit(self, rows: Sequence[TokenRow], loaded: Loaded, truncate: bool) -> None:
         """Raise WebError 422 for an input that the model cannot read, or that does not fit into the memory."""
@@ -271,22 +291,6 @@ def _dim(wanted: int | None, native: int, encoding: str) -> int:
         message = f"dimensions {dim:,} does not fill whole bytes: base64_binary needs a multiple of {BITS_PER_BYTE}"
         raise WebError(422, message, code="dimensions", where=where)
     return dim
-
-
-async def _result(loaded: Loaded, job: Job, request: Request) -> np.ndarray:
-    """Return the rows of a job. If the client leaves before that, drop the job and raise ClientLeft."""
-    future = loaded.scheduler.submit(job)
-    if future.done():
-        return future.result()
-    done, left = asyncio.wrap_future(future), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait([done, left], return_when=asyncio.FIRST_COMPLETED)
-        if done.done():
-            return done.result()
-        raise ClientLeft
-    finally:
-        left.cancel()
-        done.cancel()
 
 
 async def _left(request: Request) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from pplx_edge.vectors.codes import hosted_signs, quantize
+from pplx_edge.vectors.codes import hosted_signs, int8_codes
 
 Convert = Callable[[np.ndarray], np.ndarray]
 _COST = {"currency": "USD", "input_cost": 0.0, "total_cost": 0.0}
@@ -16,7 +16,7 @@ _COST = {"currency": "USD", "input_cost": 0.0, "total_cost": 0.0}
 def converter(encoding_format: str, normalize: bool) -> Convert:
     """Return the function that turns means, float32 `[N, D]`, into what is sent."""
     if encoding_format == "base64_int8":
-        return lambda means: quantize(means, "int8")
+        return int8_codes
     if encoding_format == "base64_binary":
         return hosted_signs
     return unit_length if normalize else lambda means: means

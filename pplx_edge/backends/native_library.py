@@ -14,7 +14,7 @@ from pplx_edge.errors import ArtifactError, EdgeError, InputError, ModelError
 
 LIBRARY_VARIABLE = "PPLX_EDGE_KERNELS"  # the path of another build of the library
 ISA_VARIABLE = "PPLX_EDGE_ISA"  # the name of an instruction set to use instead of the best one
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _SCALAR = "scalar"  # the instruction set without vectors, which every processor has
 _LIBRARY = (
     Path(__file__).parents[1] / "kernels" / ("libpplx_kernels" + (".dylib" if sys.platform == "darwin" else ".so"))
@@ -40,6 +40,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pplx_run_layers": (_i32, (_pointer, *_rows, _i32, _i32, _i32, _pointer, *_error)),
     "pplx_isa": (_text, (_pointer,)),
     "pplx_buffer_bytes": (_u64, (_pointer, _i64, _i64, _i32)),
+    "pplx_phase_names": (_text, ()),
+    "pplx_phase_seconds": (None, (_pointer, _pointer)),
     "pplx_default_threads": (_i32, ()),
     "pplx_close": (None, (_pointer,)),
 }

@@ -97,6 +97,13 @@ class NativeSession:
         """Return the memory that a call with so many rows and tokens needs on top of the model."""
         return self.library.functions.pplx_buffer_bytes(self._model, n_rows, n_tokens, self.threads)
 
+    def phase_seconds(self) -> dict[str, float]:
+        """Return the seconds that all calls so far spent in each phase, from one wait of all threads to the next."""
+        names = self.library.functions.pplx_phase_names().decode().split(",")
+        seconds = np.empty(len(names))
+        self.library.functions.pplx_phase_seconds(self._model, seconds.ctypes.data)
+        return dict(zip(names, seconds.tolist(), strict=True))
+
     def packed_states(self, batch: TokenBatch) -> np.ndarray:
         """Return the states of the real tokens of all rows, concatenated: float32 `[S, D]`."""
         states = np.empty((int(batch.lengths.sum()), self.spec.dim), np.float32)

@@ -73,6 +73,9 @@ COMMANDS = {
         "validation:ValidateConfig",
         "validation:validate_model",
     ),
+    "held-out": Command(
+        "Write held-out pairs as retrieval tasks in BEIR layout.", "held_out:HeldOutConfig", "held_out:write_held_out"
+    ),
     "merge": Command("Merge two checkpoints by spherical interpolation.", "merge:MergeConfig", "merge:merge"),
     "widen": Command(
         "Add dimensions to the vectors of a trained model.", "widen:WidenConfig", "widen:widen_checkpoint"

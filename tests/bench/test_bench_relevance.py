@@ -85,7 +85,7 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         judged = judged_lines({f"{c}-{t}": {f"{c}-{t}": 1} for c, t, _ in filled})
         write_task(tmp_path / "bench" / name, corpus, queries, judged)
     written, results = tmp_path / "calibration.json", tmp_path / "found.jsonl"
-    options = ["--tasks", ",".join(SAYINGS), "--questions", "48", "--threads", "1"]
+    options = ["--questions", "48", "--threads", "1"]
     files = ["--calibration", str(written), "--json", str(results), "--work", str(tmp_path / "work")]
     assert main(["bench", "search", "relevance", str(tmp_path / "bench"), *options, *files]) == 0
     printed = capsys.readouterr().out

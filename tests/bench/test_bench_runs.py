@@ -30,14 +30,17 @@ def test_speed_of_ours(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr()
     assert "pplx-edge native-int8" in printed.out
     assert "pplx-edge onnx-int8" in printed.out
-    assert "where our time goes" in printed.out
+    assert "where native spends time" in printed.out
+    assert "where onnx spends time" in printed.out
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows = [line for line in lines if line["kind"] == "row"]
     measured = [(line["peer"], line["row"]) for line in rows]
     assert measured == [("native", "1x16"), ("native", "mixed"), ("onnx", "1x16"), ("onnx", "mixed")]
     assert all(line["cosine"] > 0.99 and line["tokens_per_second"] > 0 and line["artifact"] for line in rows)
     profiles = [line for line in lines if line["kind"] == "profile"]
+    assert [profile["peer"] for profile in profiles] == ["native", "native", "onnx", "onnx"]
     assert all(sum(profile["shares"].values()) == pytest.approx(1, abs=0.02) for profile in profiles)
+    assert all(profile["shares"][phase] > 0 for profile in profiles[:2] for phase in ("attention", "gate and up"))
 
 
 @needs_kernels

@@ -11,8 +11,9 @@ import pytest
 from checkpoints import sample_rows, tiny_config, write_checkpoint
 
 import pplx_edge
+from pplx_bench.rough.plants import SAME_FUNCTION, write_rough
 from pplx_convert import convert
-from pplx_edge.errors import InputError, ModelError
+from pplx_edge.errors import InputError, MissingExtra, ModelError
 from pplx_edge.models.qwen3_numpy import encode_rows
 from pplx_edge.text.batching import collate
 from pplx_edge.types import Session, TokenBatch, TokenRow
@@ -29,6 +30,7 @@ LEAST_COSINE = {
     "gguf-q8_0": 0.997,
     "gguf-f16": 0.9999,
     "gguf-q4_0": 0.9,
+    "gguf-q4_k": 0.9,
 }
 
 
@@ -170,6 +172,26 @@ def test_a_tokenizer_that_llama_cpp_does_not_have_leaves_ids_only(nano_dir: Path
         artifact = convert(nano_dir, tmp_path / "out", "gguf-q8_0")
     assert artifact.weights["tokenizer"] == "ids only"
     assert artifact.parity["min_cosine"] > 0.99
+
+
+def test_a_format_that_llama_cpp_rounds_needs_llama_cpp(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf")
+    monkeypatch.setitem(sys.modules, "llama_cpp.llama_cpp", None)
+    with pytest.raises(MissingExtra, match=r"gguf-q4_k is rounded by llama\.cpp and needs llama-cpp-python"):
+        convert(tiny_dir, tmp_path / "out", "gguf-q4_k")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("artifact_format", ["openvino-fp16", "openvino-int8", "gguf-f16", "gguf-q8_0"])
+def test_outliers_and_a_large_stream_cost_nothing(artifact_format: str, tiny_dir: Path, tmp_path: Path) -> None:
+    require(artifact_format)
+    rough = write_rough(tiny_dir, tmp_path / "rough", SAME_FUNCTION)
+    smooth, found = (
+        convert(source, tmp_path / f"{source.name}-out", artifact_format).parity for source in (tiny_dir, rough)
+    )
+    assert 1 - found["mean_cosine"] <= 1.5 * (1 - smooth["mean_cosine"]) + 1e-6
 
 
 def test_llama_cpp_pools_and_tokenizes_as_we_do(converted, tiny_dir: Path) -> None:

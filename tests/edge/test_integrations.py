@@ -13,6 +13,7 @@ from checkpoints import tiny_config, write_checkpoint
 from test_soundness import one_layer_graph
 
 import pplx_edge
+from pplx_convert import convert
 from pplx_edge.errors import MissingExtra, ModelError, ModelNotFound
 from pplx_edge.types import Precision
 from pplx_edge.vectors.codes import int8_codes
@@ -113,6 +114,35 @@ def test_optimum_open_refuses_the_causal_graph_and_opens_the_right_one(tmp_path:
         optimum.open(directory)
     one_layer_graph(directory / "model.onnx")
     assert optimum.open(directory).encode(["a text"]).any()
+
+
+@pytest.mark.parametrize("artifact_format", ["openvino-int8", "openvino-fp16"])
+def test_optimum_intel_opens_our_openvino_files(artifact_format: str, nano_dir: Path, tmp_path: Path) -> None:
+    """optimum-intel needs an older transformers, so this runs in an environment of its own."""
+    intel = pytest.importorskip("optimum.intel")
+    import torch
+
+    directory = convert(nano_dir, tmp_path / "out", artifact_format).directory
+    ours = pplx_edge.load(directory)
+    model = intel.OVModelForFeatureExtraction.from_pretrained(directory, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
+    texts = [text for text in TEXTS if text]
+    means = []
+    for row in ours.tokenizer.text_rows(texts):
+        ids = torch.from_numpy(row.ids.astype(np.int64)[None])
+        means.append(mean_of(np.asarray(model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0])))
+    expected = np.concatenate([ours.encode([text]) for text in texts])  # alone, as above
+    assert differences(int8_codes(np.stack(means)), expected) <= expected.size // 1000
+
+
+def test_the_causal_graph_that_optimum_cli_exports_is_refused(nano_dir: Path, tmp_path: Path) -> None:
+    """optimum-onnx and its transformers do not read is_causal, and say nothing about it."""
+    pytest.importorskip("optimum.exporters.onnx")
+    program, out = Path(sys.executable).parent / "optimum-cli", tmp_path / "out"
+    command = [str(program), "export", "onnx", "--model", str(nano_dir), "--task", "feature-extraction", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ModelError, match=r"model\.onnx: refused, because its attention is causal"):
+        pplx_edge.load(out)
 
 
 def test_optimum_cli_exports_nano(tmp_path: Path, codes: np.ndarray) -> None:

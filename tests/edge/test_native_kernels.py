@@ -5,6 +5,7 @@ for other processors and run under emulators.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import tiny_config, write_checkpoint
-from kernel_builds import KernelBuild, build_kernels, write_rows
+from kernel_builds import KERNELS, KernelBuild, build_kernels, write_rows
 from tokenizers import Tokenizer
 
 from pplx_convert.native.converter import write_file
@@ -86,6 +87,11 @@ def random_rows(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[TokenRo
 
 def bits(states: np.ndarray) -> np.ndarray:
     return states.view(np.uint32)
+
+
+def test_every_thread_takes_part_in_every_call(native: KernelBuild):
+    """Tasks that wait for each other: the program ends only if no thread misses a call."""
+    assert native.program("team", 20000).stdout == "20000 rounds\n"
 
 
 def test_products_are_exact(native: KernelBuild):
@@ -347,8 +353,28 @@ def test_the_process_stays_usable(program: str, native: KernelBuild, models: dic
         str(native.library),
         str(models["0.6b"]),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=dict(os.environ))
     assert done.stdout == "done\n", done.stderr
+
+
+def test_a_compiler_too_old_for_an_instruction_set_leaves_out_that_one_only(tmp_path: Path):
+    """A compiler that rejects the flag of AMX builds the library with all others."""
+    if (found := shutil.which("c++")) is None or shutil.which("cmake") is None or platform.machine() != "x86_64":
+        pytest.skip("there is no compiler for x86 here")
+    compiler = tmp_path / "old-compiler"
+    compiler.write_text(
+        "#!/bin/sh\nfor a; do test $a = -mamx-int8 && echo \"error: unrecognized option '$a'\" >&2 && exit 1; done\n"
+        f'exec {found} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    environment = dict(os.environ) | {"CXX": str(compiler)}
+    configure = ["cmake", "-S", KERNELS, "-B", tmp_path, "-G", "Ninja", "-DCMAKE_CXX_FLAGS_RELEASE=-O0"]
+    done = subprocess.run(configure, capture_output=True, text=True, check=True, env=environment)
+    warning = " ".join(done.stderr.split())
+    assert "too old for the instruction set amx, which is left out (error: unrecognized option '-mamx-int8')" in warning
+    subprocess.run(["ninja", "-C", tmp_path], capture_output=True, check=True)
+    library = NativeLibrary(next(tmp_path.glob("libpplx_kernels.*")))
+    assert library.build_info.endswith("instruction sets avx512,avxvnni,avx2,scalar")
 
 
 _INNER_LOOPS = {  # the instruction of the inner loops of each set

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from fakes import FakeSession, fake_embedder, fake_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplx_edge import load
 from pplx_edge.embedder import Embedder
 from pplx_edge.errors import InputError, NumericalError
 from pplx_edge.types import ChunkVector, StreamOptions, TokenBatch
@@ -86,6 +84,18 @@ def test_a_real_model_gives_the_codes_of_encode_chunks(tiny_model: Embedder, pre
     expected = tiny_model.encode_chunks([[TEXT[v.start : v.stop] for v in vectors]], precision, dim=64)[0]
     assert np.array_equal(np.stack([v.codes for v in vectors]), expected)
     assert vectors[0].codes.dtype == expected.dtype
+
+
+def test_a_real_model_reads_windows_goes_on_and_serves_many_documents(tiny_model: Embedder):
+    documents = [TEXT, TEXT[:200], "x " * 300]
+    alone = [list(tiny_model.encode_stream(text, options=SMALL)) for text in documents]
+    assert len(alone[0]) > 30
+    assert same(list(tiny_model.encode_stream(iter(TEXT), options=SMALL)), alone[0])
+    rest = list(tiny_model.encode_stream(TEXT, options=SMALL, resume=alone[0][20].position))
+    assert same(rest, alone[0][21:])
+    together = list(tiny_model.encode_streams(documents, options=SMALL))
+    for i, vectors in enumerate(alone):
+        assert same([vector for document, vector in together if document == i], vectors)
 
 
 def test_contextual_models_take_a_separator_and_plain_ones_do_not():
@@ -400,14 +410,3 @@ def test_a_budget_of_memory_becomes_a_window():
     assert 9 * small.window < large.window < 11 * small.window
     with pytest.raises(InputError, match=r"needs at least \d MB on top of the model"):
         fake_embedder(FakeSession(spec=fake_spec(dim=4096))).encode_stream(TEXT, options=StreamOptions(window_mb=1))
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    """A tiny random model, converted."""
-    from pplx_convert import convert
-
-    target = tmp_path_factory.mktemp("stream") / "tiny"
-    convert(tiny_dir, target, "onnx-int8")
-    with load(target) as model:
-        yield model

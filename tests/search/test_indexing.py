@@ -45,8 +45,14 @@ def store(tmp_path: Path, folder: Path) -> Iterator[Store]:
         yield opened
 
 
-def indexer(store: Store, session: FakeSession | None = None, name: str = "fake", **options: object) -> Indexer:
-    model = fake_embedder(session)
+def indexer(
+    store: Store,
+    session: FakeSession | None = None,
+    name: str = "fake",
+    model: Embedder | None = None,
+    **options: object,
+) -> Indexer:
+    model = model or fake_embedder(session)
     return Indexer(store, model, OPTIONS, settings_of(name, model, OPTIONS), **options)  # type: ignore[arg-type]
 
 
@@ -77,7 +83,19 @@ def test_files_are_indexed_found_and_left_alone(store: Store, folder: Path) -> N
 
 def test_vectors_are_those_of_a_stream_of_the_file(store: Store, folder: Path) -> None:
     update(store)
-    model = fake_embedder()
+    assert_vectors_of_streams(store, folder, fake_embedder())
+
+
+def test_a_real_model_indexes_and_finds(store: Store, folder: Path, tiny_model: Embedder) -> None:
+    report = indexer(store, name="tiny", model=tiny_model).update()
+    assert (report.indexed + report.known, report.failed) == (len(FILES), 0)
+    assert store.check() == []
+    assert_vectors_of_streams(store, folder, tiny_model)
+    path, _ = passages(store, "Deep learning is machine learning", tiny_model)[0]
+    assert path.endswith(("learning.md", "again.md"))
+
+
+def assert_vectors_of_streams(store: Store, folder: Path, model: Embedder) -> None:
     for name in ("fox.txt", "long.txt"):
         expected = list(model.encode_stream(folder / name, options=StreamOptions(**_cut(OPTIONS, "text"))))
         found = store.search(

@@ -234,10 +234,11 @@ def test_markdown_becomes_a_tree_without_html_and_without_foreign_links() -> Non
     assert not any(node.get("hit") for node in found[1:] if isinstance(node, dict))
 
 
-def test_marks_leave_out_words_that_most_texts_have() -> None:
-    texts = ["the lease", "the rent", "the flat", "the house", "the end"]
-    assert telling_stems("the Lease ends", texts) == {"lease", "ends"}
-    assert telling_stems("the", texts[:2]) == {"the"}
+def test_marks_leave_out_words_that_are_common_in_the_index() -> None:
+    idf = {"the": 1e-6, "when": 1.8, "lease": 6.0, "flat": 5.0}
+    assert telling_stems(["when", "the", "lease", "flat", "unheard"], idf) == {"lease", "flat", "unhea"}
+    assert telling_stems(["the"], {"the": 1e-6}) == {"the"}
+    assert telling_stems(["x"], {}) == {"x"}
     assert marked("Leases, leased", {"lease"}) == [("Leases", True), (", ", False), ("leased", True)]
     assert marked("", {"x"}) == []
 

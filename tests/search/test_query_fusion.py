@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_index import Basket, document, facts, make_codes, make_text
 
 from pplx_search.ids import ChunkId
-from pplx_search.query.fusion import BONUS, COSINE_WEIGHT, Legs, best_chunks, fuse
+from pplx_search.query.fusion import WEIGHTS, Legs, best_chunks, fuse
 from pplx_search.store import Query, Store
 
 CHUNKS = st.lists(st.integers(1, 30), unique=True, max_size=12)
@@ -45,9 +45,9 @@ def test_scores_are_the_sum_and_descend(
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
     least = min(cosines.values(), default=0)
     for chunk, score in scores.items():
-        bonus = BONUS * (chunk in phrase) + BONUS * (chunk in name)
-        words = (1 - COSINE_WEIGHT) * bm25.get(chunk, 0) / 20
-        assert score == pytest.approx(COSINE_WEIGHT * cosines.get(chunk, least) + words + bonus)
+        bonus = WEIGHTS.phrase * (chunk in phrase) + WEIGHTS.name * (chunk in name)
+        words = (1 - WEIGHTS.cosine) * bm25.get(chunk, 0) / 20
+        assert score == pytest.approx(WEIGHTS.cosine * cosines.get(chunk, least) + words + bonus)
 
 
 def chunks(scores: Mapping[int, float]) -> dict[ChunkId, float]:
@@ -97,4 +97,4 @@ def test_hits_have_their_scores_in_descending_order(basket: Basket):
     assert scores == sorted(scores, reverse=True)
     for hit in hits:  # with so few chunks, all have an exact cosine
         assert hit.cosine is not None
-        assert hit.score >= COSINE_WEIGHT * hit.cosine
+        assert hit.score >= WEIGHTS.cosine * hit.cosine

@@ -46,6 +46,14 @@ def test_the_exact_phrase_comes_first(basket: Basket):
         assert hit.cosine is None
 
 
+def test_words_that_many_chunks_contain_tell_less(basket: Basket):
+    for i in range(9):
+        put(basket, f"{i}.txt", f"kiwi {'fig' if i < 3 else 'pear'} number{i}")
+    found = basket.store.idf(["kiwi", "fig", "number0", "plum"])
+    assert list(found) == ["kiwi", "fig", "number0"]
+    assert found["kiwi"] < 1e-3 < found["fig"] < found["number0"]
+
+
 def test_a_file_is_found_by_its_name_and_title(basket: Basket):
     for i in range(5):
         put(basket, f"invoice_{i}.pdf", f"kiwi number {i}, see invoice", title=f"Bill of {('May', 'June')[i % 2]} {i}")

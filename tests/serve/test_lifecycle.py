@@ -55,7 +55,7 @@ def test_sigterm_answers_what_is_there_and_refuses_the_rest(run_directory: Path)
         assert server.process.wait(30) == 0
         with pytest.raises(ConnectionRefusedError):
             server.ask("GET", "/health")
-    assert any("answering the requests that are there" in line for line in server.lines)
+    assert any("finishing open requests" in line for line in server.lines)
     assert not list(run_directory.glob("*.sock"))
 
 

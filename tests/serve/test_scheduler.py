@@ -16,7 +16,6 @@ from pplx_edge.errors import NumericalError
 from pplx_edge.types import BatchPolicy, TokenBatch, TokenRow
 from pplx_kit.web_errors import WebError
 from pplx_serve.scheduler import SMALL_TOKENS, Job, Scheduler, take
-from pplx_serve.wire import converter
 
 DIM = 8
 SECONDS = 30.0
@@ -27,7 +26,7 @@ def row(length: int) -> TokenRow:
 
 
 def job(lengths: Sequence[int]) -> Job:
-    return Job([row(length) for length in lengths], lambda means: means, DIM)
+    return Job([row(length) for length in lengths], DIM)
 
 
 class GatedSession(FakeSession):
@@ -55,8 +54,8 @@ def scheduling(model: Embedder, capacity: int = 10_000, window: float = 0.0) -> 
         scheduler.close()
 
 
-def job_of(model: Embedder, texts: Sequence[str], encoding: str = "base64_int8") -> Job:
-    return Job(model.tokenizer.text_rows(texts), converter(encoding, False), model.dim)
+def job_of(model: Embedder, texts: Sequence[str]) -> Job:
+    return Job(model.tokenizer.text_rows(texts), model.dim)
 
 
 @given(
@@ -92,14 +91,12 @@ def test_a_query_is_in_the_next_pass_whatever_else_waits(bulk: list[int], querie
     assert {id(each) for each in small} <= taken
 
 
-@pytest.mark.parametrize("encoding", ["base64_int8", "float"])
-def test_results_are_those_of_the_embedder(encoding: str) -> None:
+def test_results_are_those_of_the_embedder() -> None:
     model = fake_embedder(FakeSession(policy=BatchPolicy(max_tokens=16)))
     texts = ["a", "", "some longer text than others", "b c", "", "another one"]
     with scheduling(model) as scheduler:
-        found = scheduler.submit(job_of(model, texts, encoding)).result(SECONDS)
-    expected = model.encode(texts, "int8" if encoding == "base64_int8" else "float32")
-    np.testing.assert_array_equal(found, expected)
+        found = scheduler.submit(job_of(model, texts)).result(SECONDS)
+    np.testing.assert_array_equal(found, model.encode(texts, "float32"))
 
 
 def test_jobs_share_passes() -> None:
@@ -122,10 +119,10 @@ def test_a_small_job_overtakes_a_pass_over_a_large_one() -> None:
         large = scheduler.submit(job_of(model, ["word " * 100]))
         assert session.entered.wait(SECONDS)
         small = scheduler.submit(job_of(model, ["a question"]))
-        np.testing.assert_array_equal(small.result(SECONDS), model.encode(["a question"]))
+        np.testing.assert_array_equal(small.result(SECONDS), model.encode(["a question"], "float32"))
         assert not large.done()
         session.gate.set()
-        np.testing.assert_array_equal(large.result(SECONDS), model.encode(["word " * 100]))
+        np.testing.assert_array_equal(large.result(SECONDS), model.encode(["word " * 100], "float32"))
 
 
 def test_a_full_queue_is_refused_and_cancelling_makes_room() -> None:
@@ -155,22 +152,24 @@ def test_a_broken_vector_fails_its_job_alone() -> None:
         good = scheduler.submit(job_of(model, ["yy"]))
         with pytest.raises(NumericalError, match="input 1"):
             bad.result(SECONDS)
-        np.testing.assert_array_equal(good.result(SECONDS), model.encode(["yy"]))
+        np.testing.assert_array_equal(good.result(SECONDS), model.encode(["yy"], "float32"))
 
 
 def test_an_exception_of_the_runtime_goes_to_those_who_wait() -> None:
     class Failing(FakeSession):
         def span_means(self, batch: TokenBatch) -> np.ndarray:
-            if batch.attention_mask.sum() > 20:
+            if len(batch.lengths) > 1:
                 raise MemoryError
             return super().span_means(batch)
 
     model = fake_embedder(Failing())
     with scheduling(model) as scheduler:
         with pytest.raises(MemoryError):
-            scheduler.submit(job_of(model, ["word " * 50] * 3)).result(SECONDS)
+            scheduler.submit(job_of(model, ["a word", "two"])).result(SECONDS)
         assert scheduler.load.queued_tokens == 0
-        np.testing.assert_array_equal(scheduler.submit(job_of(model, ["x"])).result(SECONDS), model.encode(["x"]))
+        np.testing.assert_array_equal(
+            scheduler.submit(job_of(model, ["x"])).result(SECONDS), model.encode(["x"], "float32")
+        )
 
 
 def test_closing_fails_what_waits() -> None:

@@ -28,8 +28,9 @@ def add_parser(commands: Any) -> None:
         "pplx-edge serve --model nano\n"
         "pplx-edge serve --model pplx-embed-v1-0.6b --memory 4000 --idle-unload 15m\n"
         "pplx-edge serve --model nano --service systemd",
-        description="Clients of OpenAI and Perplexity work unchanged with the base URL that is printed. Models are "
-        "loaded when they are first used. SIGTERM and Ctrl-C answer the requests that are there, and then stop.",
+        description="Client packages of OpenAI and Perplexity work unchanged with the base URL that is printed. A "
+        "model is loaded when the first request names it. SIGTERM and Ctrl-C finish open requests before the server "
+        "stops.",
     )
     parser.add_argument(
         "--model",
@@ -38,13 +39,15 @@ def add_parser(commands: Any) -> None:
         metavar="[NAME=]MODEL",
         help=f"Model to serve, as NAME if given: {MODEL_HELP}. May be repeated (default: all on this machine).",
     )
-    parser.add_argument("--warm", action="store_true", help="Load all models at the start.")
+    parser.add_argument("--warm", action="store_true", help="Load all models at startup.")
     group = parser.add_argument_group("address")
     group.add_argument("--host", default="127.0.0.1", metavar="HOST", help="Address to listen on (default: 127.0.0.1).")
     group.add_argument(
         "--port", type=_port, default=DEFAULT_PORT, metavar="N", help=f"Port, 0 for any (default: {DEFAULT_PORT})."
     )
-    group.add_argument("--uds", type=Path, metavar="PATH", help="Listen on this Unix socket instead (default: none).")
+    group.add_argument(
+        "--uds", type=Path, metavar="PATH", help="Listen on this Unix socket instead of a port (default: none)."
+    )
     group.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="Also accept this name in Host headers."
     )
@@ -56,24 +59,33 @@ def add_parser(commands: Any) -> None:
     )
     group = parser.add_argument_group("limits")
     group.add_argument(
-        "--memory", type=positive, metavar="MB", help="Most memory that the server may use (default: no limit)."
+        "--memory",
+        type=positive,
+        metavar="MB",
+        help="Limit the memory of the server: unload unused models, then refuse requests (default: no limit).",
     )
     group.add_argument(
         "--idle-unload",
         type=duration,
         metavar="TIME",
-        help="Unload a model unused for this long, e.g. 15m (default: never).",
+        help="Unload a model that was not used for this long, e.g. 15m (default: never).",
     )
     group.add_argument(
-        "--queue", type=positive, default=600_000, metavar="N", help="Tokens that may wait per model (default: 600000)."
+        "--queue",
+        type=positive,
+        default=600_000,
+        metavar="N",
+        help="Tokens that may wait for each model before requests are refused with status 429 (default: 600000).",
     )
-    group.add_argument("--max-body", type=positive, default=8, metavar="MB", help="Largest request (default: 8).")
+    group.add_argument(
+        "--max-body", type=positive, default=8, metavar="MB", help="Largest request body in MB (default: 8)."
+    )
     group.add_argument(
         "--drain",
         type=duration,
         default=30,
         metavar="TIME",
-        help="Time to finish requests when stopping (default: 30s).",
+        help="Time to finish open requests when stopping (default: 30s).",
     )
     parser.add_argument(
         "--service",
@@ -81,9 +93,7 @@ def add_parser(commands: Any) -> None:
         help="Print a service definition for these options instead of serving (default: none).",
     )
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--threads", type=positive, metavar="N", help="onnx: Number of CPU threads (default: all cores)."
-    )
+    group.add_argument("--threads", type=positive, metavar="N", help="Number of CPU threads (default: all cores).")
     group.add_argument("--backend", default="auto", metavar="NAME", help="Runtime to use (default: the best one).")
     group.add_argument(
         "--format",
@@ -124,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
 
         def stopping() -> None:
             service.stopping = True
-            say("stopping: answering the requests that are there")
+            say("stopping: finishing open requests")
 
         web_server.serve(guard, listeners, drain_seconds=args.drain, on_stopping=stopping)
     return 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from pplx_edge.errors import InputError
 from pplx_kit.options import add_command, positive
-from pplx_search.access import open_index, query_model_of
+from pplx_search.access import WeightsChanged, open_index, query_model_of
 from pplx_search.console import say
 from pplx_search.ingest.kinds import DOCUMENT_KINDS
 from pplx_search.options import add_collection_filter, add_folder_filter, add_model_options, query_words
@@ -30,7 +30,8 @@ def add_parser(commands: Any) -> None:
         "than those of a question that the index cannot answer, it prints `nothing relevant` instead of them.\n\n"
         "The first line of a result is its rank, the file with the line (or the page), the cosine of the passage and "
         "the query, and the document's ID in square brackets, for `get` and `open`. The order is that of a score of "
-        "cosine and words, which --explain and --json show, so cosines need not fall. "
+        "cosine and words, which --explain and --json show, so cosines need not fall. After the weights of the model "
+        "have changed, passages are ranked by words alone, until `reembed` is done. "
         "Exit status: 0 results found, 1 nothing relevant, 2 error.",
     )
     parser.add_argument(
@@ -92,8 +93,11 @@ def run(args: argparse.Namespace) -> int:
     with open_index(args) as store:
         wanted, codes = _filter(args, store), None
         if not args.words_only:
-            with query_model_of(store, args) as model:
-                (codes,) = model.encode_query([words], show_progress=False)
+            try:
+                with query_model_of(store, args) as model:
+                    (codes,) = model.encode_query([words], show_progress=False)
+            except WeightsChanged as error:
+                say(str(error))
         answer = store.answer(Query(codes=codes, words=words, k=args.k, filter=wanted))
         if pending := store.n_pending():
             say(f"{pending:,} files are not indexed yet; to index them, run: pplx-search update")

@@ -109,14 +109,14 @@ def build_app(args: argparse.Namespace, secret: str, cookie: str) -> tuple[Any, 
     service = embeddings_service([found], PoolSettings())
 
     async def encode(words: str) -> np.ndarray:
+        from pplx_edge.vectors.codes import int8_codes
         from pplx_serve.scheduler import Job
-        from pplx_serve.wire import converter
 
         async with service.pool.use(name) as loaded:
             require_same_weights(loaded.embedder, library.settings() or {})
             rows = [row.cut(loaded.embedder.max_tokens) for row in loaded.embedder.tokenizer.text_rows([words])]
-            job = Job(rows, converter("base64_int8", False), loaded.embedder.dim)
-            return (await asyncio.wrap_future(loaded.scheduler.submit(job)))[0]
+            job = Job(rows, loaded.embedder.dim)
+            return int8_codes(await asyncio.wrap_future(loaded.scheduler.submit(job)))[0]
 
     @asynccontextmanager
     async def use_model():

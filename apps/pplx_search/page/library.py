@@ -5,7 +5,7 @@ Text of files goes into these values as it is: who shows it must treat it as tex
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ MAX_HITS = 50
 _MAX_FAILURES = 200
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
 _STEM = 5  # words with the same first letters match
-_FEW_TEXTS, _MOST_TEXTS = 5, 0.5
+_TELLING = 0.4  # of the largest inverse document frequency in a query: words such as "the" and "when" have less
 _CLOSE, _RELATED = 0.6, 0.4  # cosines of nano that deserve these words
 _Result = TypeVar("_Result")
 
@@ -59,7 +59,8 @@ class Library:
         if answer is None:
             return {"hits": [], "relevant": True, "chance": None, "explained": "", "pending": 0}
         verdict = judge(answer, self.home)
-        telling = telling_stems(words, answer.texts)
+        asked = _WORD.findall(words.casefold())
+        telling = telling_stems(asked, self._read(lambda store: store.idf(asked), {}))
         return {
             "hits": [hit_of(hit, text, words, telling) for hit, text in zip(answer.hits, answer.texts, strict=True)],
             "relevant": verdict.relevant,
@@ -162,12 +163,13 @@ def hit_of(hit: Hit, text: str, words: str, stems: set[str]) -> dict[str, Any]:
     }
 
 
-def telling_stems(words: str, texts: Sequence[str]) -> set[str]:
-    """Return the first letters of the words of a query, except of words that most of the texts have, such as "the"."""
-    stems = {word[:_STEM] for word in _WORD.findall(words.casefold())}
-    of_texts = [{word[:_STEM] for word in _WORD.findall(text.casefold())} for text in texts]
-    common = {stem for stem in stems if sum(stem in found for found in of_texts) > len(texts) * _MOST_TEXTS}
-    return stems - common if len(texts) >= _FEW_TEXTS else stems
+def telling_stems(words: Sequence[str], idf: Mapping[str, float]) -> set[str]:
+    """Return the first letters of the words of a query, except of those that are common in the index, such as "the".
+
+    `idf` holds the inverse document frequency of the words that the index contains.
+    """
+    least = _TELLING * max(idf.values(), default=0.0)
+    return {word[:_STEM] for word in words if idf.get(word, least) >= least}
 
 
 def marked(text: str, stems: set[str]) -> list[tuple[str, bool]]:

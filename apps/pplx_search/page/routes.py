@@ -21,6 +21,7 @@ from pplx_edge import Embedder
 from pplx_edge.errors import EdgeError, InputError
 from pplx_kit.web_errors import WebError
 from pplx_kit.web_guard import same_secret
+from pplx_search.access import WeightsChanged
 from pplx_search.commands.open import open_file
 from pplx_search.ingest.parsers import PARSERS
 from pplx_search.page.drawing import draw_page
@@ -122,11 +123,14 @@ class SearchPage:
             raise InputError("the query is empty")
         names = ("type", "in", "collection", "since", "until")
         wanted = filter_of({name: request.query_params.getlist(name) for name in names})
-        codes = None
+        codes, note = None, ""
         if request.query_params.get("mode") == "all" and await asyncio.to_thread(self.library.settings) is not None:
-            codes = await self.encode(words)
+            try:
+                codes = await self.encode(words)
+            except WeightsChanged as error:
+                note = str(error)
         k = _number(request, "k", 20, MAX_HITS)
-        return _json(await asyncio.to_thread(self.library.search, words, codes, k, wanted))
+        return _json(await asyncio.to_thread(self.library.search, words, codes, k, wanted) | {"note": note})
 
     async def similar(self, request: Request) -> Response:
         """Return the passages that are most similar to one."""

@@ -1,4 +1,4 @@
-"""The upper bound of SQLite's BM25 for a query."""
+"""Frequencies of words in SQLite's BM25, and the upper bound of the BM25 for a query."""
 
 import math
 
@@ -15,6 +15,11 @@ def bm25_bound(words: str, snapshot: Snapshot) -> float:
 
     Words that no chunk contains count in full, although SQLite ignores them in ranking.
     """
+    return (_K1 + 1) * sum(idf(term, snapshot) for term in match_terms(words))
+
+
+def idf(term: str, snapshot: Snapshot) -> float:
+    """Return SQLite's inverse document frequency of an FTS5 term: almost 0 if more than half of all chunks have it."""
     n_chunks = snapshot.n_slots
-    counts = [min(snapshot.n_chunks_with(term, MAX_COUNTED + 1), n_chunks) for term in match_terms(words)]
-    return (_K1 + 1) * sum(max(_MIN_IDF, math.log((n_chunks - n + 0.5) / (n + 0.5))) for n in counts)
+    n = min(snapshot.n_chunks_with(term, MAX_COUNTED + 1), n_chunks)
+    return max(_MIN_IDF, math.log((n_chunks - n + 0.5) / (n + 0.5)))

@@ -2,8 +2,9 @@
 
     score = 0.3 · cosine + 0.7 · BM25 / bound + 0.2 for an exact phrase + 0.2 for a name match
 
-The bound is the upper bound of BM25 for the query, so that both terms are at most 1. The score uses the values of a leg
-rather than its ranks, because ranks do not say how much better the first chunk is than the second.
+The numbers are `WEIGHTS`, which `pplx-edge bench search fusion` fits. The bound is the upper bound of BM25 for the
+query, so that both terms are at most 1. The score uses the values of a leg rather than its ranks, because ranks do not
+say how much better the first chunk is than the second.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +13,19 @@ from dataclasses import dataclass, field
 from pplx_search.ids import ChunkId
 from pplx_search.query.types import RankedChunk
 
-COSINE_WEIGHT = 0.3
-BONUS = 0.2
 DENSE, WORDS, PHRASE, NAME = "dense", "words", "phrase", "name"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The weight of the cosine, that of BM25 being the rest to 1, and what a phrase and a name match add."""
+
+    cosine: float
+    phrase: float
+    name: float
+
+
+WEIGHTS = Weights(cosine=0.3, phrase=0.2, name=0.2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +58,7 @@ class Legs:
         return {DENSE: self.dense, WORDS: self.words, PHRASE: self.phrase, NAME: self.name}
 
 
-def fuse(legs: Legs) -> dict[ChunkId, float]:
+def fuse(legs: Legs, weights: Weights = WEIGHTS) -> dict[ChunkId, float]:
     """Return the score of each chunk that a leg found, best first. Equal scores keep the order of the legs.
 
     A chunk without a cosine was too far from the query for the dense leg, so it gets the lowest known cosine.
@@ -60,9 +71,9 @@ def fuse(legs: Legs) -> dict[ChunkId, float]:
         for chunk_id in leg:
             if chunk_id not in scores:
                 share = bm25.get(chunk_id, 0.0) / legs.bm25_bound if legs.bm25_bound else 0.0
-                bonus = BONUS * ((chunk_id in legs.phrase) + (chunk_id in names))
+                bonus = weights.phrase * (chunk_id in legs.phrase) + weights.name * (chunk_id in names)
                 cosine = cosines.get(chunk_id, lowest)
-                scores[chunk_id] = COSINE_WEIGHT * cosine + (1 - COSINE_WEIGHT) * share + bonus
+                scores[chunk_id] = weights.cosine * cosine + (1 - weights.cosine) * share + bonus
     return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
 

@@ -23,6 +23,11 @@ def rank(query: Query, snapshot: Snapshot, scanner: Scanner) -> list[RankedChunk
 
     Raises InputError if the query vector has the wrong dimension.
     """
+    return best_chunks(legs_of(query, snapshot, scanner), query.k)
+
+
+def legs_of(query: Query, snapshot: Snapshot, scanner: Scanner) -> Legs:
+    """Return what each leg finds among the chunks that pass the filter. Raises InputError like `rank`."""
     passing = snapshot.passing(query.filter)
     legs = Legs(
         dense=dense_leg(query, snapshot, passing, scanner),
@@ -34,7 +39,7 @@ def rank(query: Query, snapshot: Snapshot, scanner: Scanner) -> list[RankedChunk
         legs = replace(legs, name=_best_chunk_of_each(named, fuse(legs), snapshot))
     if query.codes is not None:
         legs = replace(legs, other_cosines=_other_cosines(query.codes, legs, snapshot, scanner.kernel))
-    return best_chunks(legs, query.k)
+    return legs
 
 
 def _best_chunk_of_each(text_ids: Iterable[TextId], ranked: Iterable[ChunkId], snapshot: Snapshot) -> list[ChunkId]:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -10,9 +10,11 @@ import numpy as np
 
 from pplx_search.documents import Piece
 from pplx_search.ids import DocumentId, TextId
+from pplx_search.query.bm25 import idf
 from pplx_search.query.evidence import evidence_of
+from pplx_search.query.fusion import Legs
 from pplx_search.query.kernels import open_kernel
-from pplx_search.query.ranking import rank
+from pplx_search.query.ranking import legs_of, rank
 from pplx_search.query.scanner import Scanner
 from pplx_search.query.types import EVERYTHING, Answer, Evidence, Filter, Hit, Query
 from pplx_search.store import compaction, integrity
@@ -134,6 +136,15 @@ class Store:
                 null_baseline=self.vectors.null_baseline(snapshot.generation),
             )
 
+    def idf(self, words: Iterable[str]) -> dict[str, float]:
+        """Return the inverse document frequency of each word that a chunk contains. Words are letters and digits."""
+        with self._guard, self._database.reading():
+            snapshot = self._snapshot()
+            if snapshot is None:
+                return {}
+            terms = {word: f'"{word}"' for word in words}
+            return {word: idf(term, snapshot) for word, term in terms.items() if snapshot.n_chunks_with(term, 1)}
+
     def search(self, query: Query) -> list[Hit]:
         """Return only the hits of an answer, which is faster."""
         with self._guard, self._database.reading():
@@ -141,6 +152,12 @@ class Store:
             if snapshot is None:
                 return []
             return read_hits(self._database, rank(query, snapshot, self._scanner), query.filter)
+
+    def legs(self, query: Query) -> Legs:
+        """Return what each leg of a search finds, before they are combined."""
+        with self._guard, self._database.reading():
+            snapshot = self._snapshot()
+            return Legs() if snapshot is None else legs_of(query, snapshot, self._scanner)
 
     def evidence_elsewhere(self, query: Query, text_id: TextId) -> Evidence | None:
         """Return the evidence among the best chunks that are not part of a text, or None if all of them are."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pplx_bench import machine
 from pplx_bench.measurement import Measurement, add_measurements, check_output, show
-from pplx_bench.search import folder, relevance, report, retrieval, scale
+from pplx_bench.search import folder, fusion, manuals, relevance, report, retrieval, scale
 from pplx_bench.tables import heading
 from pplx_bench.timing import CpuWatch
 from pplx_bench.workdir import append_lines
@@ -36,6 +36,18 @@ MEASUREMENTS = {
         retrieval,
         report.retrieval_table,
     ),
+    "manuals": Measurement(
+        "ask 60 questions of three real manuals, and count how often the right section is among the first hits",
+        "unpacked/ --json manuals.jsonl",
+        manuals,
+        report.manuals_table,
+    ),
+    "fusion": Measurement(
+        "fit the weights of vectors, words, phrases and names in the ranking, and compare them with those in use",
+        "held-out --questions 200",
+        fusion,
+        report.fusion_table,
+    ),
     "relevance": Measurement(
         'measure how often "nothing relevant" is wrong on tasks that it was not fitted to, and fit its calibration',
         "data/bench --questions 250 --calibration calibration.json",
@@ -48,7 +60,7 @@ MEASUREMENTS = {
 def add_arguments(parser: ArgumentParser) -> None:
     """Add a subcommand for each measurement."""
     for name, sub in add_measurements(parser, MEASUREMENTS, "Append the results to this .jsonl file."):
-        if name != "scale":
+        if name not in ("scale", "manuals"):
             sub.add_argument("data", type=Path, metavar="FOLDER", help="Folder of retrieval tasks in BEIR layout.")
         sub.add_argument(
             "--work", type=Path, metavar="DIR", help="Folder for temporary files (default: that of the system)."

@@ -1,4 +1,4 @@
-"""Indexes made by the store's own calls, without reading files, and without encoding texts unless that is measured."""
+"""Indexes made by the store's own calls, without reading files, and with random vectors where those do not matter."""
 
 import hashlib
 import os
@@ -12,6 +12,7 @@ import numpy as np
 from pplx_edge import ChunkVector, Embedder
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_search.documents import Document, Piece
+from pplx_search.embedding import TextEmbedder
 from pplx_search.ids import FileId, TextId
 from pplx_search.settings import fingerprint_of, options_for, settings_of
 from pplx_search.store import FileFacts, Store, text_digest
@@ -45,6 +46,21 @@ class IndexWriter:
         self.store.vectors.append(embedding_id, vectors)
         self.store.vectors.complete(embedding_id)
         self.store.files.finish(file_id, facts, digest)
+
+
+def index_documents(store: Store, documents: Iterable[tuple[bytes, str]], model: Embedder, name: str) -> None:
+    """Embed the texts of some documents, each with its path, into a new index. `name` is that of the model."""
+    options = options_for(model)
+    writer = IndexWriter(store, b"/", settings_of(name, model, options), model.dim)
+    staged = []
+    with store.transaction():
+        for number, (path, text) in enumerate(documents, start=1):
+            facts = FileFacts(path=path, size=len(text), inode=number)
+            staged.append((facts, *writer.stage(facts, text)))
+    TextEmbedder(store, model, writer.generation, options).embed(text_id for _, _, text_id in staged)
+    with store.transaction():
+        for facts, file_id, text_id in staged:
+            store.files.finish(file_id, facts, text_id.to_bytes(32, "little"))
 
 
 def index_files(paths: Iterable[Path], folder: Path, home: Path, model: Embedder) -> None:

@@ -24,7 +24,7 @@ import pplx_edge
 from pplx_bench import machine
 from pplx_bench.options import comma_list, require_writable
 from pplx_bench.retrieval.beir import RetrievalTask, TaskQuery, read_task, task_folders
-from pplx_bench.search.index import IndexWriter
+from pplx_bench.search.index import index_documents
 from pplx_bench.search.retrieval import Figures, sampled
 from pplx_bench.workdir import say
 from pplx_edge import Embedder
@@ -32,12 +32,10 @@ from pplx_edge.errors import InputError, MissingExtra
 from pplx_edge.weights.hub import BUILT_IN
 from pplx_kit.options import positive
 from pplx_search.calibration import ANSWERABLE, ERRORS, FOREIGN, MISSING, LabeledQuery, errors_of, fit
-from pplx_search.embedding import TextEmbedder
 from pplx_search.null_baseline import measure_null_baseline
 from pplx_search.query.evidence import FIRST_HITS
 from pplx_search.query.relevance import Calibration, features
-from pplx_search.settings import options_for, settings_of
-from pplx_search.store import FileFacts, Query, Store
+from pplx_search.store import Query, Store
 
 TASKS = (
     *("squad-dev", "squad-context", "tydi-en-dev", "scitldr", "sealtools-ood", "tydi-sw-dev", "tydi-ko-dev"),
@@ -55,9 +53,8 @@ def add_options(group: Any) -> None:
     add(
         "--tasks",
         type=comma_list,
-        default=list(TASKS),
         metavar="T,T",
-        help="Tasks to fit to, all of which FOLDER must have.",
+        help="Tasks to fit to (default: twelve of the public benchmark if FOLDER has them, otherwise all in FOLDER).",
     )
     add("--questions", type=positive, default=500, metavar="N", help="Number of random questions per task.")
     add(
@@ -76,7 +73,8 @@ def measure(args: Namespace, work: Path) -> Iterator[Figures]:
     if find_spec("sklearn") is None:
         raise MissingExtra("bench search relevance (scikit-learn is not installed)", "quality")
     require_writable(args.calibration, ".json")
-    tasks = [read_task(folder) for folder in task_folders([args.data], args.tasks)]
+    names = args.tasks or (TASKS if (args.data / TASKS[0]).is_dir() else None)
+    tasks = [read_task(folder) for folder in task_folders([args.data], names)]
     if (n_sources := len({source_of(task.name) for task in tasks})) < _MIN_SOURCES:
         raise InputError(f"{n_sources} sources of tasks: at least 3 are needed to hold one out; name more tasks")
     apart = {source_of(task.name): task for task in reversed(tasks)}
@@ -143,20 +141,13 @@ def _queries(
 
 
 def _index(store: Store, tasks: Sequence[RetrievalTask], model: Embedder, name: str) -> None:
-    options = options_for(model)
-    writer = IndexWriter(store, b"/tasks", settings_of(name, model, options), model.dim)
-    embedder = TextEmbedder(store, model, writer.generation, options)
-    for task in tasks:
-        staged = []
-        for number, (document, text) in enumerate(_documents(task)):
-            if _is_kept(document):
-                facts = FileFacts(path=f"/tasks/{task.name}/{number}.txt".encode(), size=len(text), inode=number + 1)
-                with store.transaction():
-                    staged.append((facts, *writer.stage(facts, text)))
-        embedder.embed(text_id for _, _, text_id in staged)
-        with store.transaction():
-            for facts, file_id, text_id in staged:
-                store.files.finish(file_id, facts, text_id.to_bytes(32, "little"))
+    documents = (
+        (f"/tasks/{task.name}/{number}.txt".encode(), text)
+        for task in tasks
+        for number, (document, text) in enumerate(_documents(task))
+        if _is_kept(document)
+    )
+    index_documents(store, documents, model, name)
 
 
 def _documents(task: RetrievalTask) -> Iterator[tuple[str, str]]:

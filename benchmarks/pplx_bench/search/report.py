@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pplx_bench.panels import BAR_INCHES, COLORS, OTHER_COLOR, bars, figure_of, finish, save
+from pplx_bench.search import fusion, manuals
 from pplx_bench.search.finders import K
 from pplx_bench.search.relevance import CALIBRATION, HELD_OUT, mean_of
 from pplx_bench.search.retrieval import SYSTEMS, label
@@ -18,6 +19,7 @@ from pplx_search.query.relevance import FEATURES
 Lines = Sequence[Mapping[str, Any]]
 _WHOLE = 100  # values from here on are shown without decimals
 _LABEL_WIDTH = 26
+_SHOWN = 3  # hits that a person looks at
 _WIDTH_INCHES, _ROOM = 7.0, 4.0  # width of the axis relative to the longest bar, for its label
 _NAMES = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
 
@@ -90,6 +92,37 @@ def retrieval_table(results: Lines) -> str:
         "lacks some of their letters; missing: passages that are not in the text of the index, judged nevertheless"
     )
     return "\n\n".join(parts) + f"\n{note}"
+
+
+def manuals_table(results: Lines) -> str:
+    """Return a Markdown table of each system on each manual, and the questions that hybrid search misses."""
+    counts = ("first", "first 3", "first 10", "declined")
+    lines = [
+        [result["system"], result["manual"], f"{result['questions']}", *(_cell(result[count], "d") for count in counts)]
+        for result in results
+    ]
+    about = f"{results[0]['chunks']:,} passages; questions whose right section is first, in the first 3 and 10; and"
+    parts = [f"{about} declined\n", _markdown(["system", "manual", "questions", *counts], lines)]
+    (hybrid,) = [r for r in results if (r["system"], r["manual"]) == (manuals.HYBRID, manuals.ALL)]
+    missed = [f"  {rank or '-':>2}  {text}" for text, rank in hybrid["ranks"].items() if rank is None or rank > _SHOWN]
+    parts.append("\n".join([f"\nhybrid, not in the first {_SHOWN} (rank, question):", *missed]))
+    if changed := results[0]["changed"]:
+        parts.append(f"\nother pages than those that were marked: {', '.join(changed)}; check the marks")
+    return "\n".join(parts)
+
+
+def fusion_table(results: Lines) -> str:
+    """Return the scores of each task with weights fitted to the others, and the weights fitted to all."""
+    *held_out, found = results
+    names = ["words", "vectors", *(f"{kind}, {which}" for kind in fusion.KINDS for which in ("in use", "fitted"))]
+    lines = [
+        [each["task"], *(_cell(each.get(name) and 100 * each[name], ".1f") for name in names)] for each in held_out
+    ]
+    weights = ", ".join(f"{name} {found[name]:g} (in use: {used:g})" for name, used in found["in use"].items())
+    verdict = "clearly better" if found["clearly better"] else "not clearly better: keep those in use"
+    title = "nDCG@10 × 100: words and vectors alone on questions, and the weights in use or fitted to the other tasks"
+    gain = f"{100 * found['gain']:+.2f} points on tasks that were left out"
+    return f"{title}\n\n{_markdown(['task', *names], lines)}\n\nfitted to all: {weights}; {gain}, {verdict}"
 
 
 def relevance_table(results: Lines) -> str:

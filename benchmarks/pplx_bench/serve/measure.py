@@ -22,6 +22,8 @@ from pplx_bench.serve.clients import Client, Replies
 N_CLIENTS = 64
 QUERY_TOKENS, BULK_TOKENS, BULK_ROWS = 16, 400, 64
 _FIRST_ID, _LAST_ID = 100, 1000  # ids that every vocabulary has
+_STEP = 1009
+_RANDOM_IDS = np.random.default_rng(0).integers(_FIRST_ID, _LAST_ID, 1 << 16).tolist()
 _BULK_CLIENTS = 2
 _IDLE_QUERIES = 50
 _SETTLE_SECONDS = 1.0
@@ -64,8 +66,9 @@ def running(model: str, threads: int, *options: object) -> Iterator[Server]:
 
 
 def ids(n_tokens: int, seed: int) -> list[int]:
-    """Return random token ids."""
-    return np.random.default_rng(seed).integers(_FIRST_ID, _LAST_ID, n_tokens).tolist()
+    """Return random token ids, a part of one long row, so that clients spend little time on them."""
+    first = seed * _STEP % (len(_RANDOM_IDS) - n_tokens)
+    return _RANDOM_IDS[first : first + n_tokens]
 
 
 def offline(model: str, threads: int, seconds: float, log: Path) -> float:

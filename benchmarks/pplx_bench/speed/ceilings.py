@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pplx_bench.child import Send
+from pplx_bench.machine import describe
 from pplx_bench.speed.workload import Row, attention_operations, linear_operations, linear_parameters
 from pplx_edge.spec import ModelSpec
 
@@ -95,10 +96,13 @@ def _torch_rates(threads: int) -> dict[str, dict[str, float]]:
 
     torch.set_num_threads(threads)
     rates: dict[str, dict[str, float]] = {"int8": {}, "bf16": {}, "fp32": {}, "bandwidth": {}}
+    types = {"fp32": torch.float32}
+    if any("bf16" in flag for flag in describe()["flags"]):  # elsewhere it is emulated, and takes minutes
+        types["bf16"] = torch.bfloat16
     for m, k, n in _SHAPES:
         operations = 2 * m * k * n
         x, w = torch.randn(m, k), torch.randn(n, k)
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for name, dtype in types.items():
             a, b = x.to(dtype), w.to(dtype)
             rate = operations / _best_seconds(lambda a=a, b=b: torch.nn.functional.linear(a, b))
             rates[name]["torch"] = max(rate, rates[name].get("torch", 0.0))

@@ -57,7 +57,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--prepare", action="store_true", help="Only write the files of --work, and measure nothing.")
     parser.add_argument(
-        "--profile", action="store_true", help="Also show which operators the onnx backend spends its time on."
+        "--profile",
+        action="store_true",
+        help="Also show where our own time goes: phases of the native backend, operators of the onnx backend.",
     )
     parser.add_argument(
         "--no-ceilings",
@@ -83,9 +85,10 @@ def run(args: Namespace) -> int:
             results.rooflines = rooflines(results.ceilings, comparison.spec, comparison.rows)
     for peer in comparison.peers:
         results.add_peer(peer.name, list(comparison.measure(peer, sources.get(peer.name))))
-    if args.profile and GRAPH in sources:
-        source = {"source": str(sources[GRAPH])}
-        results.profiles = comparison.messages("profile", "pplx_bench.speed.profiling:profile_rows", source)
+    for name in (OURS, GRAPH) if args.profile else ():
+        if name in sources:
+            subject = {"peer": name, "source": str(sources[name])}
+            results.profiles += comparison.messages("profile", "pplx_bench.speed.profiling:profile_rows", subject)
     if args.json is not None:
         append_lines(args.json, results.lines())
     print(speed_report(results))

@@ -1,7 +1,8 @@
-"""Where our time goes: ONNX Runtime's own profile of each row, its operators summed up by class.
+"""Where our time goes on each row: the phases of the CPU kernels, and the operators of ONNX Runtime by class.
 
-Times are self times: what an operator with a body (If, Loop) spends outside of its body counts as loop overhead.
-Profiling itself costs some microseconds an operator, so shares are better than sums for short rows.
+The kernels always measure their phases, which costs nothing. Times of operators are self times: what an operator with a
+body (If, Loop) spends outside of its body counts as loop overhead. Profiling of ONNX Runtime costs some microseconds
+per operator, so shares are better than sums for short rows.
 """
 
 import json
@@ -15,15 +16,18 @@ from typing import Any
 import onnxruntime as ort
 
 from pplx_bench.child import Send
+from pplx_bench.speed.peers import OURS
 from pplx_bench.speed.peers.ours import ARTIFACT, OursPeer
 from pplx_bench.speed.workload import Row, row_ids
 from pplx_edge.backends.onnx_options import session_options
 from pplx_edge.backends.onnx_session import PackedSession, graph_file
+from pplx_edge.preparation import resolve_model
 from pplx_edge.spec import ModelSpec
+from pplx_edge.types import SessionOptions
 
 GEMM, ATTENTION, QUANTIZE, NORMS = "GEMM", "attention", "quantize, rescale", "norms"
 ROTARY, ACTIVATION, COPIES = "rotary", "activation", "copies, shapes"
-LOOPS, OUTSIDE, OTHER = "loop overhead", "outside operators", "other operators"
+LOOPS, OUTSIDE, OTHER = "loop overhead", "outside", "other operators"
 CLASSES = (GEMM, ATTENTION, QUANTIZE, NORMS, ROTARY, ACTIVATION, COPIES, LOOPS, OUTSIDE, OTHER)
 
 # fmt: off
@@ -46,16 +50,32 @@ _LONG_SECONDS = 15.0  # rows that take longer are not run a second time
 
 
 def profile_rows(arguments: Mapping[str, Any], send: Send) -> None:
-    """One message a row: its seconds, and the share of each class in them."""
-    directory = Path(arguments["source"]) / ARTIFACT
+    """Send a message for each row: its seconds, and the share of each phase or class in them."""
+    profile = _native_profile if arguments["peer"] == OURS else _onnx_profile
     for entry in arguments["rows"]:
         row = Row(**entry)
-        seconds, shares = profile_row(directory, row, arguments["threads"])
-        send({"kind": "profile", "row": row.name, "seconds": seconds, "shares": shares})
+        seconds, shares = profile(Path(arguments["source"]) / ARTIFACT, row, arguments["threads"])
+        send({"kind": "profile", "peer": arguments["peer"], "row": row.name, "seconds": seconds, "shares": shares})
 
 
-def profile_row(directory: Path, row: Row, threads: int) -> tuple[float, dict[str, float]]:
-    """Seconds of one pass over the row, and each class's share of them."""
+def _native_profile(directory: Path, row: Row, threads: int) -> tuple[float, dict[str, float]]:
+    """Return the seconds of one pass over the row, and the share of each phase of the CPU kernels."""
+    session = resolve_model(directory).open(SessionOptions(threads=threads))
+    (encode,) = OursPeer(session).ways([]).values()
+    ids = row_ids(row, session.spec.vocab_size)
+    encode(ids[:1])
+    before = session.phase_seconds()
+    seconds = _timed(encode, ids)
+    if seconds < _LONG_SECONDS:
+        before = session.phase_seconds()
+        seconds = _timed(encode, ids)
+    times = {name: after - before[name] for name, after in session.phase_seconds().items()}
+    times[OUTSIDE] = max(0.0, seconds - sum(times.values()))
+    return seconds, {name: time / seconds for name, time in times.items()}
+
+
+def _onnx_profile(directory: Path, row: Row, threads: int) -> tuple[float, dict[str, float]]:
+    """Return the seconds of one pass over the row, and the share of each class of operators."""
     spec = ModelSpec.from_directory(directory)
     ids = row_ids(row, spec.vocab_size)
     with tempfile.TemporaryDirectory() as scratch:

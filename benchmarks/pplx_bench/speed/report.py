@@ -176,17 +176,20 @@ def _ceilings(results: Results) -> str:
         f"  {kind}: "
         + ", ".join(f"{library} {rate / scale:.2f} {unit}" for library, rate in results.ceilings[kind].items())
         for kind, (unit, scale) in units.items()
+        if results.ceilings[kind]
     ]
     return "\n".join(["ceilings of this machine, the best of each second:", *lines])
 
 
 def _profiles(profiles: Sequence[Message]) -> str:
-    """Return a table of the share of each operator class in our time, with a column per row."""
-    if not profiles:
-        return ""
-    classes = dict.fromkeys(name for profile in profiles for name in profile["shares"])
-    lines = [[name, *(f"{100 * profile['shares'].get(name, 0.0):.1f} %" for profile in profiles)] for name in classes]
-    return table(["where our time goes", *(profile["row"] for profile in profiles)], lines)
+    """Return a table of the shares of phases or operators in our time for each of our backends."""
+    tables = []
+    for peer in dict.fromkeys(profile["peer"] for profile in profiles):
+        own = [profile for profile in profiles if profile["peer"] == peer]
+        names = dict.fromkeys(name for profile in own for name in profile["shares"])
+        lines = [[name, *(f"{100 * profile['shares'].get(name, 0.0):.1f} %" for profile in own)] for name in names]
+        tables.append(table([f"where {peer} spends time", *(profile["row"] for profile in own)], lines))
+    return "\n\n".join(tables)
 
 
 def _measured(results: Results) -> list[tuple[str, PeerResult]]:

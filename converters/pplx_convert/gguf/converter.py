@@ -1,28 +1,31 @@
 """Convert a checkpoint to a GGUF file of llama.cpp's architecture qwen3, without causal mask and with mean pooling.
 
-llama.cpp is not needed to convert. The states that are compared with the reference are computed in NumPy from the
-weights as they are stored; llama.cpp also rounds the activations of quantized formats.
+llama.cpp is needed only for `gguf-q4_k`, whose blocks it rounds itself. The states that are compared with the reference
+are computed in NumPy from the weights in the file; llama.cpp also rounds the activations of quantized formats.
 """
 
+import ctypes
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, PoolingType
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, PoolingType
 from gguf.quants import dequantize, quantize
 
 from pplx_convert.conversion import Job, Written
 from pplx_convert.gguf.tokenizer import IDS_ONLY, write_tokenizer
 from pplx_edge import layout
+from pplx_edge.errors import MissingExtra, ModelError
 from pplx_edge.models.qwen3_numpy import block, rms_norm
 from pplx_edge.spec import ModelSpec
-from pplx_edge.weights.checkpoint import Checkpoint
 
 _TYPES = {
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
 }
+_FLOAT32, _Q4_K = (GGMLQuantizationType.F32, LlamaFileType.ALL_F32), "q4_k"
 _TABLE_TYPES = {"q4_0": GGMLQuantizationType.Q8_0}  # the table is a lookup: 4 bits save little and cost much
 _LAYER_NAMES = {
     "input_layernorm.weight": "attn_norm.weight",
@@ -42,33 +45,67 @@ _LAYER_NAMES = {
 def write(job: Job) -> Written:
     """Write the file and return the result. Warns if llama.cpp cannot tokenize text for this model."""
     job.options.require_only(job.artifact_format)
-    checkpoint, spec = job.checkpoint, job.checkpoint.spec
-    name = job.artifact_format.removeprefix("gguf-")
-    kind, file_type = _TYPES[name]
-    table_kind = _TABLE_TYPES.get(name, kind)
-    writer = GGUFWriter(job.directory / layout.GGUF_MODEL, "qwen3")
+    name, path = job.artifact_format.removeprefix("gguf-"), job.directory / layout.GGUF_MODEL
+    if name == _Q4_K:
+        plain = path.with_suffix(".f32")
+        tokenizer = _write_file(job, plain, *_FLOAT32)
+        _quantize_with_llama_cpp(plain, path)
+        plain.unlink()
+    else:
+        tokenizer = _write_file(job, path, *_TYPES[name], _TABLE_TYPES.get(name))
+    if tokenizer == IDS_ONLY:
+        warnings.warn(
+            f"{job.checkpoint.directory.name}: llama.cpp has no tokenizer that gives this model's ids, so the GGUF "
+            "file takes ids only; pplx-edge tokenizes for it, Ollama and LM Studio cannot",
+            stacklevel=3,
+        )
+    states = _states(path, job.checkpoint.spec, [row.ids for row in job.rows])
+    return Written(states=states, weights={"projections": name, "tokenizer": tokenizer, "computed_by": "NumPy"})
+
+
+def _write_file(
+    job: Job,
+    path: Path,
+    kind: GGMLQuantizationType,
+    file_type: LlamaFileType,
+    table_kind: GGMLQuantizationType | None = None,
+) -> str:
+    """Write a file with weights of one type, and the embedding table of another, and return what it takes."""
+    checkpoint, spec, table_kind = job.checkpoint, job.checkpoint.spec, table_kind or kind
+    writer = GGUFWriter(path, "qwen3")
     _write_sizes(writer, spec)
     writer.add_file_type(file_type)
     tokenizer = write_tokenizer(writer, checkpoint.directory, spec)
-    if tokenizer == IDS_ONLY:
-        warnings.warn(
-            f"{checkpoint.directory.name}: llama.cpp has no tokenizer that gives this model's ids, so the GGUF file "
-            "takes ids only; pplx-edge tokenizes for it, Ollama and LM Studio cannot",
-            stacklevel=3,
-        )
     table = np.concatenate([_stored(rows, table_kind) for rows in checkpoint.row_blocks("embed_tokens.weight")])
-    _add(writer, "token_embd.weight", table, table_kind)
+    writer.add_tensor("token_embd.weight", table, raw_dtype=table_kind)
     for index in range(spec.n_layers):
         for tensor, values in checkpoint.layer(index).items():
-            _add(writer, f"blk.{index}.{_LAYER_NAMES[tensor]}", _stored(values, kind), kind)
+            name = f"blk.{index}.{_LAYER_NAMES[tensor]}"
+            if values.ndim > 1:
+                writer.add_tensor(name, _stored(values, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(name, np.array(values, np.float32))
         job.step()
-    _add(writer, "output_norm.weight", checkpoint.read("norm.weight"), kind)
+    writer.add_tensor("output_norm.weight", np.array(checkpoint.read("norm.weight"), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    states = _states(checkpoint, table, table_kind, kind, [row.ids for row in job.rows])
-    return Written(states=states, weights={"projections": name, "tokenizer": tokenizer, "computed_by": "NumPy"})
+    return tokenizer
+
+
+def _quantize_with_llama_cpp(source: Path, target: Path) -> None:
+    """Write the file of float32 weights in the mixture of block types that llama.cpp calls Q4_K_M."""
+    try:
+        import llama_cpp.llama_cpp as llama
+    except ImportError as error:
+        raise MissingExtra(
+            f"the format gguf-{_Q4_K}", "gguf", "is rounded by llama.cpp and needs llama-cpp-python"
+        ) from error
+    parameters = llama.llama_model_quantize_default_params()
+    parameters.ftype = llama.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    if status := llama.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)):
+        raise ModelError(f"{source}: llama.cpp could not quantize it (status {status})")
 
 
 def _write_sizes(writer: GGUFWriter, spec: ModelSpec) -> None:
@@ -88,38 +125,22 @@ def _write_sizes(writer: GGUFWriter, spec: ModelSpec) -> None:
 
 
 def _stored(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
-    """Return the bytes in which a matrix is stored; norms stay float32."""
-    return quantize(values, kind) if values.ndim > 1 else values
+    """Return the bytes in which a matrix is stored."""
+    return quantize(np.ascontiguousarray(values, np.float32), kind)
 
 
-def _add(writer: GGUFWriter, name: str, values: np.ndarray, kind: GGMLQuantizationType) -> None:
-    if values.ndim == 1:
-        writer.add_tensor(name, np.array(values, np.float32))
-    else:
-        writer.add_tensor(name, values, raw_dtype=kind)
-
-
-def _states(
-    checkpoint: Checkpoint,
-    table: np.ndarray,
-    table_kind: GGMLQuantizationType,
-    kind: GGMLQuantizationType,
-    rows: list[np.ndarray],
-) -> Iterator[list[np.ndarray]]:
+def _states(path: Path, spec: ModelSpec, rows: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
     """Yield the states `[T, D]` of every row after the embedding, after each layer and after the final norm."""
-    spec = checkpoint.spec
-    states = [dequantize(table[ids], table_kind).astype(np.float32) for ids in rows]
+    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+
+    def read(name: str, ids: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return dequantize(tensors[name].data[ids], tensors[name].tensor_type).astype(np.float32)
+
+    states = [read("token_embd.weight", ids) for ids in rows]
     yield states
     for index in range(spec.n_layers):
-        weights = _rounded(checkpoint.layer(index), kind)
+        weights = {ours: read(f"blk.{index}.{name}") for ours, name in _LAYER_NAMES.items()}
         states = [block(x, weights, spec) for x in states]
         yield states
-    norm = checkpoint.read("norm.weight")
+    norm = read("output_norm.weight")
     yield [rms_norm(x, norm, spec.rms_norm_eps) for x in states]
-
-
-def _rounded(weights: Mapping[str, np.ndarray], kind: GGMLQuantizationType) -> dict[str, np.ndarray]:
-    return {
-        name: dequantize(quantize(values, kind), kind).astype(np.float32) if values.ndim > 1 else values
-        for name, values in weights.items()
-    }

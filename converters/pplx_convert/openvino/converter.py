@@ -18,12 +18,16 @@ def write(job: Job) -> Written:
     """Write the model and return the result. The whole model is in memory while it is saved."""
     job.options.require_only(job.artifact_format)
     projections = job.artifact_format.removeprefix("openvino-")
-    graph = OpenVinoGraph(job.checkpoint, int8=projections == "int8")
+    graph = OpenVinoGraph(job.checkpoint.divided(), int8=projections == "int8")
     ov.save_model(graph.model(), job.directory / layout.OPENVINO_GRAPH, compress_to_fp16=False)
     for _ in range(job.checkpoint.spec.n_layers):
         job.step()
     batch = collate(job.rows, job.checkpoint.spec.sep_id)
-    return Written(states=split_rows(_layer_states(graph, batch), job.rows), weights={"projections": projections})
+    return Written(
+        states=split_rows(_layer_states(graph, batch), job.rows),
+        weights={"projections": projections},
+        residual=graph.checkpoint.residual,
+    )
 
 
 def _layer_states(graph: OpenVinoGraph, batch: TokenBatch) -> Iterator[np.ndarray]:
@@ -40,7 +44,7 @@ def _layer_states(graph: OpenVinoGraph, batch: TokenBatch) -> Iterator[np.ndarra
         (states,) = _run(_section(graph, graph.layer(index, x, tokens), tokens, x), batch, {"states": states})
         yield states[real]
     x = states_input(graph.spec)
-    norm = graph.norm(x, graph.checkpoint.read("norm.weight"))
+    norm = graph.stream_norm(x, graph.checkpoint.read("norm.weight"))
     (states,) = compile_model(graph.finished(norm, [x], "out"))({"states": states}).values()
     yield states[real]
 

@@ -3,7 +3,8 @@
 Inputs and outputs are those that optimum-intel expects: padded rows of ids and their mask in, `last_hidden_state` out.
 Padding may be on either side, because rotary attention depends only on distances. Linear layers store their weights as
 float16, or as int8 with one scale per output channel in the pattern that OpenVINO's CPU plugin recognizes as a
-compressed weight; it multiplies them by activations that it rounds to int8 in groups of a token.
+compressed weight; it multiplies them by activations that it rounds to int8 in groups of a token. The residual stream is
+divided so that it fits into float16.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
+from pplx_convert.equalization import EqualizedCheckpoint
 from pplx_edge.models.rotary import rotary_tables
 from pplx_edge.spec import ModelSpec
-from pplx_edge.weights.checkpoint import Checkpoint
 from pplx_edge.weights.rounding import quantize_projection, quantize_rows
 
 
@@ -30,10 +31,11 @@ class Tokens:
 
 
 class OpenVinoGraph:
-    """Builds models from a checkpoint, with weights of 8 bits or in float16."""
+    """Builds models from a divided checkpoint, with weights of 8 bits or in float16."""
 
-    def __init__(self, checkpoint: Checkpoint, *, int8: bool):
+    def __init__(self, checkpoint: EqualizedCheckpoint, *, int8: bool):
         self.checkpoint, self.spec, self.int8 = checkpoint, checkpoint.spec, int8
+        self._stream_eps = checkpoint.spec.rms_norm_eps / 4**checkpoint.residual
         self._tables = [np.concatenate([t, t], axis=1) for t in rotary_tables(self.spec.max_tokens, self.spec)]
 
     def tokens(self) -> Tokens:
@@ -59,17 +61,15 @@ class OpenVinoGraph:
     def layer(self, index: int, x: Any, tokens: Tokens) -> Any:
         """Return the residual stream after a layer, `[B, T, D]` to `[B, T, D]`."""
         weights = self.checkpoint.layer(index)
-        x = op.add(x, self._attention(self.norm(x, weights["input_layernorm.weight"]), weights, tokens))
-        normed = self.norm(x, weights["post_attention_layernorm.weight"])
+        x = op.add(x, self._attention(self.stream_norm(x, weights["input_layernorm.weight"]), weights, tokens))
+        normed = self.stream_norm(x, weights["post_attention_layernorm.weight"])
         gate = op.swish(self._linear(normed, weights["mlp.gate_proj.weight"]))
         inner = op.multiply(gate, self._linear(normed, weights["mlp.up_proj.weight"]))
         return op.add(x, self._linear(inner, weights["mlp.down_proj.weight"]))
 
-    def norm(self, x: Any, weight: np.ndarray) -> Any:
-        """Return the RMS norm over the last axis."""
-        mean = op.reduce_mean(op.multiply(x, x), _int(-1), keep_dims=True)
-        root = op.sqrt(op.add(mean, op.constant(np.float32(self.spec.rms_norm_eps))))
-        return op.multiply(op.divide(x, root), op.constant(weight))
+    def stream_norm(self, x: Any, weight: np.ndarray) -> Any:
+        """Return the RMS norm of the residual stream."""
+        return _rms_norm(x, weight, self._stream_eps)
 
     def model(self) -> ov.Model:
         """Return the whole model. Its weights are in memory in the form in which they are stored."""
@@ -77,7 +77,8 @@ class OpenVinoGraph:
         x = self.embed(tokens)
         for index in range(self.spec.n_layers):
             x = self.layer(index, x, tokens)
-        return self.finished(self.norm(x, self.checkpoint.read("norm.weight")), tokens.parameters, "last_hidden_state")
+        states = self.stream_norm(x, self.checkpoint.read("norm.weight"))
+        return self.finished(states, tokens.parameters, "last_hidden_state")
 
     def finished(self, value: Any, inputs: list[Any], output: str) -> ov.Model:
         """Return a model with one output."""
@@ -104,7 +105,8 @@ class OpenVinoGraph:
     def _heads(self, x: Any, weight: np.ndarray, norm: np.ndarray, n_heads: int, tokens: Tokens) -> Any:
         """Return queries or keys after the projection, the norm per head and the rotation, `[B, T, heads, d]`."""
         size = self.spec.head_dim
-        heads = self.norm(op.reshape(self._linear(x, weight), _ints([0, 0, n_heads, size]), True), norm)
+        heads = op.reshape(self._linear(x, weight), _ints([0, 0, n_heads, size]), True)
+        heads = _rms_norm(heads, norm, self.spec.rms_norm_eps)
         left, right = op.split(heads, _int(-1), 2).outputs()
         turned = op.concat([op.negative(right), left], -1)
         return op.add(op.multiply(heads, tokens.cos), op.multiply(turned, tokens.sin))
@@ -117,6 +119,12 @@ class OpenVinoGraph:
         else:
             stored = op.convert(op.constant(weight.astype(np.float16)), "f32")
         return op.matmul(x, stored, False, True)
+
+
+def _rms_norm(x: Any, weight: np.ndarray, eps: float) -> Any:
+    """Return the RMS norm over the last axis."""
+    mean = op.reduce_mean(op.multiply(x, x), _int(-1), keep_dims=True)
+    return op.multiply(op.divide(x, op.sqrt(op.add(mean, op.constant(np.float32(eps))))), op.constant(weight))
 
 
 def states_input(spec: ModelSpec) -> Any:

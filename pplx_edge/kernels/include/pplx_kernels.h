@@ -30,7 +30,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 #endif
 
-#define PPLX_ABI_VERSION 1
+#define PPLX_ABI_VERSION 2
 #define PPLX_FILE_MAGIC "PPLXINT8"
 #define PPLX_FILE_VERSION 1
 #define PPLX_BYTE_ORDER 0x01020304u
@@ -127,6 +127,11 @@ const char *pplx_isa(const pplx_model *model);
 
 /* The bytes of buffers that a call with so many rows and tokens needs, besides the model. */
 uint64_t pplx_buffer_bytes(const pplx_model *model, int64_t n_rows, int64_t n_tokens, int32_t threads);
+
+/* The names of the phases of a call, separated by commas, and the seconds that all calls of a model spent in each so far. A phase
+ * ends when all threads have finished it. Products include what is done with their results: norms and rotation of heads, SiLU. */
+const char *pplx_phase_names(void);
+void pplx_phase_seconds(pplx_model *model, double *seconds);
 
 /* The number of threads that a call with `threads` = 0 uses. */
 int32_t pplx_default_threads(void);

@@ -16,6 +16,7 @@ struct pplx_model {
   const Kernels* kernels = nullptr;
   pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
   Buffers* spare = nullptr;  // of the last call
+  double seconds[kPhases] = {};  // of all calls
 };
 
 namespace {
@@ -49,25 +50,28 @@ class Call {
     fits_ = buffers_ && buffers_->fit(model.file, *model.kernels, rows.n_rows, rows.n_tokens(), team_.threads());
   }
   ~Call() {
+    pthread_mutex_lock(&model_.lock);
+    for (int i = 0; i < kPhases; i++) model_.seconds[i] += clock_.seconds[i];
     if (buffers_ && buffers_->bytes() <= kMostSpareBytes) {
-      pthread_mutex_lock(&model_.lock);
       Buffers* other = model_.spare;
       model_.spare = buffers_;
-      pthread_mutex_unlock(&model_.lock);
       buffers_ = other;
     }
+    pthread_mutex_unlock(&model_.lock);
     destroy(buffers_);
   }
 
   bool fits() const { return fits_; }
   Buffers& buffers() { return *buffers_; }
   Team& team() { return team_; }
+  PhaseClock& clock() { return clock_; }
 
  private:
   pplx_model& model_;
   Team team_;
   Buffers* buffers_;
   bool fits_;
+  PhaseClock clock_;
   FloatModes modes_;
 };
 
@@ -86,7 +90,7 @@ void widen(const float* from, int64_t rows, const ModelFile& m, float* to) {
 // in place. The result is in buffers().residual.
 void run(const ModelFile& m, const Kernels& k, Call& call, const Rows& rows, int first, int last, const float* states) {
   Buffers& b = call.buffers();
-  Encoder encoder(m, k, b, call.team(), rows);
+  Encoder encoder(m, k, b, call.team(), rows, call.clock());
   if (first == 0) encoder.embed();
   else widen(states, rows.n_tokens(), m, b.residual);
   for (int i = first; i < last && i < m.n_layers; i++) encoder.layer(i);
@@ -133,8 +137,8 @@ int pplx_open(const char* path, const void* image, uint64_t image_bytes, const c
     result = text.fail(PPLX_ERROR_UNSUPPORTED, "instruction set %s is not available: choose one of %s", isa, available_names());
   else
     result = path ? model->file.open(path, text) : model->file.adopt(image, image_bytes, text);
-  if (result == PPLX_OK && model->kernels->needs_pairs && !model->file.weights_fit_pairs())
-    model->kernels = kernels_for_any_weights(*model->kernels);
+  if (result == PPLX_OK && model->kernels->any_weights && !model->file.weights_fit_pairs())
+    model->kernels = model->kernels->any_weights;
   if (result != PPLX_OK) destroy(model);
   else *out = model;
   return result;
@@ -187,6 +191,7 @@ int pplx_span_means(pplx_model* model, const int32_t* ids, const int64_t* starts
       if (kept > 0) std::memcpy(means + i * m.width + c, mean, sizeof(float) * kept);
     }
   });
+  call.clock().end(kMeans);
   return PPLX_OK;
 }
 
@@ -194,6 +199,16 @@ const char* pplx_isa(const pplx_model* model) { return model->kernels->name; }
 
 uint64_t pplx_buffer_bytes(const pplx_model* model, int64_t n_rows, int64_t n_tokens, int32_t threads) {
   return Buffers::bytes_for(model->file, *model->kernels, n_rows, n_tokens, threads > 0 ? threads : default_threads());
+}
+
+const char* pplx_phase_names(void) {
+  return "embedding,norms,q k v,keys and values,attention,quantize,o,gate and up,down,means";
+}
+
+void pplx_phase_seconds(pplx_model* model, double* seconds) {
+  pthread_mutex_lock(&model->lock);
+  std::memcpy(seconds, model->seconds, sizeof model->seconds);
+  pthread_mutex_unlock(&model->lock);
 }
 
 int32_t pplx_default_threads(void) { return default_threads(); }

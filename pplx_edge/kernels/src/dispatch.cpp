@@ -20,12 +20,11 @@ namespace pplx {
 
 #define DECLARE(name) extern const Kernels kernels_##name;
 PPLX_ISAS(DECLARE)
-#if defined(__x86_64__)
-DECLARE(avx2wide)
-#endif
 
 namespace {
 
+// Not all of these are used if the compiler was too old for an instruction set.
+#pragma GCC diagnostic ignored "-Wunused-function"
 bool has_scalar() { return true; }
 
 #if defined(PPLX_EMULATE)
@@ -112,13 +111,6 @@ const char* available_names() {
 const char* compiled_names() {
   pthread_once(&once, find_isas);
   return compiled;
-}
-
-const Kernels* kernels_for_any_weights(const Kernels& kernels) {
-#if defined(__x86_64__)
-  if (kernels.needs_pairs) return &kernels_avx2wide;
-#endif
-  return &kernels;
 }
 
 const Kernels* kernels_for(const char* name) {

@@ -1,5 +1,7 @@
 #include "encoder.h"
 
+#include <time.h>
+
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -18,6 +20,12 @@ int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 }  // namespace
 
+double PhaseClock::now() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
 Buffers::~Buffers() { std::free(memory_); }
 
 // Lay all buffers out from `base`, or only count their bytes if it is null.
@@ -32,27 +40,38 @@ uint64_t Buffers::lay_out(const ModelFile& m, const Kernels& k, int64_t n_rows, 
     take(codes.codes, (rows + kSpareRows) * row_bytes);
     take(codes.scales, rows);
   };
+  // Takes what the largest of these needs, of which only one is in use at a time.
+  auto take_one_of = [&](auto&&... choices) {
+    const uint64_t before = used;
+    uint64_t end = used;
+    auto lay = [&](auto&& choice) {
+      used = before;
+      choice();
+      end = used > end ? used : end;
+    };
+    (lay(choices), ...);
+    used = end;
+  };
   const uint64_t n = n_tokens, heads = m.n_heads, key_heads = m.n_kv_heads;
   const uint64_t mlp_rows = least(n_tokens, kMlpRows);
   // Rows are padded to 64 keys, so every row may add 63.
   const uint64_t key_rows = padded(n) + uint64_t{63} * n_rows, blocks = n / kKeyBlock + n_rows;
   take(residual, n * m.hidden);
-  take(keys, n * m.key_width);
-  take(values, n * m.key_width);
-  take(attended, n * m.query_width);
-  take(inner, mlp_rows * m.inner);
-  take_codes(tokens, n, row_bytes(m.hidden, k.code_bytes));
-  take_codes(queries, n * heads, static_cast<uint64_t>(m.head) * k.attention_bytes);
-  take_codes(wide, n, row_bytes(most(m.query_width, m.inner), k.code_bytes));
+  take_one_of([&] { take(keys, n * m.key_width); take(values, n * m.key_width); }, [&] { take(attended, n * m.query_width); },
+              [&] { take(inner, mlp_rows * m.inner); });
+  take_one_of([&] { take_codes(queries, n * heads, static_cast<uint64_t>(m.head) * k.attention_bytes); },
+              [&] { take_codes(wide, n, row_bytes(most(m.query_width, m.inner), k.code_bytes)); });
+  take_one_of([&] { take_codes(tokens, n, row_bytes(m.hidden, k.code_bytes)); }, [&] {
+    take(packed.keys, key_rows * m.key_width);
+    take(packed.values, key_rows * m.key_width);
+    take(packed.key_scales, key_rows * key_heads);
+    take(packed.key_sums, key_rows * key_heads);
+    take(packed.value_scales, blocks * m.key_width);
+    take(packed.value_sums, blocks * m.key_width);
+  });
   take(positions, n);
   take(bad_tokens, n);
   take(bad_rows, n_rows);
-  take(packed.keys, key_rows * m.key_width);
-  take(packed.values, key_rows * m.key_width);
-  take(packed.key_scales, key_rows * key_heads);
-  take(packed.key_sums, key_rows * key_heads);
-  take(packed.value_scales, blocks * m.key_width);
-  take(packed.value_sums, blocks * m.key_width);
   take(key_places, n_rows);
   take(block_places, n_rows);
   take(scratch, threads);
@@ -90,8 +109,8 @@ bool Buffers::fit(const ModelFile& m, const Kernels& k, int64_t n_rows, int64_t 
   return true;
 }
 
-Encoder::Encoder(const ModelFile& model, const Kernels& kernels, Buffers& buffers, Team& team, const Rows& rows)
-    : m_(model), k_(kernels), b_(buffers), team_(team), rows_(rows), n_tokens_(rows.n_tokens()) {
+Encoder::Encoder(const ModelFile& model, const Kernels& kernels, Buffers& buffers, Team& team, const Rows& rows, PhaseClock& clock)
+    : m_(model), k_(kernels), b_(buffers), team_(team), rows_(rows), clock_(clock), n_tokens_(rows.n_tokens()) {
   std::memset(b_.bad_tokens, 0, n_tokens_);
   std::memset(b_.bad_rows, 0, rows.n_rows);
   int64_t keys = 0, blocks = 0;
@@ -120,6 +139,7 @@ void Encoder::embed() {
   over_blocks(n_tokens_, 64, [&](int64_t i, int n, int) {
     k_.embed(m_.table, m_.table_scales, rows_.ids + i, n, m_.hidden, b_.residual + i * m_.hidden);
   });
+  clock_.end(kEmbedding);
 }
 
 void Encoder::layer(int index) {
@@ -128,15 +148,18 @@ void Encoder::layer(int index) {
     k_.norm_quantize(b_.residual + i * m_.hidden, n, m_.width, m_.hidden, layer.input_norm, m_.stream_eps, at(b_.tokens, i),
                      b_.bad_tokens + i);
   });
+  clock_.end(kNorms);
   attention(layer);
   over_blocks(n_tokens_, 16, [&](int64_t i, int n, int) {
     k_.quantize(b_.attended + i * m_.query_width, n, m_.query_width, at(b_.wide, i), b_.bad_tokens + i);
   });
-  project(b_.wide, 0, n_tokens_, layer.o);
+  clock_.end(kQuantized);
+  project(b_.wide, 0, n_tokens_, layer.o, kOutput);
   over_blocks(n_tokens_, 16, [&](int64_t i, int n, int) {
     k_.norm_quantize(b_.residual + i * m_.hidden, n, m_.width, m_.hidden, layer.post_norm, m_.stream_eps, at(b_.tokens, i),
                      b_.bad_tokens + i);
   });
+  clock_.end(kNorms);
   for (int64_t from = 0; from < n_tokens_; from += kMlpRows) mlp(layer, from, least(from + kMlpRows, n_tokens_));
 }
 
@@ -165,6 +188,7 @@ void Encoder::attention(const Layer& layer) {
         k_.values(x, n, w, b_.values + i * m_.key_width + place, m_.key_width, scratch);
     }
   });
+  clock_.end(kQkv);
 
   auto packed = [&](int64_t row, int head) {
     const int64_t key_rows = padded(rows_.starts[row + 1] - rows_.starts[row]);
@@ -183,6 +207,7 @@ void Encoder::attention(const Layer& layer) {
                            b_.scratch[thread]))
       __atomic_store_n(b_.bad_rows + row, 1, __ATOMIC_RELAXED);
   });
+  clock_.end(kPackedKeys);
 
   // One task is a row's block of tokens and a key head: `group` queries per token.
   const int64_t block_tokens = most(1, kBlockRows / group);
@@ -205,9 +230,10 @@ void Encoder::attention(const Layer& layer) {
                 b_.attended + token * m_.query_width + (head * group + q) * m_.head, m_.query_width, b_.scratch[thread]);
     }
   });
+  clock_.end(kAttention);
 }
 
-void Encoder::project(Codes input, int64_t from, int64_t to, const Weights& w) {
+void Encoder::project(Codes input, int64_t from, int64_t to, const Weights& w, Phase phase) {
   const int64_t rows = (to - from + kBlockRows - 1) / kBlockRows, columns = (w.columns + kBlockColumns - 1) / kBlockColumns;
   team_.each(rows * columns, [&](int64_t task, int thread) {
     const int64_t i = from + task % rows * kBlockRows, c = task / rows * kBlockColumns;
@@ -215,6 +241,7 @@ void Encoder::project(Codes input, int64_t from, int64_t to, const Weights& w) {
                    columns_of(w, static_cast<int>(c), static_cast<int>(least(kBlockColumns, w.columns - c))),
                    b_.residual + i * m_.hidden + c, m_.hidden, b_.scratch[thread]);
   });
+  clock_.end(phase);
 }
 
 void Encoder::mlp(const Layer& layer, int64_t from, int64_t to) {
@@ -225,16 +252,19 @@ void Encoder::mlp(const Layer& layer, int64_t from, int64_t to) {
                columns_of(layer.gate_up, static_cast<int>(c), static_cast<int>(least(kBlockColumns, 2 * m_.inner - c))),
                b_.inner + (i - from) * m_.inner + c / 2, m_.inner, b_.scratch[thread]);
   });
+  clock_.end(kGateUp);
   over_blocks(to - from, 16, [&](int64_t i, int n, int) {
     k_.quantize(b_.inner + i * m_.inner, n, m_.inner, at(b_.wide, from + i), b_.bad_tokens + from + i);
   });
-  project(b_.wide, from, to, layer.down);
+  clock_.end(kQuantized);
+  project(b_.wide, from, to, layer.down, kDown);
 }
 
 void Encoder::final_norm(float* states) {
   over_blocks(n_tokens_, 16, [&](int64_t i, int n, int) {
     k_.norm(b_.residual + i * m_.hidden, n, m_.width, m_.hidden, m_.final_norm, m_.stream_eps, states + i * m_.hidden);
   });
+  clock_.end(kNorms);
 }
 
 void Encoder::mark_bad(float* states) {

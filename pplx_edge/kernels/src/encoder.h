@@ -14,7 +14,28 @@ struct Rows {
   int64_t n_tokens() const { return starts[n_rows]; }
 };
 
-// The buffers of one call, in one allocation.
+// The phases of a call, between which all threads wait for each other. Names are in api.cpp.
+enum Phase { kEmbedding, kNorms, kQkv, kPackedKeys, kAttention, kQuantized, kOutput, kGateUp, kDown, kMeans, kPhases };
+
+// The seconds of phases.
+class PhaseClock {
+ public:
+  PhaseClock() { last_ = now(); }
+  // Ends a phase, which began when the one before it ended.
+  void end(Phase phase) {
+    const double time = now();
+    seconds[phase] += time - last_;
+    last_ = time;
+  }
+  double seconds[kPhases] = {};
+
+ private:
+  static double now();
+  double last_;
+};
+
+// The buffers of one call, in one allocation. Some share their memory: keys and values, attended and inner; queries and wide; tokens
+// and packed.
 class Buffers {
  public:
   Buffers() = default;
@@ -43,7 +64,7 @@ class Buffers {
 
 class Encoder {
  public:
-  Encoder(const ModelFile& model, const Kernels& kernels, Buffers& buffers, Team& team, const Rows& rows);
+  Encoder(const ModelFile& model, const Kernels& kernels, Buffers& buffers, Team& team, const Rows& rows, PhaseClock& clock);
 
   void embed();
   void layer(int index);
@@ -54,7 +75,7 @@ class Encoder {
   template <class F> void over_blocks(int64_t n, int64_t size, const F& task);
   void attention(const Layer&);
   void mlp(const Layer&, int64_t from, int64_t to);
-  void project(Codes input, int64_t from, int64_t to, const Weights&);
+  void project(Codes input, int64_t from, int64_t to, const Weights&, Phase);
   Codes at(Codes codes, int64_t row) const;
 
   const ModelFile& m_;
@@ -62,6 +83,7 @@ class Encoder {
   Buffers& b_;
   Team& team_;
   const Rows& rows_;
+  PhaseClock& clock_;
   int64_t n_tokens_;
 };
 

@@ -5,5 +5,6 @@
 #include "layer_steps.inc"
 
 namespace pplx {
-extern const Kernels kernels_avx2 = kernels_named("avx2");
+extern const Kernels kernels_avx2wide;
+extern const Kernels kernels_avx2 = kernels_named("avx2", &kernels_avx2wide);
 }

@@ -64,7 +64,7 @@ struct Kernels {
   const char* name;
   int code_bytes;       // of the codes of projections
   int attention_bytes;  // of the codes of queries and of attention's weights
-  bool needs_pairs;     // weights of neighbors k must not add up to more than 128
+  const Kernels* any_weights;  // if these need weights whose neighbors k never add up to more than 128: those that do not; else null
 
   // x[rows][hidden] = rows of the table
   void (*embed)(const int8_t* table, const float* scales, const int32_t* ids, int rows, int hidden, float* x);

@@ -22,10 +22,14 @@ constexpr int kSpins = 4000;  // some 20 to 50 microseconds before a helper slee
 // cannot confuse rounds, and nobody waits for a helper that has claimed nothing.
 using Ticket = uint64_t;
 constexpr int kIndexBits = 28, kHelperBits = 8;
-constexpr Ticket kMostIndex = (Ticket{1} << kIndexBits) - 1;  // also the index of a round that is not open
+constexpr Ticket kMostIndex = (Ticket{1} << kIndexBits) - 1;  // also the index of a round that is not open yet
 inline Ticket index_of(Ticket t) { return t & kMostIndex; }
 inline int helpers_of(Ticket t) { return static_cast<int>(t >> kIndexBits & ((1 << kHelperBits) - 1)); }
 inline Ticket round_of(Ticket t) { return t >> (kIndexBits + kHelperBits); }
+inline bool is_open(Ticket t) { return index_of(t) != kMostIndex; }
+// The last round that a helper which reads this has seen: a round that is not open yet must not count, or the helper would miss it.
+inline Ticket last_round(Ticket t) { return is_open(t) ? round_of(t) : round_of(t) - 1; }
+inline bool is_new(Ticket t, Ticket seen) { return is_open(t) && round_of(t) != seen; }
 inline Ticket ticket_of(Ticket round, int helpers, Ticket index) {
   return round << (kIndexBits + kHelperBits) | static_cast<Ticket>(helpers) << kIndexBits | index;
 }
@@ -44,7 +48,7 @@ struct Pool {
   // Run tasks until there are none for this thread: 0 is the caller, others are helpers. Returns the last round that it saw.
   Ticket work(int thread) {
     for (Ticket t = ticket.load();;) {
-      if (thread > helpers_of(t) || index_of(t) >= count.load()) return round_of(t);
+      if (thread > helpers_of(t) || index_of(t) >= count.load()) return last_round(t);
       if (!ticket.compare_exchange_weak(t, t + 1)) continue;
       task(context, static_cast<int64_t>(index_of(t)), thread);
       done.fetch_add(1, std::memory_order_release);
@@ -77,11 +81,11 @@ void* help(void* argument) {
   const FloatModes modes;
   for (;;) {
     const Ticket seen = pool.work(number + 1);
-    for (int i = 0; i < kSpins && round_of(pool.ticket.load()) == seen; i++) pause_briefly();
-    if (round_of(pool.ticket.load()) != seen) continue;
+    for (int i = 0; i < kSpins && !is_new(pool.ticket.load(), seen); i++) pause_briefly();
+    if (is_new(pool.ticket.load(), seen)) continue;
     pthread_mutex_lock(&pool.sleep);
     pool.sleeping.fetch_add(1);
-    while (round_of(pool.ticket.load()) == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
+    while (!is_new(pool.ticket.load(), seen)) pthread_cond_wait(&pool.wake, &pool.sleep);
     pool.sleeping.fetch_sub(1);
     pthread_mutex_unlock(&pool.sleep);
   }

@@ -158,12 +158,10 @@ inline void multiply_attention(const uint8_t* a, size_t row_bytes, int rows, con
 
 #ifdef PPLX_ANY_WEIGHTS
 constexpr int kCodeBytes = 2;
-constexpr bool kNeedsPairs = false;
 using wide::multiply;
 using wide::store_codes;
 #else
 constexpr int kCodeBytes = 1;
-constexpr bool kNeedsPairs = true;
 using pairs::multiply;
 using pairs::store_codes;
 #endif

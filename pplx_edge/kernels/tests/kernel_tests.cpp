@@ -3,12 +3,15 @@
 //   kernel_tests products ROUNDS                       products of random shapes, between guard pages, against plain sums
 //   kernel_tests states MODEL ROWS OUT ISA THREADS     the final states of packed rows as raw float32
 //   kernel_tests fuzz MODEL ROUNDS                     damaged copies of a model file, opened and, if accepted, run
+//   kernel_tests team ROUNDS                           every helper takes part in every call
 //   kernel_tests isas                                  the instruction sets of this machine
 //
 // ROWS is a file of int64: the number of rows, their starts (one more), and the ids.
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +19,7 @@
 #include <vector>
 
 #include "../src/dispatch.h"
+#include "../src/pool.h"
 #include "pplx_kernels.h"
 
 using namespace pplx;
@@ -59,7 +63,7 @@ struct GuardedScratch {
 // Returns the number of wrong sums.
 int test_product(const Kernels& k, bool attention, Random& random, GuardedScratch& scratch) {
   const int code_bytes = attention ? k.attention_bytes : k.code_bytes;
-  const bool pairs = k.needs_pairs && !attention;
+  const bool pairs = k.any_weights && !attention;
   const int rows = 1 + random.below(2 * kBlockRows), columns = 64 * (1 + random.below(4)), depth = 64 * (1 + random.below(random.below(8) ? 8 : 64));
   const size_t row = static_cast<size_t>(depth) * code_bytes + (random.below(2) ? 64 : 0);
   Guarded a((rows + kSpareRows) * row), panels(static_cast<size_t>(columns) * depth), sums(4 * columns), scales(4 * columns);
@@ -103,7 +107,7 @@ int test_products(const Kernels& k, int rounds) {
   Random random{42};
   int wrong = 0;
   for (int i = 0; i < rounds; i++) wrong += test_product(k, i % 2, random, scratch) != 0;
-  printf("%s%s: %d products, %d wrong\n", k.name, k.needs_pairs ? " in pairs" : "", rounds, wrong);
+  printf("%s%s: %d products, %d wrong\n", k.name, k.any_weights ? " in pairs" : "", rounds, wrong);
   return wrong;
 }
 
@@ -114,7 +118,7 @@ int test_all_products(int rounds) {
     const size_t to = names.find(',', from) == std::string::npos ? names.size() : names.find(',', from);
     const Kernels& k = *kernels_for(names.substr(from, to - from).c_str());
     wrong += test_products(k, rounds);
-    if (const Kernels* other = kernels_for_any_weights(k); other != &k) wrong += test_products(*other, rounds);
+    if (k.any_weights) wrong += test_products(*k.any_weights, rounds);
     from = to + 1;
   }
   return wrong != 0;
@@ -195,6 +199,20 @@ int fuzz(const char* path, int rounds) {
   return 0;
 }
 
+// Tasks that wait for each other: a helper that misses a call makes this program wait until the alarm ends it.
+int meet(int rounds) {
+  alarm(300);
+  Team team(2);
+  if (team.threads() != 2) return printf("%d threads\n", team.threads()), 1;
+  for (int round = 0; round < rounds; round++) {
+    std::atomic<int> arrived{0};
+    team.each(2, [&](int64_t, int) {
+      for (arrived++; arrived < 2;) sched_yield();
+    });
+  }
+  return printf("%d rounds\n", rounds) < 0;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -202,6 +220,7 @@ int main(int count, char** words) {
   if (command == "products" && count == 3) return test_all_products(atoi(words[2]));
   if (command == "states" && count == 7) return write_states(words[2], words[3], words[4], words[5], atoi(words[6]));
   if (command == "fuzz" && count == 4) return fuzz(words[2], atoi(words[3]));
+  if (command == "team" && count == 3) return meet(atoi(words[2]));
   if (command == "isas" && count == 2) return printf("%s\n", available_names()) < 0;
   fprintf(stderr, "see the comment at the top of kernel_tests.cpp\n");
   return 2;

@@ -96,6 +96,7 @@ function show(answer, mode) {
     const chance = answer.chance === null ? "" : ` (chance of an answer: ${Math.round(100 * answer.chance)} %)`;
     text = `Nothing here seems to answer this${chance}. The nearest passages:`;
   }
+  if (answer.note) text += ` Note: ${answer.note}.`;
   summary.textContent = text;
   summary.classList.toggle("unanswered", !answer.hits.length || !answer.relevant);
   byId("live").textContent = text;

@@ -72,6 +72,7 @@ def _peer(name: str, label: str, module: str, needs: str, **more: Any) -> Peer:
 
 _EXPORTED = {"made_by": (f"{__name__}.stock",), "result_bytes": 1.1}
 _TORCH, _OPENVINO = "torch transformers", "torch transformers openvino nncf"
+_SENTENCE = f"{_TORCH} sentence-transformers"
 
 PEERS = {
     peer.name: peer
@@ -96,6 +97,8 @@ PEERS = {
         ),
         _peer("torch-fp32", "transformers fp32", "torch_peer", _TORCH, settings={"dtype": "float32"}),
         _peer("torch-bf16", "transformers bf16", "torch_peer", _TORCH, settings={"dtype": "bfloat16"}),
+        _peer("st-fp32", "sentence-tr. fp32", "sentence_peer", _SENTENCE, settings={"dtype": "float32"}),
+        _peer("st-bf16", "sentence-tr. bf16", "sentence_peer", _SENTENCE, settings={"dtype": "bfloat16"}),
         _peer("recipe", "usual recipe int8", "recipe", f"{_TORCH} onnx onnxruntime", scratch_bytes=10.0, **_EXPORTED),
         _peer("openvino", "OpenVINO int8", "openvino_peer", _OPENVINO, settings={"activations": "static"}, **_EXPORTED),
         _peer(
