@@ -106,7 +106,8 @@ def test_searches_rank_by_words_and_say_so_until_reembed(changed: Path, capsys: 
     def run(*argv: str) -> tuple[int, str, str]:
         capsys.readouterr()
         status = program.main(["--home", str(changed), *argv])
-        return status, *capsys.readouterr()
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
 
     status, out, err = run("search", "lease", "--json")
     assert (status, json.loads(out)["cosine"]) == (0, None)
@@ -135,9 +136,7 @@ def test_assistants_get_a_note(changed: Path):
 
     def found() -> dict[str, Any]:
         result = asyncio.run(server.call_tool("search", {"query": "lease"}))
-        content = result[1] if isinstance(result, tuple) else result.structured_content
-        assert content is not None
-        return dict(content)
+        return dict(result.structured_content or {})  # type: ignore[union-attr]
 
     answer = found()
     assert len(answer["results"]) == 1
@@ -163,7 +162,7 @@ def test_the_page_gets_a_note(changed: Path):
     page = SearchPage(library, Indexing(changed), encode, None, "", "")  # type: ignore[arg-type]
     for mode, note in (("all", "the model has changed"), ("words", "")):
         scope = {"type": "http", "method": "GET", "query_string": f"q=lease&mode={mode}".encode(), "headers": []}
-        answer = json.loads(asyncio.run(page.search(Request(scope))).body)
+        answer = json.loads(asyncio.run(page.search(Request(scope))).body.decode())  # type: ignore[union-attr]
         assert (len(answer["hits"]), answer["note"]) == (1, note)
     library.close()
 
