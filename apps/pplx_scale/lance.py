@@ -81,12 +81,12 @@ class LanceCorpus:
 
     def nearest(self, bits: np.ndarray, count: int, where: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """See `Engine`; `where` is a condition in SQL, which is applied before the search."""
-        found = self._query(bits, count, where).select([NUMBER, "codes"]).to_arrow()
+        found = self._query(bits, count, where).select([NUMBER, "codes", "_distance"]).to_arrow()
         return np.asarray(found[NUMBER].combine_chunks()), vectors_of(found, "codes")
 
     def nearest_by_bits(self, bits: np.ndarray, count: int, where: str | None = None) -> list[tuple[int, int]]:
         """Return the number and the Hamming distance of the rows nearest to packed bits, nearest first."""
-        found = self._query(bits, count, where).select([NUMBER]).to_arrow()
+        found = self._query(bits, count, where).select([NUMBER, "_distance"]).to_arrow()
         distances = (int(distance) for distance in found["_distance"].to_pylist())
         return list(zip(found[NUMBER].to_pylist(), distances, strict=True))
 

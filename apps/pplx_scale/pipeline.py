@@ -36,6 +36,7 @@ from pplx_scale.workers import Workers
 OpenEncoder = Callable[[], Encoder]
 _READER_CPUS = 0.25  # other than that of an actor, so that Ray does not merge the two
 _COUNTER_SECONDS = 1.0
+_WRAPPERS = ("UserCodeException", "RayTaskError", "ActorDiedError")
 _ERROR_LINE = re.compile(r"^\s*(?:\w+\.)*(\w*(?:Error|Exception|NotFound|TooLong): .*)$", re.MULTILINE)
 
 
@@ -240,6 +241,7 @@ def first_error(error: BaseException) -> BaseException:
     if not isinstance(error, RayError):
         return error
     said = _ERROR_LINE.findall(str(error)) or [type(error).__name__]
+    said = [line for line in said if not line.startswith(_WRAPPERS)] or said
     return EdgeError(f"a worker failed: {said[-1]}; start the run again to continue")
 
 

@@ -3,7 +3,8 @@
 - *Stragglers*: some workers are slower than the others by a factor.
 - *Preemption*: a worker stops after a random time (exponential), loses its block, and is back after a pause, which
   includes opening the model.
-- *Skew*: the sizes of blocks follow a lognormal distribution, as lengths of documents do; a document is not divided.
+- *Skew*: the sizes of blocks follow a lognormal distribution, as lengths of documents do, with a limit; a document is
+  not divided.
 
 Nothing is measured here: the figures show what a queue of small blocks is worth, and how small they should be.
 """
@@ -23,7 +24,7 @@ Figures = dict[str, Any]
 _POINTS = 200
 _STRAGGLER_SHARE, _STRAGGLER_FACTOR = 0.05, 4.0
 _PREEMPTIONS_PER_HOUR, _PAUSE_SECONDS = 0.5, 180.0
-_SKEW = 2.0  # standard deviation of the logarithm
+_SKEW, _LARGEST = 1.0, 20.0  # standard deviation of the logarithm; largest block, relative to the mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def measure(args: Namespace, work: Path) -> Iterator[Figures]:
         sizes = np.full(n_blocks, float(args.block_seconds))
         if scenario.skew:
             sizes = rng.lognormal(0, _SKEW, n_blocks)
+            sizes = np.minimum(sizes, _LARGEST * sizes.mean())
             sizes *= args.block_seconds / sizes.mean()
         speeds = np.ones(args.workers)
         if scenario.stragglers:
