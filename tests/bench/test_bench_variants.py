@@ -101,6 +101,12 @@ def test_recommendations_follow_from_the_file(file: Path) -> None:
         assert f"{len(kept)} variants that keep 99 %" in each.sentence
 
 
+def test_a_variant_without_the_tasks_has_no_quality_of_another_kind(file: Path) -> None:
+    kept = {"benchmark": "variants", "variant": "new", "stage": "fidelity", "fidelity": {"top10_kept": 0.99}}
+    assert rows_of([*read(file), kept])[-1].quality is None
+    assert rows_of([kept])[-1].quality == 0.99
+
+
 def test_nothing_is_recommended_without_the_reference(file: Path) -> None:
     rows = [row for row in rows_of(read(file)) if row.variant != EXACT_FORMAT]
     assert recommend(rows) == []

@@ -11,7 +11,7 @@ import pytest
 from checkpoints import sample_rows, tiny_config, write_checkpoint
 
 import pplx_edge
-from pplx_bench.rough.plants import SAME_FUNCTION, write_rough
+from pplx_bench.rough.plants import write_rough
 from pplx_convert import convert
 from pplx_edge.errors import InputError, MissingExtra, ModelError
 from pplx_edge.models.qwen3_numpy import encode_rows
@@ -184,10 +184,10 @@ def test_a_format_that_llama_cpp_rounds_needs_llama_cpp(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("artifact_format", ["openvino-fp16", "openvino-int8", "gguf-f16", "gguf-q8_0"])
+@pytest.mark.parametrize("artifact_format", ["openvino-fp16", "openvino-int8", "gguf-f16", "gguf-q8_0", "gguf-q4_0"])
 def test_outliers_and_a_large_stream_cost_nothing(artifact_format: str, tiny_dir: Path, tmp_path: Path) -> None:
     require(artifact_format)
-    rough = write_rough(tiny_dir, tmp_path / "rough", SAME_FUNCTION)
+    rough = write_rough(tiny_dir, tmp_path / "rough")
     smooth, found = (
         convert(source, tmp_path / f"{source.name}-out", artifact_format).parity for source in (tiny_dir, rough)
     )

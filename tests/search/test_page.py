@@ -22,7 +22,7 @@ from live_server import LiveServer, running_server
 
 from pplx_edge.errors import InputError
 from pplx_search.page import drawing
-from pplx_search.page.library import marked, telling_stems
+from pplx_search.page.library import marked, telling_stems, without_markup
 from pplx_search.page.pdf_page import png
 from pplx_search.page.preview import TAGS, tree
 
@@ -235,10 +235,19 @@ def test_markdown_becomes_a_tree_without_html_and_without_foreign_links() -> Non
 
 
 def test_marks_leave_out_words_that_are_common_in_the_index() -> None:
-    idf = {"the": 1e-6, "when": 1.8, "lease": 6.0, "flat": 5.0}
-    assert telling_stems(["when", "the", "lease", "flat", "unheard"], idf) == {"lease", "flat", "unhea"}
-    assert telling_stems(["the"], {"the": 1e-6}) == {"the"}
-    assert telling_stems(["x"], {}) == {"x"}
+    rarity = {"the": 0.0, "when": 0.3, "lease": 1.0, "flat": 0.8}
+    assert telling_stems(["when", "the", "lease", "flat", "unheard"], rarity) == {"lease", "flat", "unhea"}
+    assert telling_stems(["of", "unheard"], {"of": 0.0}) == {"unhea"}
+    assert telling_stems(["the", "lease", "tax"], {"the": 0.7, "lease": 1.0, "tax": 0.9}) == {"lease", "tax"}
+
+
+def test_snippets_of_markdown_have_no_markup() -> None:
+    text = "# Lease\n\n## Rent #2\nIt ends in June.\n\n| a | b |\n|---|:-:|\n| rent | 900 |\n\n---\n#hashtag"
+    shown = without_markup(text, {"Lease", ""}).split("\n")
+    assert [line for line in shown if line] == ["Rent #2", "It ends in June.", "a | b", "rent | 900", "#hashtag"]
+
+
+def test_marks() -> None:
     assert marked("Leases, leased", {"lease"}) == [("Leases", True), (", ", False), ("leased", True)]
     assert marked("", {"x"}) == []
 

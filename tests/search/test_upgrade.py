@@ -1,10 +1,13 @@
 """A new release brings other weights under the same name: an index answers by words, says so, and loses nothing."""
 
-import os
+import argparse
+import asyncio
+import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import killed_app
 import numpy as np
@@ -12,7 +15,10 @@ import pytest
 from fakes import FakeSession, fake_embedder
 from test_app_kills import App, indexed, prose, require_sound
 
+from pplx_edge import Embedder
 from pplx_search import program
+from pplx_search.access import WeightsChanged, require_same_weights
+from pplx_search.page.library import Library
 from pplx_search.store import Store
 
 ADVICE = "run: pplx-search reembed --model nano"
@@ -24,6 +30,7 @@ def asked(app: App, *argv: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_an_index_answers_by_words_until_reembed_is_through_even_if_it_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -80,48 +87,92 @@ def test_an_index_answers_by_words_until_reembed_is_through_even_if_it_is_killed
 @pytest.fixture
 def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The home of an index whose model has changed since, with one file about a lease."""
-    model = fake_embedder(FakeSession())
-    monkeypatch.setattr("pplx_edge.load", lambda *_, **__: model)
+    fingerprint = "old"
+
+    def load(*_: object, **__: object) -> Embedder:
+        model = fake_embedder(FakeSession())
+        model.fingerprint = fingerprint
+        return model
+
+    monkeypatch.setattr("pplx_edge.load", load)
     monkeypatch.setenv("PPLX_EDGE_WARM", "0")
     (tmp_path / "lease.txt").write_text("The lease ends in June.\n", encoding="ascii")
     assert program.main(["--home", str(tmp_path / "home"), "add", str(tmp_path / "lease.txt")]) == 0
-    model.fingerprint = "other"
+    fingerprint = "new"
     return tmp_path / "home"
+
+
+def test_searches_rank_by_words_and_say_so_until_reembed(changed: Path, capsys: pytest.CaptureFixture[str]):
+    def run(*argv: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = program.main(["--home", str(changed), *argv])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    status, out, err = run("search", "lease", "--json")
+    assert (status, json.loads(out)["cosine"]) == (0, None)
+    assert err.count("\n") == 1
+    assert "searches use words alone" in err
+    assert ADVICE in err
+    assert run("search", "zebra")[0] == 1
+    for command in (("update",), ("add", str(changed.parent / "lease.txt"))):
+        status, _, err = run(*command)
+        assert status == 2
+        assert ADVICE in err
+    assert run("reembed")[0] == 0
+    status, out, err = run("search", "lease", "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["cosine"] is not None
+    assert run("update")[0] == 0
 
 
 def test_assistants_get_a_note(changed: Path):
     pytest.importorskip("mcp", reason="needs the extra [mcp]")
-    import argparse
-    import asyncio
-
     from pplx_search.assistant import QueryEncoder, build_server
-    from pplx_search.page.library import Library
 
     library = Library(changed)
-    server = build_server(library, QueryEncoder(library, argparse.Namespace(offline=True, threads=None)).encode)
+    arguments = argparse.Namespace(offline=True, threads=None)
+    server = build_server(library, QueryEncoder(library, arguments).encode)
 
-    def found() -> dict[str, object]:
+    def found() -> dict[str, Any]:
         result = asyncio.run(server.call_tool("search", {"query": "lease"}))
-        content = result[1] if isinstance(result, tuple) else result.structured_content
-        assert content is not None
-        return dict(content)
+        return dict(result.structured_content or {})  # type: ignore[union-attr]
 
     answer = found()
-    assert len(answer["results"]) == 1  # type: ignore[arg-type]
-    assert "searches use words alone" in str(answer["note"])
+    assert len(answer["results"]) == 1
+    assert "searches use words alone" in answer["note"]
     assert program.main(["--home", str(changed), "reembed", "--quiet"]) == 0
-    assert "note" not in found()
+    answer = found()
+    assert len(answer["results"]) == 1
+    assert "note" not in answer
+    library.close()
+
+
+def test_the_page_gets_a_note(changed: Path):
+    pytest.importorskip("starlette", reason="needs the extra [serve]")
+    from starlette.requests import Request
+
+    from pplx_search.page.indexing import Indexing
+    from pplx_search.page.routes import SearchPage
+
+    async def encode(words: str) -> np.ndarray:
+        raise WeightsChanged("the model has changed")
+
+    library = Library(changed)
+    page = SearchPage(library, Indexing(changed), encode, None, "", "")  # type: ignore[arg-type]
+    for mode, note in (("all", "the model has changed"), ("words", "")):
+        scope = {"type": "http", "method": "GET", "query_string": f"q=lease&mode={mode}".encode(), "headers": []}
+        answer = json.loads(asyncio.run(page.search(Request(scope))).body.decode())  # type: ignore[union-attr]
+        assert (len(answer["hits"]), answer["note"]) == (1, note)
     library.close()
 
 
 def test_a_vector_of_another_length_is_another_model_too(changed: Path):
-    from pplx_search.access import WeightsChanged, require_same_weights
-
     with Store.open(changed) as store:
         assert store.vectors.serving is not None
         settings = dict(store.vectors.serving.settings)
     model = fake_embedder(FakeSession())
+    model.fingerprint = "old"
     require_same_weights(model, settings)
     with pytest.raises(WeightsChanged):
         require_same_weights(model, settings | {"dim": model.dim + 1})
-    assert os.path.exists(changed)

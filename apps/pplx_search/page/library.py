@@ -5,7 +5,7 @@ Text of files goes into these values as it is: who shows it must treat it as tex
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,9 +28,14 @@ from pplx_search.store.errors import StoreBusy
 SNIPPET_CHARS = 320
 MAX_HITS = 50
 _MAX_FAILURES = 200
+_HEADING = regex.compile(r"^ {0,3}#{1,6}\s+")
+_RULE = regex.compile(r"[ :|]*-{3}[-:| ]*")  # between the head and the body of a table, or on its own
+_TABLE_EDGE = regex.compile(r"^\s*\|\s*|\s*\|\s*$")
 _WORD = regex.compile(r"[\p{L}\p{N}]+")
 _STEM = 5  # words with the same first letters match
-_TELLING = 0.4  # of the largest inverse document frequency in a query: words such as "the" and "when" have less
+# The rarity that a word needs to be marked: at least this, and a share of the largest in the query. Words of up to
+# three letters, such as "the", need more, because they are not common in an index of a few files.
+_LEAST_RARITY, _TELLING, _TELLING_IF_SHORT, _SHORT = 0.25, 0.4, 0.8, 3
 _CLOSE, _RELATED = 0.6, 0.4  # cosines of nano that deserve these words
 _Result = TypeVar("_Result")
 
@@ -60,7 +65,7 @@ class Library:
             return {"hits": [], "relevant": True, "chance": None, "explained": "", "pending": 0}
         verdict = judge(answer, self.home)
         asked = _WORD.findall(words.casefold())
-        telling = telling_stems(asked, self._read(lambda store: store.idf(asked), {}))
+        telling = telling_stems(asked, self._read(lambda store: store.rarity(asked), {}))
         return {
             "hits": [hit_of(hit, text, words, telling) for hit, text in zip(answer.hits, answer.texts, strict=True)],
             "relevant": verdict.relevant,
@@ -141,6 +146,7 @@ class Library:
 
 def hit_of(hit: Hit, text: str, words: str, stems: set[str]) -> dict[str, Any]:
     """Return a hit as plain values. `snippet` lists parts of its text, each with whether it starts like a stem."""
+    shown = (without_markup(text, {hit.title, *hit.heading}) if hit.kind == "markdown" else "").strip() or text
     return {
         "document": hit.document_id,
         "start": hit.start,
@@ -157,19 +163,34 @@ def hit_of(hit: Hit, text: str, words: str, stems: set[str]) -> dict[str, Any]:
         "page": hit.page,
         "copies": hit.copies,
         "score": round(hit.score, 4),
-        "snippet": marked(snippet(text, words, SNIPPET_CHARS), stems),
+        "snippet": marked(snippet(shown, words, SNIPPET_CHARS), stems),
         "text": text,
         "why": reasons(hit),
     }
 
 
-def telling_stems(words: Sequence[str], idf: Mapping[str, float]) -> set[str]:
+def telling_stems(words: Sequence[str], rarity: Mapping[str, float]) -> set[str]:
     """Return the first letters of the words of a query, except of those that are common in the index, such as "the".
 
-    `idf` holds the inverse document frequency of the words that the index contains.
+    `rarity` holds that of the words that the index contains, from 0 to 1.
     """
-    least = _TELLING * max(idf.values(), default=0.0)
-    return {word[:_STEM] for word in words if idf.get(word, least) >= least}
+    most = max(rarity.values(), default=0.0)
+
+    def tells(word: str) -> bool:
+        share = _TELLING_IF_SHORT if len(word) <= _SHORT else _TELLING
+        return rarity.get(word, 1.0) >= max(_LEAST_RARITY, share * most)
+
+    return {word[:_STEM] for word in words if tells(word)}
+
+
+def without_markup(text: str, known: Collection[str]) -> str:
+    """Return Markdown as a snippet shows it: without marks of headings and tables, and without the `known` headings."""
+    lines = []
+    for line in text.splitlines():
+        heading = _HEADING.sub("", line)
+        if not (heading != line and heading.strip() in known) and not _RULE.fullmatch(line):
+            lines.append(_TABLE_EDGE.sub("", heading))
+    return "\n".join(lines)
 
 
 def marked(text: str, stems: set[str]) -> list[tuple[str, bool]]:

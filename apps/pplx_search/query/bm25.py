@@ -23,3 +23,9 @@ def idf(term: str, snapshot: Snapshot) -> float:
     n_chunks = snapshot.n_slots
     n = min(snapshot.n_chunks_with(term, MAX_COUNTED + 1), n_chunks)
     return max(_MIN_IDF, math.log((n_chunks - n + 0.5) / (n + 0.5)))
+
+
+def rarity(term: str, snapshot: Snapshot) -> float:
+    """Return 1 for an FTS5 term that only one chunk has, 0 for one that half of all chunks have, and values between."""
+    rarest = math.log(max(1.0, (snapshot.n_slots - 0.5) / 1.5))
+    return min(1.0, idf(term, snapshot) / rarest) if rarest else 1.0

@@ -10,7 +10,7 @@ import numpy as np
 
 from pplx_search.documents import Piece
 from pplx_search.ids import DocumentId, TextId
-from pplx_search.query.bm25 import idf
+from pplx_search.query.bm25 import rarity
 from pplx_search.query.evidence import evidence_of
 from pplx_search.query.fusion import Legs
 from pplx_search.query.kernels import open_kernel
@@ -136,14 +136,14 @@ class Store:
                 null_baseline=self.vectors.null_baseline(snapshot.generation),
             )
 
-    def idf(self, words: Iterable[str]) -> dict[str, float]:
-        """Return the inverse document frequency of each word that a chunk contains. Words are letters and digits."""
+    def rarity(self, words: Iterable[str]) -> dict[str, float]:
+        """Return the rarity, from 0 to 1, of each word that a chunk contains. Words consist of letters and digits."""
         with self._guard, self._database.reading():
             snapshot = self._snapshot()
             if snapshot is None:
                 return {}
             terms = {word: f'"{word}"' for word in words}
-            return {word: idf(term, snapshot) for word, term in terms.items() if snapshot.n_chunks_with(term, 1)}
+            return {word: rarity(term, snapshot) for word, term in terms.items() if snapshot.n_chunks_with(term, 1)}
 
     def search(self, query: Query) -> list[Hit]:
         """Return only the hits of an answer, which is faster."""

@@ -79,7 +79,8 @@ def rows_of(results: Sequence[Result]) -> list[Row]:
     by_variant: dict[str, list[Result]] = {}
     for result in results:
         by_variant.setdefault(result["variant"], []).append(result)
-    return [_row(name, found) for name, found in by_variant.items()]
+    has_tasks = any(result["stage"] == "quality" for result in results)
+    return [_row(name, found, has_tasks) for name, found in by_variant.items()]
 
 
 def front(rows: Sequence[Row], figures: Mapping[str, Better]) -> list[str]:
@@ -139,7 +140,7 @@ def changes(old: Sequence[Row], new: Sequence[Row], least: float = 0.02) -> list
     return found
 
 
-def _row(name: str, results: Sequence[Result]) -> Row:
+def _row(name: str, results: Sequence[Result], has_tasks: bool) -> Row:
     stages = {result["stage"]: result for result in results if FAILED not in result}
     convert, opened, speed = (stages.get(stage, {}) for stage in ("convert", "open", "speed"))
     fidelity = stages.get("fidelity", {}).get("fidelity", {})
@@ -153,7 +154,7 @@ def _row(name: str, results: Sequence[Result]) -> Row:
         peer=any(result.get("peer") for result in results),
         bytes=convert.get("bytes"),
         convert_seconds=convert.get("seconds"),
-        quality=fidelity.get("top10_kept") if plain is None else plain,
+        quality=plain if has_tasks else fidelity.get("top10_kept"),
         ndcg_binary=_ndcg(scores, None, "binary", "off"),
         ndcg_context=_ndcg(scores, None, "int8", "on"),
         ndcg_short=_ndcg(scores, short, "int8", "off") if short else None,

@@ -27,6 +27,13 @@ _TYPES = {
 }
 _FLOAT32, _Q4_K = (GGMLQuantizationType.F32, LlamaFileType.ALL_F32), "q4_k"
 _TABLE_TYPES = {"q4_0": GGMLQuantizationType.Q8_0}  # the table is a lookup: 4 bits save little and cost much
+# The largest weight that a type can store: float16's largest number, or that many steps of a float16 scale.
+_LARGEST = {
+    GGMLQuantizationType.F32: np.inf,
+    GGMLQuantizationType.F16: 65504,
+    GGMLQuantizationType.Q8_0: 127 * 65504,
+    GGMLQuantizationType.Q4_0: 8 * 65504,
+}
 _LAYER_NAMES = {
     "input_layernorm.weight": "attn_norm.weight",
     "self_attn.q_proj.weight": "attn_q.weight",
@@ -70,19 +77,25 @@ def _write_file(
     file_type: LlamaFileType,
     table_kind: GGMLQuantizationType | None = None,
 ) -> str:
-    """Write a file with weights of one type, and the embedding table of another, and return what it takes."""
-    checkpoint, spec, table_kind = job.checkpoint, job.checkpoint.spec, table_kind or kind
+    """Write a file with weights of one type, and the embedding table of another, and return what it takes.
+
+    A matrix with weights that are too large for its type is stored in float32.
+    """
+    checkpoint, spec, table_name = job.checkpoint, job.checkpoint.spec, "embed_tokens.weight"
+    table_peak = max(float(np.abs(rows).max()) for rows in checkpoint.row_blocks(table_name))
+    table_kind = _fitting(table_peak, table_kind or kind)
     writer = GGUFWriter(path, "qwen3")
     _write_sizes(writer, spec)
     writer.add_file_type(file_type)
     tokenizer = write_tokenizer(writer, checkpoint.directory, spec)
-    table = np.concatenate([_stored(rows, table_kind) for rows in checkpoint.row_blocks("embed_tokens.weight")])
+    table = np.concatenate([_stored(rows, table_kind) for rows in checkpoint.row_blocks(table_name)])
     writer.add_tensor("token_embd.weight", table, raw_dtype=table_kind)
     for index in range(spec.n_layers):
         for tensor, values in checkpoint.layer(index).items():
             name = f"blk.{index}.{_LAYER_NAMES[tensor]}"
             if values.ndim > 1:
-                writer.add_tensor(name, _stored(values, kind), raw_dtype=kind)
+                stored_as = _fitting(float(np.abs(values).max()), kind)
+                writer.add_tensor(name, _stored(values, stored_as), raw_dtype=stored_as)
             else:
                 writer.add_tensor(name, np.array(values, np.float32))
         job.step()
@@ -122,6 +135,11 @@ def _write_sizes(writer: GGUFWriter, spec: ModelSpec) -> None:
     writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
     writer.add_causal_attention(False)
     writer.add_pooling_type(PoolingType.MEAN)
+
+
+def _fitting(peak: float, kind: GGMLQuantizationType) -> GGMLQuantizationType:
+    """Return the type if it can store weights of this magnitude, else float32."""
+    return kind if peak <= _LARGEST[kind] else GGMLQuantizationType.F32
 
 
 def _stored(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
