@@ -54,7 +54,7 @@ def ray_session(address: str | None, n_cpus: int, object_store_bytes: int) -> It
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     here = {"num_cpus": n_cpus, "object_store_memory": object_store_bytes, "_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(address, **quiet, **({"include_dashboard": False, **here} if address is None else {}))
+        ray.init(address or "local", **quiet, **({"include_dashboard": False, **here} if address is None else {}))
     except Exception as error:  # Ray raises bare exceptions here
         where = "on this machine" if address is None else f"at {address}"
         raise EdgeError(f"Ray did not start {where}: {error}") from error

@@ -35,7 +35,13 @@ def add_options(group: Any) -> None:
     group.add_argument(
         "--node-every", type=positive, default=10, metavar="N", help="Kill a node instead, every N kills."
     )
-    group.add_argument("--pause", type=float, default=2.0, metavar="S", help="Longest pause between kills, in seconds.")
+    group.add_argument(
+        "--pause",
+        type=float,
+        default=15.0,
+        metavar="S",
+        help="Longest pause between kills, in seconds; an actor must have time to start.",
+    )
     group.add_argument("--rows", type=positive, default=4000, metavar="N", help="Rows of the corpus.")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="Seed of what is killed when.")
 
