@@ -88,14 +88,15 @@ def run_pipeline(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = workers.block_bytes
-    context.checkpoint_config = CheckpointConfig(
+    checkpoints = CheckpointConfig(
         "key",
         (out / output.CHECKPOINT).path,
         override_filesystem=out.filesystem,
         delete_checkpoint_on_success=False,  # so that the next run only embeds what is new
     )
-    context.checkpoint_config.checkpoint_actor_memory_bytes = 1 << 26
-    context.checkpoint_config.checkpoint_actor_pool_max_size = workers.most
+    checkpoints.checkpoint_actor_memory_bytes = 1 << 26
+    checkpoints.checkpoint_actor_pool_max_size = workers.most
+    context.checkpoint_config = checkpoints
     with ray.data.DataContext.current(context), _counting(on_progress) as counter, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that few rows are left for so many actors
         rows = ray.data.read_datasource(CorpusSource(source, inputs, read), num_cpus=_READER_CPUS)
@@ -214,7 +215,8 @@ class Counter:
 @contextmanager
 def _counting(on_progress: Callable[[int, int], None]) -> Iterator[Any]:
     """Provide a counter for the actors, and report it about once a second until the block ends."""
-    counter = ray.remote(num_cpus=0, max_restarts=-1)(Counter).remote()
+    as_actor: Any = ray.remote(num_cpus=0, max_restarts=-1)
+    counter = as_actor(Counter).remote()
     ended = threading.Event()
 
     def report() -> None:

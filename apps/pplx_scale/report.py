@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
+from pandas.core.util.hashing import hash_array
 
 from pplx_scale import output
 from pplx_scale.storage import Place
@@ -130,7 +131,7 @@ def _hashed_ids(place: Place) -> Iterator[tuple[Any, Any]]:
     for _, path in _parts(place, output.DOCUMENTS):
         with place.filesystem.open_input_file(path) as file:
             ids = pq.read_table(file, columns=["id"])["id"].drop_null().to_numpy()
-        yield ids, pd.util.hash_array(ids, categorize=False)
+        yield ids, hash_array(ids, categorize=False)
 
 
 def _parts(place: Place, kind: str) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ The head node runs no actors, so that it survives, as the head of a real cluster
 complete, unique and equal to those of one process, whatever was killed.
 """
 
+import logging
 import os
 import random
 import signal
@@ -58,7 +59,7 @@ def measure(args: Namespace, work: Path) -> Iterator[Figures]:
         head_node_args={"num_cpus": 2, "object_store_memory": 150 << 20, "include_dashboard": False},
     )
     nodes = [_add_node(cluster) for _ in range(args.nodes)]
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     chaos = _Chaos(cluster, nodes, args)
     rows = texts(args.rows, 40)
     source = write_corpus(work / "in", rows, 8)

@@ -179,7 +179,8 @@ def ndcg(columns: np.ndarray, passages: np.ndarray, right: frozenset[int]) -> np
 
 def total(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the score for all weights of the grid; kinds that a task does not have count in proportion."""
-    return sum(_SHARES[kind] * found for kind, found in scores.items()) / sum(_SHARES[kind] for kind in scores)
+    shares = np.array([_SHARES[kind] for kind in scores])
+    return shares @ np.stack(list(scores.values())) / shares.sum()
 
 
 def best_place(scores: Sequence[Mapping[str, np.ndarray]]) -> int:

@@ -19,9 +19,9 @@ from pplx_bench.child import Send
 from pplx_bench.speed.peers import OURS
 from pplx_bench.speed.peers.ours import ARTIFACT, OursPeer
 from pplx_bench.speed.workload import Row, row_ids
+from pplx_edge.backends.native_session import open_session
 from pplx_edge.backends.onnx_options import session_options
 from pplx_edge.backends.onnx_session import PackedSession, graph_file
-from pplx_edge.preparation import resolve_model
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import SessionOptions
 
@@ -60,7 +60,7 @@ def profile_rows(arguments: Mapping[str, Any], send: Send) -> None:
 
 def _native_profile(directory: Path, row: Row, threads: int) -> tuple[float, dict[str, float]]:
     """Return the seconds of one pass over the row, and the share of each phase of the CPU kernels."""
-    session = resolve_model(directory).open(SessionOptions(threads=threads))
+    session = open_session(directory, SessionOptions(threads=threads))
     (encode,) = OursPeer(session).ways([]).values()
     ids = row_ids(row, session.spec.vocab_size)
     encode(ids[:1])
