@@ -25,9 +25,14 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     """Return a page with its comments replaced by what they name, and with links to results as they are on the site."""
-    markdown = markdown.replace("../../benchmarks/results/", "results/")
+    results = os.path.relpath("benchmarks/results", os.path.dirname(page.file.src_uri))
+    return with_generated(markdown.replace("../../benchmarks/results/", f"{results}/"))
+
+
+def with_generated(markdown: str) -> str:
+    """Return Markdown with its comments replaced by what they name."""
     markdown = re.sub(r"<!-- commands: (\S+) -->", lambda found: commands(found[1]), markdown)
     for comment, render in _FORMATS.items():
         if comment in markdown:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from pplx_edge.models.qwen3_torch import Qwen3Encoder
 from pplx_quant import lora, sharding
 from pplx_quant.errors import DivergedError
+from pplx_quant.hardware import has_fast_bfloat16
 
 EMBEDDING = "embed_tokens.weight"
 OPTIMIZERS = ("adamw", "muon")
@@ -65,6 +66,48 @@ class RowwiseAdam(Optimizer):
                 weight.addcmul_(weight.grad, (1 / (second.sqrt() + group["eps"]))[:, None], value=-group["lr"])
 
 
+class Muon(torch.optim.Muon):
+    """`torch.optim.Muon`, whose iteration runs in float32 where bfloat16 is slow.
+
+    torch iterates in bfloat16 on every device, which takes minutes a step on processors that do not multiply it.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0):
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, adjust_lr_fn=MUON_SCALE)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update the matrices by their gradients."""
+        if has_fast_bfloat16(self.param_groups[0]["params"][0].device.type):
+            super().step()
+            return
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                mean = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                mean.lerp_(weight.grad, 1 - group["momentum"])
+                update = orthogonal(
+                    weight.grad.lerp(mean, group["momentum"]), group["ns_coefficients"], group["ns_steps"]
+                )
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(weight.shape)))
+
+
+def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], n_steps: int) -> Tensor:
+    """Return a matrix with the singular vectors of another, and singular values near 1, in the same dtype.
+
+    It is the Newton–Schulz iteration of Muon (https://kellerjordan.github.io/posts/muon/).
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm().clamp(min=1e-7)
+    a, b, c = coefficients
+    for _ in range(n_steps):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+
+
 def build_optimizers(
     model: Qwen3Encoder,
     rates: Rates,
@@ -98,8 +141,7 @@ def build_optimizers(
     groups = [group for group in groups if group["params"]]
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, betas=BETAS, eps=1e-8, weight_decay=0.0, fused=True)]
     if with_blocks and optimizer == "muon":
-        decay = weight_decay
-        optimizers.append(torch.optim.Muon(matrices, lr=rates.matrix, weight_decay=decay, adjust_lr_fn=MUON_SCALE))
+        optimizers.append(Muon(matrices, lr=rates.matrix, weight_decay=weight_decay))
     if table_optimizer == "rowwise" and rates.embedding > 0:
         optimizers.append(RowwiseAdam([named[EMBEDDING]], lr=rates.embedding))
     for one in optimizers:

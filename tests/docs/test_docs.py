@@ -112,7 +112,7 @@ def test_help_of_every_command_is_rendered(
     monkeypatch.setenv("COLUMNS", "80")  # rendering sets it; this restores it
     shown = subprocess.run([program, "--help"], env=environment, capture_output=True, text=True, timeout=600).stdout
     names = re.findall(r"^  (\w+)\s", shown, re.MULTILINE)
-    rendered = hooks.on_page_markdown(f"<!-- commands: {program} -->")
+    rendered = hooks.with_generated(f"<!-- commands: {program} -->")
     assert names
     for name in names:
         assert f"## {program} {name}\n" in rendered
@@ -123,7 +123,7 @@ def test_formats_are_rendered(hooks: ModuleType) -> None:
     for name in ("artifact", "index-file"):
         page = (DOCS / "formats" / f"{name}.md").read_text(encoding="utf-8")
         assert "<!--" in page
-        assert "<!--" not in hooks.on_page_markdown(page)
+        assert "<!--" not in hooks.with_generated(page)
     assert "| `chunks` | `id`," in hooks.index_tables()
 
 

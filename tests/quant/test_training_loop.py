@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from pplx_edge.models.qwen3_torch import Qwen3Encoder, attend
 from pplx_edge.vectors.codes import int8_codes
-from pplx_quant import distributed, hardware
+from pplx_quant import distributed, hardware, optimizers
 from pplx_quant.checkpoint import STATE_VALUES, WEIGHTS, read_model
 from pplx_quant.corpus import PackedCorpus
 from pplx_quant.distributed import World, buckets
@@ -274,6 +275,25 @@ def test_a_run_resumes_with_every_optimizer(cfg, tmp_path, options):
     for name, weight in weights(whole.out / "checkpoint").items():
         assert torch.equal(weight, weights(cut.out / "checkpoint")[name])
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48)])
+def test_muon_in_float32_moves_like_that_of_torch(shape, monkeypatch):
+    monkeypatch.setattr(optimizers, "has_fast_bfloat16", lambda kind: False)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    gradients = [torch.randn(shape, generator=generator) for _ in range(3)]
+    moved = []
+    for make in (optimizers.Muon, partial(torch.optim.Muon, adjust_lr_fn=optimizers.MUON_SCALE)):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = make([weight], lr=0.1, weight_decay=0.1)
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimizer.step()
+        moved.append(weight.detach() - start)
+    ours, theirs = moved  # torch rounds to 8 bits on the way
+    assert F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999
+    assert float(ours.norm()) == pytest.approx(float(theirs.norm()), rel=0.01)
 
 
 # ---------------------------------------------------------------- attention and mining on a GPU
