@@ -25,6 +25,9 @@ stage() {  # NAME COMMAND OPTIONS...: run a stage to its end, or stop the script
     [ "$last" != "$name" ] || exit 0
 }
 
+# The tokenizer that the next command made is kept next to this script.
+own=$(dirname "$0")/tokenizer
+[ -f "$runs/tokenizer/tokenizer.json" ] || [ ! -d "$own" ] || { mkdir -p "$runs" && cp -R "$own" "$runs/tokenizer"; }
 [ -f "$runs/tokenizer/tokenizer.json" ] || python -m pplx_quant tokenizer --data "$data" --out "$runs/tokenizer" \
     --vocab-size 49152 --lowercase --exponent 0.85 --chars 150000000
 docstrings=$runs/pairs.docstrings.jsonl.gz
