@@ -72,7 +72,8 @@ def embed_corpus(
     inputs_place = place / output.INPUTS_FILE
     known = [InputFile(**each) for each in inputs_place.read_json()] if inputs_place.exists() else []
     inputs = list_inputs(origin, known)
-    n_cpus = round(workers.most * workers.cpus) + 2
+    # Logical cores. After a restart there is an actor that filters rows by the checkpoints for each that encodes.
+    n_cpus = round(workers.most * (workers.cpus + 1)) + 2
     with pipeline.ray_session(address, n_cpus, object_store_bytes):
         try:
             about = pipeline.describe_encoder(open_encoder, encode, workers)

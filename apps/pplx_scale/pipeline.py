@@ -7,9 +7,11 @@ Ray Data runs a task again when its worker or its node dies. A run that ends in 
 that were written; the next run filters them out right after reading, and deletes files that were not committed.
 """
 
+import gc
 import logging
 import re
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -234,12 +236,20 @@ def _counting(on_progress: Callable[[int, int], None]) -> Iterator[Any]:
 
 
 def first_error(error: BaseException) -> BaseException:
-    """Return the error of ours at the bottom of those of Ray, one with its words, or else the error itself."""
+    """Return the error of ours at the bottom of those of Ray, one with its words, or else the error itself.
+
+    Clears the local variables of the frames that it came through: they hold the actors of the run, and with them their
+    cores, for which another run in this process would wait.
+    """
+    chain: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, EdgeError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        traceback.clear_frames(cause.__traceback__)
+        cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+    gc.collect()
+    if ours := [one for one in chain if isinstance(one, EdgeError)]:
+        return ours[0]
     if not isinstance(error, RayError):
         return error
     said = _ERROR_LINE.findall(str(error)) or [type(error).__name__]

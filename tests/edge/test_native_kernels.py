@@ -329,6 +329,7 @@ while len(caught) < 20:
     assert same()
 signal.setitimer(signal.ITIMER_REAL, 0)
 interrupted = 0
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where tests run in the background
 main = threading.main_thread().ident
 while interrupted < 5:
     threading.Timer(0.002, signal.pthread_kill, (main, signal.SIGINT)).start()

@@ -29,10 +29,10 @@ def write_lines(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def ray_started() -> Iterator[None]:
-    """Ray on this machine, with three cores, for all tests of the session."""
+    """Ray on this machine, with eight logical cores, for all tests of the session."""
     pytest.importorskip("ray")
     from pplx_scale.corpus import require_ray
 
     pipeline = require_ray(local=True)
-    with pipeline.ray_session(None, 4, 100 << 20):
+    with pipeline.ray_session(None, 8, 100 << 20):
         yield
