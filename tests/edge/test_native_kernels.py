@@ -214,7 +214,7 @@ def test_a_state_that_is_not_finite_spoils_its_row_only(
         ([-1], {}, "not in the vocabulary"),
         ([1 << 40], {}, "not in the vocabulary"),
         ([1] * 513, {}, "this model reads up to 512"),
-        ([1] * 512, {"memory_mb": 2}, "do not fit into memory_mb 2"),
+        ([1] * 512, {"memory_mb": 1, "threads": 1}, "do not fit into memory_mb 1"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(
