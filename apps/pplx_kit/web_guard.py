@@ -1,4 +1,4 @@
-"""What stands in front of every server of ours: who may ask, how much, and how slowly.
+"""The guard in front of our servers: who may ask, how much, and how slowly.
 
 A page in the user's browser can send requests to any port of the machine, so being reachable from this machine alone
 protects nothing. The guard checks on every request that the host is one of ours (a rebound domain name is not), that it

@@ -42,7 +42,7 @@ class TextTokenizer(Protocol):
 
 
 class Encoder(Protocol):
-    """What encodes a corpus: an `Embedder`, or a stand-in with the same methods."""
+    """The encoder of a corpus: an `Embedder`, or a stand-in with the same methods."""
 
     fingerprint: str
 
@@ -74,7 +74,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeOptions:
-    """How rows are encoded.
+    """Options for encoding rows.
 
     `late_chunking` None gives each row one vector. `truncate` cuts a row that is longer than the model reads; without
     it, such a row fails. `with_text` writes the text of each chunk next to its vector.

@@ -45,7 +45,7 @@ _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
-    """How rows are read. `whole_files` makes each text file one row; otherwise each of its lines is one.
+    """Options for reading rows. `whole_files` makes each text file one row; otherwise each of its lines is one.
 
     `id_field` None gives each row the id `path:number`, with the number of the row in its file, from 0.
     """

@@ -19,7 +19,7 @@ _HASHES_AT_ONCE = 32_000_000  # of 8 bytes each
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What became of the rows of a corpus.
+    """The outcome of the rows of a corpus.
 
     `rows` = embedded + skipped + failed. `duplicates` counts ids that more than one row has; each of these rows keeps
     its own key and its own vectors. `seconds` and `run_tokens` are those of the last run alone, and `restarts` is how

@@ -1,4 +1,4 @@
-"""How many workers embed a corpus, and in what portions."""
+"""The number of workers that embed a corpus, and the size of their portions."""
 
 from dataclasses import dataclass
 

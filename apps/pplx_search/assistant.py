@@ -47,7 +47,7 @@ class QueryEncoder:
             raise EdgeError(EMPTY)
         with self._guard:
             name, backend = str(settings["model"]), str(settings["backend"])
-            if self._own is not None and self._own.fingerprint != settings.get("weights"):
+            if self._own is not None and self._own.fingerprint != settings.get("weights", self._own.fingerprint):
                 self._own = None  # `reembed` has switched the index to another model, or this one is out of date
             model = self._own or find_warm(name, backend=backend, offline=True)
             if model is None:

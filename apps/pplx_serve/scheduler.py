@@ -49,7 +49,7 @@ class Job:
 
     @property
     def small(self) -> bool:
-        """Whether the job may overtake a pass over a large one."""
+        """Return True if the job may overtake a pass over a large one."""
         return self.n_tokens <= SMALL_TOKENS
 
     def put(self, row: int, means: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What a corpus costs, by formula: hours = tokens / (tokens per second · efficiency), dollars = hours · price."""
+"""The cost of a corpus by formula: hours = tokens / (tokens per second · efficiency), dollars = hours · price."""
 
 import argparse
 from argparse import Namespace

@@ -29,7 +29,7 @@ _SKEW, _LARGEST = 1.0, 20.0  # standard deviation of the logarithm; largest bloc
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What goes wrong, and whether workers share a queue of blocks or own a share of them each."""
+    """The disturbances of a run, and whether workers share a queue of blocks or own a share of them each."""
 
     name: str
     stragglers: bool = False

@@ -30,7 +30,7 @@ class HashEncoder:
         return np.array([hashed(text) for text in texts], np.int8).reshape(len(texts), DIM)
 
     def encode_streams(self, *_: Any, **__: Any) -> Iterator[Any]:
-        """Not offered."""
+        """Raise NotImplementedError: the benchmarks embed rows whole."""
         raise NotImplementedError
 
 
