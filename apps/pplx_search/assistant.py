@@ -35,6 +35,7 @@ class QueryEncoder:
     library: Library
     args: argparse.Namespace
     _own: Embedder | None = None
+    _opened_for: object = None  # the fingerprint in the index when the own model was opened
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def encode(self, query: str) -> np.ndarray:
@@ -47,11 +48,12 @@ class QueryEncoder:
             raise EdgeError(EMPTY)
         with self._guard:
             name, backend = str(settings["model"]), str(settings["backend"])
-            if self._own is not None and self._own.fingerprint != settings.get("weights", self._own.fingerprint):
-                self._own = None  # `reembed` has switched the index to another model, or this one is out of date
+            if settings.get("weights") != self._opened_for:
+                self._own = None  # `reembed` has switched the index to another model
             model = self._own or find_warm(name, backend=backend, offline=True)
             if model is None:
                 model = self._own = open_model(name, self.args, backend)
+                self._opened_for = settings.get("weights")
             require_same_weights(model, settings)
             return model.encode_query([query], show_progress=False)[0]
 

@@ -282,5 +282,5 @@ def _fail(job: Job, error: BaseException) -> None:
 
 
 def _unanswered(job: Job) -> bool:
-    """Return whether a job is neither cancelled nor failed. After that, it cannot be cancelled any more."""
+    """Return True if a job is neither cancelled nor failed. After that, it cannot be cancelled any more."""
     return not job.done.done() and job.done.set_running_or_notify_cancel()

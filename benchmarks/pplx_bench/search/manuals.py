@@ -1,7 +1,7 @@
 """Questions that people would ask of three real manuals, and how often pplx-search shows the right section.
 
 The manuals are documentation in Debian packages. Their text is not part of this repository: `manuals.json` names the
-packages, and has the questions with the sections that answer them, which a person marked by reading. A mark is
+packages, and has the questions with the sections that answer them, which were marked by reading. A mark is
 `FILE#HEADING`, or `FILE#HEADING > HEADING` where the last heading alone is ambiguous; the text between it and the next
 heading of any level is the section. `FILE#` is the text before the first heading.
 
