@@ -129,6 +129,8 @@ def planned(target: Target, home: Path, arguments: list[str] | None) -> Change:
         changed.setdefault(target.key, {})[NAME] = entry(target, arguments)
     elif NAME in servers:
         del changed[target.key][NAME]
+        if not changed[target.key]:
+            del changed[target.key]
     if changed == found:
         return Change(path=path, before=before, after=before or "")
     return Change(

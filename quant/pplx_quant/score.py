@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pplx_edge.files import replacing_file
@@ -113,11 +112,9 @@ def encode_with_shards(
         strings = texts(part)
         order = np.argsort([len(text) for text in strings], kind="stable")
         vectors = np.empty((len(part), teacher.width), np.float32)
-        bfloat16 = uses_bfloat16(config.precision, teacher.device)
         for first in range(0, len(order), config.batch):
             rows = order[first : first + config.batch]
-            with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bfloat16):
-                call = teacher([strings[row] for row in rows], [prompt] * len(rows), [])
+            call = teacher([strings[row] for row in rows], [prompt] * len(rows), [])
             vectors[rows] = call.vectors.cpu().numpy()
         with replacing_file(path) as unfinished, unfinished.open("wb") as file:
             np.savez(file, numbers=part, vectors=vectors)
@@ -144,7 +141,8 @@ def score(config: ScoreConfig) -> None:
     prompts = config.prompt or ("", "") * len(config.teacher)
     total = np.zeros(candidates.shape, np.float32)
     for number, folder in enumerate(config.teacher):
-        teacher = Teacher(folder, choose_device(config.device), config.max_tokens)
+        device = choose_device(config.device)
+        teacher = Teacher(folder, device, config.max_tokens, uses_bfloat16(config.precision, device))
         work = config.out.with_name(f"{config.out.name}.{number}-{folder.name}")
 
         def vectors(numbers: np.ndarray, side: int, teacher=teacher, work=work, number=number) -> np.ndarray:

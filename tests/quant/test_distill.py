@@ -123,6 +123,18 @@ def test_the_teacher_returns_states_spans_without_prompt_and_the_mean_over_all_t
     torch.testing.assert_close(embedded.layers[0], call.layers[0], atol=1e-5, rtol=1e-4)
 
 
+def test_a_teacher_in_bfloat16_has_nearly_the_same_states(teacher_folder):
+    texts, prompts = ["The cat sat on the mat.", "A dog."], ["query: ", "query: "]
+    exact, fast = (Teacher(teacher_folder, bfloat16=half)(texts, prompts, [0, 2]) for half in (False, True))
+    assert fast.layers.dtype == fast.vectors.dtype == torch.float32
+    for row, spans in enumerate(exact.spans):
+        np.testing.assert_array_equal(fast.spans[row], spans)
+        places = spans[:, 1] > spans[:, 0]
+        ours, theirs = fast.layers[:, row, : len(spans)][:, places], exact.layers[:, row, : len(spans)][:, places]
+        assert (ours - theirs).square().mean() < 1e-3 * theirs.var()
+    torch.testing.assert_close(fast.vectors, exact.vectors, atol=0.02, rtol=0)
+
+
 def test_a_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="not a teacher"):
         Teacher(tmp_path)

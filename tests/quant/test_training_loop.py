@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pplx_edge.models.qwen3_torch import Qwen3Encoder, attend
+from pplx_edge.models.qwen3_torch import Qwen3Encoder, attend, attend_by_products
 from pplx_edge.vectors.codes import int8_codes
 from pplx_quant import distributed, hardware, optimizers
 from pplx_quant.checkpoint import STATE_VALUES, WEIGHTS, read_model
@@ -303,6 +303,17 @@ def test_shared_heads_give_the_attention_of_repeated_ones():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 7, 8, generator=generator) for heads in (4, 2, 2))
     torch.testing.assert_close(attend(q, k, v, None, grouped=True), attend(q, k, v, None, grouped=False))
+
+
+def test_attention_by_products_has_the_values_and_gradients_of_the_kernel():
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, heads, 7, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2)]
+    for visible in (None, torch.tensor([[1] * 7, [1] * 4 + [0] * 3]).bool()[:, None, None, :]):
+        found, wanted = attend_by_products(*inputs, visible), attend(*inputs, visible, grouped=False)
+        torch.testing.assert_close(found, wanted)
+        weights = torch.randn(wanted.shape, generator=generator)
+        for ours, theirs in zip(*(torch.autograd.grad(out, inputs, weights) for out in (found, wanted)), strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_the_mask_is_not_read_on_a_device(model_folder):

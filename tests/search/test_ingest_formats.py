@@ -64,11 +64,11 @@ PAGE = """<!doctype html><html lang=en><head><meta charset=utf-8><title>The &amp
     more</pre><div>loose <div>inner</div> tail</div><img src=x alt="a picture"><noscript>no</noscript></body>"""
 
 
-def test_a_page_keeps_headings_lists_and_tables_and_loses_scripts(tmp_path: Path, read: Read):
+def test_a_page_keeps_headings_lists_and_tables_and_loses_scripts_and_navigation(tmp_path: Path, read: Read):
     (tmp_path / "a.html").write_text(PAGE, encoding="utf-8")
     document = read(tmp_path / "a.html")
     assert document.text == (
-        "Home\n\n# Top heading\n\nSome boldness, and a\nsecond line.\n\n\\# not a heading\n\n- one\n- two\n  1. deep\n"
+        "# Top heading\n\nSome boldness, and a\nsecond line.\n\n\\# not a heading\n\n- one\n- two\n  1. deep\n"
         "  2. deeper\n\n### Third\n\nName | Value\npi | 3.14 15\n\n  code\n    more\n\nloose\n\ninner\n\ntail\n\n"
         "a picture\n"
     )
@@ -88,6 +88,21 @@ def test_a_page_is_read_in_the_charset_that_it_names(charset: str, tmp_path: Pat
 def test_a_page_without_a_title_has_its_first_heading(tmp_path: Path, read: Read):
     (tmp_path / "a.html").write_text("<p>x<h2>Heading</h2>", encoding="ascii")
     assert read(tmp_path / "a.html").title == "Heading"
+
+
+def test_menus_and_links_of_headings_are_not_text(tmp_path: Path, read: Read):
+    page = (
+        "<div role=navigation><h3>Contents</h3><ul><li>One</ul></div>"
+        "<h1>One<a class=headerlink href=#one>\u00b6</a></h1><p>before<nav>menu</nav>after<div role=search>find</div>"
+    )
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    assert read(tmp_path / "a.html").text == "# One\n\nbefore\n\nafter\n"
+
+
+def test_a_page_of_nothing_but_navigation_is_kept(tmp_path: Path, read: Read):
+    page = "<nav><h2>Contents</h2><ul><li>One<li>Two</ul></nav> <script>x</script>"
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    assert read(tmp_path / "a.html").text == "## Contents\n\n- One\n- Two\n"
 
 
 def test_a_table_in_a_table_is_part_of_its_cell(tmp_path: Path, read: Read):

@@ -113,6 +113,8 @@ def test_a_file_that_is_missing_is_made(user: Path) -> None:
     path = TARGETS["cursor"].path(user)
     assert list(json.loads(path.read_text(encoding="utf-8"))["mcpServers"]) == [NAME]
     assert path.stat().st_mode & 0o077 == 0
+    assert main(["mcp", "remove", "--target", "cursor", "--yes"]) == 0
+    assert json.loads(path.read_text(encoding="utf-8")) == {}
 
 
 def test_files_with_comments_and_toml_are_left_alone(user: Path, capsys: pytest.CaptureFixture[str]) -> None:

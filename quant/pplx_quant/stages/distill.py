@@ -33,6 +33,7 @@ from pplx_quant.corpus import PackedCorpus
 from pplx_quant.distributed import World
 from pplx_quant.errors import ConfigError
 from pplx_quant.fake_quant import int8_straight_through
+from pplx_quant.hardware import uses_bfloat16
 from pplx_quant.loop import StepResult, run_stage
 from pplx_quant.losses import distillation
 from pplx_quant.model import new_encoder, pad, plan_calls, pool_spans, whole_rows
@@ -134,7 +135,9 @@ class DistillStage(ContrastiveStage[DistillConfig]):
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher, on the device of this process."""
-        return Teacher(self.cfg.teacher or Path(), World.join(self.cfg.device).device)
+        device = World.join(self.cfg.device).device
+        bfloat16 = uses_bfloat16(self.cfg.precision, device)
+        return Teacher(self.cfg.teacher or Path(), device, bfloat16=bfloat16)
 
     @cached_property
     def _init_model(self) -> Qwen3Encoder:
@@ -184,8 +187,7 @@ class DistillStage(ContrastiveStage[DistillConfig]):
         places: list[Tensor] = []
         for start in range(0, len(texts), 32):
             part = texts[start : start + 32]
-            with self.cfg.autocast(self.teacher.device):
-                call = self.teacher(part, [self.cfg.prompts[1]] * len(part), self.layers)
+            call = self.teacher(part, [self.cfg.prompts[1]] * len(part), self.layers)
             filled = torch.from_numpy(np.stack([padded(spans, call.layers.shape[2]) for spans in call.spans]))
             parts.append(call.layers[:, filled.to(call.layers.device)].cpu())
             rows, positions = filled.nonzero(as_tuple=True)
@@ -243,8 +245,7 @@ class DistillStage(ContrastiveStage[DistillConfig]):
             kept = load_file(path)
             states, vectors = (kept[name].to(self.teacher.device).float() for name in ("states", "vectors"))
             return Lesson(states, vectors)
-        with self.cfg.autocast(self.teacher.device):
-            found = self.teacher(strings, prompts, self.layers)
+        found = self.teacher(strings, prompts, self.layers)
         width = found.layers.shape[2]
         alignment: Alignment = align(spans, found.spans, width)
         states = torch.stack([alignment.carry(layer) for layer in found.layers - self.space.position[:, None, :width]])

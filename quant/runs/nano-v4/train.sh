@@ -19,7 +19,8 @@ held_out="qed tydiqa openstax jaquad cmrc2018 text2.hi text2.ru text2.el text2.k
 stage() {  # NAME COMMAND OPTIONS...: run a stage to its end, or stop the script after a slice
     name=$1 command=$2; shift 2
     echo "$(date +%T) $name" >&2
-    python -m pplx_quant "$command" --data "$packed" --out "$runs/$name" "$@"
+    # shellcheck disable=SC2086
+    ${LAUNCH:-python} -m pplx_quant "$command" --data "$packed" --out "$runs/$name" "$@"
     steps=$(sed -n 's/^ "steps": \([0-9]*\),$/\1/p' "$runs/$name/options.json")
     grep -q "\"step\": $steps," "$runs/$name/checkpoint/training_state.json" || exit 0
     [ "$last" != "$name" ] || exit 0
@@ -44,16 +45,17 @@ docstrings=$runs/pairs.docstrings.jsonl.gz
 
 # shellcheck disable=SC2086  # the lists are meant to be split
 {
-    lengths="--max-query 48 --max-positive 160 --dims 384 256 192 128 --call-tokens 4096"
+    lengths="--max-query 48 --max-positive 160 --dims 384 256 192 128 --call-tokens 2048"
     if [ -n "${START:-}" ]; then begin="--init $START"; else begin="--tokenizer $runs/tokenizer"; fi
-    stage local distill $begin --teacher "$teacher" --inputs teacher --steps 3000 --batch 48 --block 16 $lengths \
+    stage local distill $begin --teacher "$teacher" --inputs teacher --steps 90 --batch 96 --block 8 $lengths \
         --optimizer muon --embedding-rate 0 --matrix-rate 0.002 --vector-rate 0.002 --warmup 20 --decay-share 0.2 \
         --validate-on $held_out --pool 300 --log-every ${LOG_EVERY:-10} $slice --boost $mix
     quantized="--weights int8 --table int8 --activations"
-    stage chained distill --init "$runs/local/checkpoint" --teacher "$teacher" --inputs student --steps 3000 \
-        --batch 48 --block 16 $lengths --optimizer muon --embedding-rate 0.0005 --matrix-rate 0.001 \
-        --vector-rate 0.001 --warmup 20 --decay-share 0.2 --vector-weight 1 $quantized \
+    stage chained distill --init "$runs/local/checkpoint" --teacher "$teacher" --inputs student --steps 720 \
+        --batch 96 --block 8 $lengths --optimizer muon --embedding-rate 0.001 --matrix-rate 0.001 \
+        --vector-rate 0.001 --warmup 20 --decay-share 0.25 --vector-weight 1 --compile \
         --validate-on $held_out --pool 300 --log-every ${LOG_EVERY:-10} $slice --boost $mix
+    quantized="--weights int8 --table int8 --activations"
     stage pair pair --init "$runs/chained/checkpoint" --steps 1000 --batch 256 --block 64 $lengths \
         --embedding-rate 0.001 --matrix-rate 0.0002 --vector-rate 0.0005 --warmup 20 --decay-share 0.3 \
         --temperature 0.05 --binary-weight 0.5 $quantized --validate-on $held_out --pool 300 $slice --boost $mix

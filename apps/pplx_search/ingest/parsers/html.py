@@ -1,4 +1,4 @@
-"""HTML: headings, paragraphs, lists and tables as Markdown; scripts, styles and hidden elements are skipped."""
+"""HTML: headings, paragraphs, lists and tables as Markdown; scripts, styles and navigation are skipped."""
 
 import re
 from collections.abc import Iterator
@@ -26,6 +26,8 @@ _BLOCKS = _names(
     "address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer form "
     "header hgroup hr html li main menu nav ol p pre section summary table tbody td tfoot th thead tr ul caption"
 )
+# Menus and lists of contents repeat the headings of other pages, and the links that some tools add to headings.
+_NAVIGATION = "nav, [role=navigation], [role=search], a.headerlink"
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 # elements that may stand unclosed: their tags say nothing of how deep a page is
 _UNNESTED = _names("area base br col embed hr img input link meta param source track wbr") | _names(
@@ -79,11 +81,14 @@ def describe(tree: LexborHTMLParser, output: Output) -> None:
 
 
 def write_body(tree: LexborHTMLParser, writer: MarkdownWriter) -> None:
-    """Write the text of a page block by block."""
+    """Write the text of a page block by block. Navigation is skipped, unless the page has no other text."""
     body = tree.body
     if body is not None:
+        navigation = {node.mem_id for node in body.css(_NAVIGATION)}
+        if not any(node.tag == "-text" and (node.text_content or "").strip() for _, node in _events(body, navigation)):
+            navigation.clear()
         blocks = _Blocks(writer)
-        for is_end, node in _events(body):
+        for is_end, node in _events(body, navigation):
             blocks.end(node.tag) if is_end else blocks.start(node)
         blocks.flush()
 
@@ -98,12 +103,15 @@ def _require_shallow(text: str) -> None:
                 raise ParseFailed("too-deep", f"has more than {_MAX_DEPTH:,} nested elements")
 
 
-def _events(root: Any) -> Iterator[tuple[bool, Any]]:
-    """Yield (False, node) at the start of a node and (True, node) at the end of an element, without recursion."""
+def _events(root: Any, skipped: set[int]) -> Iterator[tuple[bool, Any]]:
+    """Yield (False, node) at the start of a node and (True, node) at the end of an element, without recursion.
+
+    Elements of no text, and those whose `mem_id` is in `skipped`, come without what is inside them.
+    """
     node = root
     while True:
         yield False, node
-        child = None if node.tag in _DROPPED else node.child
+        child = None if node.tag in _DROPPED or node.mem_id in skipped else node.child
         while child is None:
             yield True, node
             if node.mem_id == root.mem_id:
@@ -118,8 +126,7 @@ class _Blocks:
     def __init__(self, writer: MarkdownWriter):
         self.writer = writer
         self.inline: list[str] = []
-        self.dropped = self.pre = 0
-        self.heading = 0
+        self.pre = self.heading = 0
         self.lists: list[int | None] = []  # per open list: the number of its last item, None if unnumbered
         self.item_mark = ""
         self.tables = TableRows(writer)
@@ -127,10 +134,7 @@ class _Blocks:
     def start(self, node: Any) -> None:
         tag = node.tag
         if tag == "-text":
-            if not self.dropped:
-                self._text(node.text_content or "")
-        elif tag in _DROPPED:
-            self.dropped += 1
+            self._text(node.text_content or "")
         elif tag == "br":
             self.inline.append("\n")
         elif tag == "img":
@@ -160,9 +164,7 @@ class _Blocks:
             self.item_mark = f"{number + 1}."
 
     def end(self, tag: str) -> None:
-        if tag in _DROPPED:
-            self.dropped -= 1
-        elif tag in _BLOCKS or tag in _HEADINGS:
+        if tag in _BLOCKS or tag in _HEADINGS:
             self.flush()
             self._end_block(tag)
 
