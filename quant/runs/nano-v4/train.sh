@@ -8,7 +8,7 @@
 set -euf
 data=$1 runs=$2 teacher=$3 model=$4 last=${5:-export}
 packed=$runs/packed.npz
-slice="--minutes ${MINUTES:-0} --threads ${THREADS:-0} --save-every 1000000 --save-minutes 5 --seed ${SEED:-1}"
+slice="--minutes ${MINUTES:-0} --threads ${THREADS:-0} --save-every 1000000 --save-minutes 5 --log-every ${LOG_EVERY:-10} --seed ${SEED:-1}"
 mix="text.*=0.5 text2.*=0.5 text3.*=1 text3.en=5 text.en=2 text2.en=2 text3.debian=1.5 qed=3 tydiqa=3 openstax=2
      medquad=1.5 ott-qa=2 tldr=0.5 tldr-parallel=0.3 omw-parallel=0.3 omw-definitions=0.3 oewn=0.7 ntrex-parallel=1.5
      gesetze=0.5 edgeai-course=0.5 edgeai-course-parallel=0.5 seal-tools=1 apibench=1 docstrings=0.7 ovos-wiki=1
@@ -49,31 +49,24 @@ docstrings=$runs/pairs.docstrings.jsonl.gz
     if [ -n "${START:-}" ]; then begin="--init $START"; else begin="--tokenizer $runs/tokenizer"; fi
     stage local distill $begin --teacher "$teacher" --inputs teacher --steps 90 --batch 96 --block 8 $lengths \
         --optimizer muon --embedding-rate 0 --matrix-rate 0.002 --vector-rate 0.002 --warmup 20 --decay-share 0.2 \
-        --validate-on $held_out --pool 300 --log-every ${LOG_EVERY:-10} $slice --boost $mix
-    quantized="--weights int8 --table int8 --activations"
-    stage chained distill --init "$runs/local/checkpoint" --teacher "$teacher" --inputs student --steps 720 \
+        --compile --validate-on $held_out --pool 300 $slice --boost $mix
+    stage chained distill --init "$runs/local/checkpoint" --teacher "$teacher" --inputs student --steps 700 \
         --batch 96 --block 8 $lengths --optimizer muon --embedding-rate 0.001 --matrix-rate 0.001 \
-        --vector-rate 0.001 --warmup 20 --decay-share 0.25 --vector-weight 1 --compile \
-        --validate-on $held_out --pool 300 --log-every ${LOG_EVERY:-10} $slice --boost $mix
+        --vector-rate 0.001 --warmup 20 --decay-share 0.7 --vector-weight 1 --compile \
+        --validate-on $held_out --pool 300 $slice --boost $mix
+    stage pair pair --init "$runs/chained/checkpoint" --steps 120 --batch 256 --block 64 $lengths \
+        --embedding-rate 0.0005 --matrix-rate 0.0002 --vector-rate 0.0005 --warmup 10 --decay-share 0.7 \
+        --temperature 0.05 --binary-weight 0.5 --compile --validate-on $held_out --pool 300 $slice --boost $mix
+    stage more pair --init "$runs/pair/checkpoint" --steps 110 --batch 256 --block 64 $lengths \
+        --embedding-rate 0.0005 --matrix-rate 0.0003 --vector-rate 0.0005 --warmup 5 --decay-share 0.7 \
+        --temperature 0.05 --binary-weight 0.5 --compile --validate-on $held_out --pool 300 $slice \
+        --boost $mix seal-tools=3 apibench=3 tldr=3 docstrings=2
     quantized="--weights int8 --table int8 --activations"
-    stage pair pair --init "$runs/chained/checkpoint" --steps 1000 --batch 256 --block 64 $lengths \
-        --embedding-rate 0.001 --matrix-rate 0.0002 --vector-rate 0.0005 --warmup 20 --decay-share 0.3 \
-        --temperature 0.05 --binary-weight 0.5 $quantized --validate-on $held_out --pool 300 $slice --boost $mix
-    [ -f "$runs/mined/negatives.npy" ] || python -m pplx_quant mine --data "$packed" --model "$runs/pair/checkpoint" \
-        --out "$runs/mined" --n 7 --cap "*=1500" --max-positive 160 --encoder torch \
-        --group qed tydiqa jaquad iapp-wiki-qa arcd cmrc2018 openstax openstax-economics medquad scitldr python-docs \
-        tldr seal-tools apibench oewn gesetze thealgorithms fastapi-docs ott-qa debian ovos-wiki text3.en text.en \
-        text2.* docstrings
-    [ -f "$runs/scores.npy" ] || python -m pplx_quant score --data "$packed" --negatives "$runs/mined/negatives.npy" \
-        --out "$runs/scores.npy" --teacher "$teacher" --prompt "query: " "passage: "
-    stage scored triplet --init "$runs/pair/checkpoint" --negatives "$runs/mined/negatives.npy" \
-        --scores "$runs/scores.npy" --score-weight 1 --score-scale 2 --hard-weight 0.3 --hard 7 --steps 600 \
-        --batch 32 --block 16 $lengths --embedding-rate 0.0005 --matrix-rate 0.0001 --vector-rate 0.0002 --warmup 10 \
-        --decay-share 0.3 $quantized --validate-on $held_out --pool 300 $slice --boost qed=3 tydiqa=3 text3.en=2
-    stage context context --init "$runs/scored/checkpoint" --steps 400 --batch 12 --plain 64 --block 32 \
-        --max-document 4096 --max-query 48 --max-positive 160 --dims 384 256 192 128 --call-tokens 8192 \
-        --embedding-rate 0.0005 --matrix-rate 0.0001 --vector-rate 0.0005 --warmup 10 $quantized $slice --boost $mix
+    stage context context --init "$runs/more/checkpoint" --steps 25 --batch 12 --plain 96 --block 32 \
+        --max-document 4096 --max-query 48 --max-positive 160 --dims 384 256 192 128 --call-tokens 4096 \
+        --embedding-rate 0.0003 --matrix-rate 0.0001 --vector-rate 0.0003 --warmup 5 --decay-share 0.7 \
+        --temperature 0.05 --binary-weight 0.5 $quantized $slice --boost $mix
 }
-[ -d "$runs/merged" ] || python -m pplx_quant merge --first "$runs/scored/checkpoint" \
+[ -d "$runs/merged" ] || python -m pplx_quant merge --first "$runs/more/checkpoint" \
     --second "$runs/context/checkpoint" --out "$runs/merged" --weight 0.5
 python -m pplx_quant export --checkpoint "$runs/merged" --out "$model"
