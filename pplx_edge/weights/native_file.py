@@ -8,8 +8,8 @@ A projection `[N, K]` is stored as V4x16, int8 `[N/16, K/4, 16, 4]`: 64 bytes ho
 channels, which is one operand of the dot-product instructions of every processor. Sizes are padded with zeros: hidden
 and inner sizes to 64, and each half of a head, which rotates with the other half, to 32.
 
-The format `native-int4` stores the int8 codes of projections in 4 bits, with a multiplier and a zero point per 32 inputs
-of a channel (`weights.rounding`). The kernels unpack them to V4x16.
+The format `native-int4` stores the int8 codes of projections in 4 bits, with a multiplier and a zero point per 32
+inputs of a channel (`weights.rounding`). The kernels unpack them to V4x16.
 """
 
 import mmap

@@ -7,13 +7,13 @@ sign never add up to more than 128. x86 processors without VNNI multiply unsigne
 signed weights and add the products of two neighbors in 16 bits, saturating at 32,767. With this scale, the largest sum
 is 255 · 128 = 32,640, so the result is exact on every processor.
 
-int4 of our own kernels: the int8 codes of a projection, which a 4-bit code, and a multiplier and a zero point per group of
-32 along the row, reproduce: int8 code ≈ (code - zero point) * multiplier. All three are integers of 4 bits, so the kernels
-unpack them exactly, and then multiply as they do with int8. `quantize_int4` keeps the limit on neighbors.
+int4 of our own kernels: each group of 32 along a row has a multiplier and a zero point, which turn the 4-bit codes into
+int8 codes of the projection: int8 code ≈ (code - zero point) * multiplier. All three are integers of 4 bits, so the
+kernels unpack them exactly, and then multiply as they do with int8. `quantize_int4` keeps the limit on neighbors.
 
-int4 of MLX: each group along a row has a scale and a bias, weight ≈ scale * code + bias, with codes 0…15. This is MLX's affine
-quantization, bit for bit (`mlx.core.quantize(w, group_size=…, bits=4)` on the CPU; on the GPU, MLX rounds ties away
-from zero). Codes start at the end of the range with the larger magnitude, and the step is adjusted so that zero is
+int4 of MLX: each group along a row has a scale and a bias, weight ≈ scale * code + bias, with codes 0…15. This is MLX's
+affine quantization, bit for bit (`mlx.core.quantize(w, group_size=…, bits=4)` on the CPU; on the GPU, MLX rounds ties
+away from zero). Codes start at the end of the range with the larger magnitude, and the step is adjusted so that zero is
 exactly a code. Therefore `-bias / scale` is an integer, in 0…15 for every group that has both signs. ONNX Runtime's
 MatMulNBits gives the same results with this integer as `zero_points`, so one checkpoint works for both.
 """
@@ -77,21 +77,25 @@ class Int4Codes:
 
 
 def scaled_projection(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a float matrix `[R, C]` in units of its int8 scales, and these, float32 `[R]`: `quantize_projection` rounds it."""
+    """Return a float matrix `[R, C]` divided by its int8 scales, and these scales, float32 `[R]`.
+
+    `quantize_projection` rounds the first to int8, and `quantize_int4` to 4 bits.
+    """
     scales = _projection_scales(weight)
     return weight / scales[:, None], scales
 
 
 def quantize_int4(codes: np.ndarray) -> Int4Codes:
-    """Round float32 values `[R, C]` in units of int8 scales to 4 bits, with the smallest squared error of a few candidates.
+    """Round float32 values `[R, C]` in units of int8 scales to 4 bits, with the least squared error of six candidates.
 
-    The candidates are three multipliers around the one with which 16 codes span the group, each with the two zero points
-    that center it. Candidates whose int8 codes would break a limit are left out; there is always one that keeps them.
+    The candidates are three multipliers near the one with which 16 codes span the group, each with the two zero points
+    that center it. Candidates whose int8 codes would break a limit are left out. If that is all of them, the multiplier
+    and the zero point are 8, which keep every limit.
     """
     groups = codes.reshape(len(codes), -1, INT4_GROUP)
     low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
     span = np.ceil((high - low) / np.float32(INT4_MAX))
-    found = np.full((3, *low.shape), 8, np.float32)  # squared error, multiplier, zero point; with 8 and 8 all limits hold
+    found = np.full((3, *low.shape), 8, np.float32)  # squared error, multiplier, zero point
     found[0] = np.inf
     for shift in (-1, 0, 1):
         multiplier = np.clip(span + np.float32(shift), 1, INT4_MAX)

@@ -168,9 +168,7 @@ def test_weights_that_do_not_fit_pairs_are_multiplied_exactly(
     values = np.random.default_rng(5).integers(-127, 128, codes.n_bytes).astype(np.int8)
     image[codes.offset : codes.offset + codes.n_bytes] = values.tobytes()
     stored = codes.shaped(values.view(np.uint8) if "int4" in name else values)
-    image[sums.offset : sums.offset + sums.n_bytes] = (
-        native_file.unpacked(stored).sum(axis=1, dtype=np.int32).tobytes()
-    )
+    image[sums.offset : sums.offset + sums.n_bytes] = native_file.unpacked(stored).sum(axis=1, dtype=np.int32).tobytes()
     path = tmp_path / "any.native"
     path.write_bytes(image)
     batch = collate(random_rows(), 0)

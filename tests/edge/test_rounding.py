@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
-from pplx_edge.weights.rounding import quantize_groups, quantize_int4, quantize_projection, quantize_rows, scaled_projection
+from pplx_edge.weights.rounding import (
+    quantize_groups,
+    quantize_int4,
+    quantize_projection,
+    quantize_rows,
+    scaled_projection,
+)
 
 
 @given(hnp.arrays(np.float32, (5, 9), elements=st.floats(-1e4, 1e4, width=32)))

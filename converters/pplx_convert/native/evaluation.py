@@ -14,9 +14,7 @@ from pplx_edge.weights.native_file import PANEL, Kind, map_model, stored_tensors
 from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE
 
 
-def evaluate(
-    path: Path, spec: ModelSpec, rows: Sequence[np.ndarray], bits: int = 8
-) -> Iterator[list[np.ndarray]]:
+def evaluate(path: Path, spec: ModelSpec, rows: Sequence[np.ndarray], bits: int = 8) -> Iterator[list[np.ndarray]]:
     """Yield the states `[T, D]` of rows of ids `[T]` after the embedding, after each layer and after the final norm.
 
     Computes with the padded sizes of the file, so padding that is not zero shows up in the results.

@@ -67,7 +67,7 @@ struct Scratch {
   float* floats;        // [kBlockRows * kMaxHead]
   uint8_t* codes;       // [2 * kBlockRows + kSpareRows] rows of codes of kKeyBlock
   int16_t* panel;       // one panel of weights of kMaxColumns, widened
-  int8_t* unpacked;     // [kUnpackedBytes]
+  int8_t* unpacked;     // [kUnpackedBytes] if weights have 4 bits
 };
 
 struct Kernels {

@@ -33,6 +33,7 @@ struct PackedPanels {
   size_t panel;
   int depth;
   int8_t* unpacked;
+  static_assert(4 * 2048 <= kUnpackedBytes);
   int8_t* place(int k) { return unpacked + k / 64 % 4 * 2048; }
   void prepare(int k) {
     if (k >= depth) return;
