@@ -109,7 +109,7 @@ def test_a_machine_without_kernels_converts_and_checks_in_numpy(
     steps: list[tuple[int, int]] = []
     artifact = convert(tiny_dir, tmp_path / "out", artifact_format, on_progress=lambda *at: steps.append(at))
     assert artifact.weights["computed_by"] == "NumPy"
-    assert artifact.parity["mean_cosine"] > 0.99
+    assert artifact.parity["mean_cosine"] > (0.99 if artifact_format == "native-int8" else 0.97)
     assert steps[-1][0] == steps[-1][1] == len(steps)
 
 
