@@ -110,7 +110,10 @@ NATIVE = Backend(
     name="native",
     session="pplx_edge.backends.native_session:open_session",
     options=("threads", "memory_mb"),
-    formats={"native-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=64)},
+    formats={
+        "native-int8": ParityLimits(min_cosine=0.97, mean_cosine=0.985, largest_step=64),
+        "native-int4": _FOUR_BITS,
+    },
     also_opens=(ONNX.default_format,),
     default_on=("linux-x86_64", "linux-aarch64", "darwin-x86_64"),
     writer="pplx_convert.native.converter:write",

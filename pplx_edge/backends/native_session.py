@@ -16,7 +16,7 @@ from pplx_edge.registry import NATIVE
 from pplx_edge.spec import ModelSpec
 from pplx_edge.types import SESSION_DEFAULTS, BatchPolicy, SessionOptions, TokenBatch
 from pplx_edge.weights.artifact import Artifact
-from pplx_edge.weights.native_file import map_model
+from pplx_edge.weights.native_file import FORMAT_BITS, map_model
 
 _MEGABYTE = 1_000_000
 _MAX_INT32 = np.iinfo(np.int32).max
@@ -31,7 +31,7 @@ def open_session(directory: Path, options: SessionOptions = SESSION_DEFAULTS) ->
     artifact = Artifact.open(directory)
     if artifact.format in NATIVE.formats:
         path = artifact.path(layout.NATIVE_MODEL)
-        map_model(path, spec).close()  # says in words what is wrong with a damaged file
+        map_model(path, spec, FORMAT_BITS[artifact.format]).close()  # says in words what is wrong with a damaged file
         return NativeSession(library, spec, path, options)
     from pplx_edge.backends.native_repack import repacked_image
 

@@ -7,6 +7,9 @@ directory of a valid file are known in advance, and a file with any other header
 A projection `[N, K]` is stored as V4x16, int8 `[N/16, K/4, 16, 4]`: 64 bytes hold four neighboring inputs of 16 output
 channels, which is one operand of the dot-product instructions of every processor. Sizes are padded with zeros: hidden
 and inner sizes to 64, and each half of a head, which rotates with the other half, to 32.
+
+The format `native-int4` stores the int8 codes of projections in 4 bits, with a multiplier and a zero point per 32
+inputs of a channel (`weights.rounding`). The kernels unpack them to V4x16.
 """
 
 import mmap
@@ -21,12 +24,16 @@ import numpy as np
 
 from pplx_edge.errors import ArtifactError
 from pplx_edge.spec import ModelSpec
+from pplx_edge.weights.rounding import INT4_GROUP, Int4Codes, quantize_int4
 
-_MAGIC, _VERSION, _BYTE_ORDER, _ALIGNMENT = b"PPLXINT8", 1, 0x01020304, 64
+FORMAT_BITS = {"native-int8": 8, "native-int4": 4}  # of the weights of projections
+_MAGICS = {8: b"PPLXINT8", 4: b"PPLXINT4"}
+_VERSION, _BYTE_ORDER, _ALIGNMENT = 1, 0x01020304, 64
 _HEADER = struct.Struct("<8s4I2Q8I2f48x")
 _ENTRY = struct.Struct("<4I4Q")
 PANEL, _QUAD = 16, 4  # output channels of a panel, and neighboring inputs of a channel that lie side by side
 _HEAD_HALF = 32
+_BLOCK_ROWS = 64  # output channels that are rounded to 4 bits at a time
 _FIELDS = (
     *("magic number", "version", "byte order", "header size", "number of tensors", "file size", "directory offset"),
     *("number of layers", "hidden size", "number of heads", "number of key heads", "head size", "intermediate size"),
@@ -68,9 +75,16 @@ class _Type(IntEnum):
     INT8_V4X16 = 2
     FLOAT32 = 3
     INT32 = 4
+    INT4_V4X16 = 5
 
 
-_NUMPY = {_Type.INT8_ROWS: np.int8, _Type.INT8_V4X16: np.int8, _Type.FLOAT32: np.float32, _Type.INT32: np.int32}
+_NUMPY = {
+    _Type.INT8_ROWS: np.int8,
+    _Type.INT8_V4X16: np.int8,
+    _Type.FLOAT32: np.float32,
+    _Type.INT32: np.int32,
+    _Type.INT4_V4X16: np.uint8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +99,20 @@ class Tensor:
     offset: int
 
     @property
+    def n_values(self) -> int:
+        n_weights = self.rows * self.columns
+        return n_weights // 2 + n_weights // INT4_GROUP if self.type == _Type.INT4_V4X16 else n_weights
+
+    @property
     def n_bytes(self) -> int:
-        return self.rows * self.columns * np.dtype(_NUMPY[self.type]).itemsize
+        return self.n_values * np.dtype(_NUMPY[self.type]).itemsize
 
     def shaped(self, values: np.ndarray) -> np.ndarray:
         """Return the values in the shape in which they are stored."""
         if self.type == _Type.INT8_V4X16:
             return values.reshape(self.rows // PANEL, self.columns // _QUAD, PANEL, _QUAD)
+        if self.type == _Type.INT4_V4X16:
+            return values.reshape(self.rows // PANEL, -1)
         return values.reshape(self.rows, self.columns)
 
 
@@ -107,7 +128,10 @@ class Weights(Protocol):
         ...
 
     def projection(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the codes of a projection, int8 `[N, K]`, and its scales, float32 `[N]`."""
+        """Return the codes of a projection, int8 `[N, K]`, and its scales, float32 `[N]`.
+
+        For a file of 4 bits, the codes are float32, and are rounded when they are written.
+        """
         ...
 
     def rotary(self) -> tuple[np.ndarray, np.ndarray]:
@@ -115,10 +139,18 @@ class Weights(Protocol):
         ...
 
 
-def directory(spec: ModelSpec) -> list[Tensor]:
+def directory(spec: ModelSpec, bits: int = 8) -> list[Tensor]:
     """Return the tensors of a model in the order of the file."""
     sizes = _Sizes(spec)
     rows = _Type.FLOAT32
+
+    def projection(codes: Kind, layer: int, n_out: int, n_in: int) -> list[tuple[Kind, int, _Type, int, int]]:
+        return [
+            (codes, layer, _Type.INT8_V4X16 if bits == 8 else _Type.INT4_V4X16, n_out, n_in),
+            (Kind(codes + 1), layer, rows, 1, n_out),
+            (Kind(codes + 2), layer, _Type.INT32, 1, n_out),
+        ]
+
     planned: list[tuple[Kind, int, _Type, int, int]] = [
         (Kind.TABLE, 0, _Type.INT8_ROWS, spec.vocab_size, sizes.hidden),
         (Kind.TABLE_SCALES, 0, rows, 1, spec.vocab_size),
@@ -126,13 +158,13 @@ def directory(spec: ModelSpec) -> list[Tensor]:
     for layer in range(spec.n_layers):
         planned += [
             (Kind.INPUT_NORM, layer, rows, 1, sizes.hidden),
-            *_planned_projection(Kind.QKV, layer, sizes.query + 2 * sizes.key, sizes.hidden),
+            *projection(Kind.QKV, layer, sizes.query + 2 * sizes.key, sizes.hidden),
             (Kind.Q_NORM, layer, rows, 1, 2 * sizes.half),
             (Kind.K_NORM, layer, rows, 1, 2 * sizes.half),
-            *_planned_projection(Kind.O, layer, sizes.hidden, sizes.query),
+            *projection(Kind.O, layer, sizes.hidden, sizes.query),
             (Kind.POST_NORM, layer, rows, 1, sizes.hidden),
-            *_planned_projection(Kind.GATE_UP, layer, 2 * sizes.inner, sizes.hidden),
-            *_planned_projection(Kind.DOWN, layer, sizes.hidden, sizes.inner),
+            *projection(Kind.GATE_UP, layer, 2 * sizes.inner, sizes.hidden),
+            *projection(Kind.DOWN, layer, sizes.hidden, sizes.inner),
         ]
     planned += [
         (Kind.FINAL_NORM, 0, rows, 1, sizes.hidden),
@@ -146,20 +178,22 @@ def directory(spec: ModelSpec) -> list[Tensor]:
     return tensors
 
 
-def file_bytes(spec: ModelSpec) -> int:
+def file_bytes(spec: ModelSpec, bits: int = 8) -> int:
     """Return the size of the file of a model."""
-    last = directory(spec)[-1]
+    last = directory(spec, bits)[-1]
     return last.offset + last.n_bytes
 
 
-def write_model(sink: Any, spec: ModelSpec, weights: Weights, step: Callable[[], None] = lambda: None) -> None:
+def write_model(
+    sink: Any, spec: ModelSpec, weights: Weights, step: Callable[[], None] = lambda: None, bits: int = 8
+) -> None:
     """Write the file of a model to `sink`, an open file or a mapping, with one tensor in memory at a time.
 
     Calls `step` after each layer.
     """
-    tensors = directory(spec)
-    position = sink.write(_beginning(spec, tensors))
-    for tensor, blocks in zip(tensors, _stored_values(spec, weights, step), strict=True):
+    tensors = directory(spec, bits)
+    position = sink.write(_beginning(spec, tensors, bits))
+    for tensor, blocks in zip(tensors, _stored_values(spec, weights, step, bits), strict=True):
         sink.write(bytes(tensor.offset - position))
         written = sum(sink.write(np.ascontiguousarray(block).data.cast("B")) for block in blocks)
         if written != tensor.n_bytes:
@@ -169,20 +203,20 @@ def write_model(sink: Any, spec: ModelSpec, weights: Weights, step: Callable[[],
         position = tensor.offset + written
 
 
-def model_image(spec: ModelSpec, weights: Weights) -> mmap.mmap:
+def model_image(spec: ModelSpec, weights: Weights, bits: int = 8) -> mmap.mmap:
     """Return the file of a model in anonymous memory."""
-    image = mmap.mmap(-1, file_bytes(spec))
-    write_model(image, spec, weights)
+    image = mmap.mmap(-1, file_bytes(spec, bits))
+    write_model(image, spec, weights, bits=bits)
     return image
 
 
-def map_model(path: Path, spec: ModelSpec) -> mmap.mmap:
+def map_model(path: Path, spec: ModelSpec, bits: int = 8) -> mmap.mmap:
     """Map the file of a model for reading.
 
     Raises ArtifactError, naming the first difference, if it is not exactly the file that the model needs.
     """
-    tensors = directory(spec)
-    expected = _beginning(spec, tensors)
+    tensors = directory(spec, bits)
+    expected = _beginning(spec, tensors, bits)
     try:
         with path.open("rb") as file:
             found = file.read(len(expected))
@@ -191,9 +225,9 @@ def map_model(path: Path, spec: ModelSpec) -> mmap.mmap:
         raise ArtifactError(f"{path}: cannot be read ({error})") from error
     if found != expected:
         raise ArtifactError(f"{path}: {_difference(found, expected, tensors)}; convert the model again")
-    if mapped is None or len(mapped) != file_bytes(spec):
+    if mapped is None or len(mapped) != (needed := file_bytes(spec, bits)):
         raise ArtifactError(
-            f"{path}: {len(mapped or b''):,} bytes, but this model needs {file_bytes(spec):,}; convert the model again"
+            f"{path}: {len(mapped or b''):,} bytes, but this model needs {needed:,}; convert the model again"
         )
     return mapped
 
@@ -202,9 +236,9 @@ def stored_tensors(model: mmap.mmap, spec: ModelSpec) -> Mapping[tuple[Kind, int
     """Return the tensors of a mapped model by kind and layer, without copying them."""
     return {
         (tensor.kind, tensor.layer): tensor.shaped(
-            np.frombuffer(model, _NUMPY[tensor.type], tensor.rows * tensor.columns, tensor.offset)
+            np.frombuffer(model, _NUMPY[tensor.type], tensor.n_values, tensor.offset)
         )
-        for tensor in directory(spec)
+        for tensor in directory(spec, next(bits for bits, magic in _MAGICS.items() if model[: len(magic)] == magic))
     }
 
 
@@ -213,9 +247,26 @@ def panels(codes: np.ndarray) -> np.ndarray:
     return codes.reshape(-1, PANEL, codes.shape[1] // _QUAD, _QUAD).swapaxes(1, 2)
 
 
+def packed_panels(codes: Int4Codes) -> np.ndarray:
+    """Return panels of 4 bits, uint8 `[N/16, bytes of a panel]`, as the header file defines them."""
+    n_panels, n_in = len(codes.codes) // PANEL, codes.codes.shape[1]
+    groups = (codes.zeros << 4 | codes.multipliers).reshape(n_panels, PANEL, -1).swapaxes(1, 2)
+    quads = panels(codes.codes).reshape(n_panels, n_in // (2 * _QUAD), 2, PANEL * _QUAD)
+    return np.concatenate(
+        [groups.reshape(n_panels, -1), (quads[:, :, 1] << 4 | quads[:, :, 0]).reshape(n_panels, -1)], axis=1
+    )
+
+
 def unpacked(stored: np.ndarray) -> np.ndarray:
-    """Return the codes `[N, K]` of a V4x16 array."""
-    return stored.swapaxes(1, 2).reshape(stored.shape[0] * PANEL, -1)
+    """Return the int8 codes `[N, K]` of an array of V4x16 or of panels of 4 bits."""
+    if stored.ndim == 4:
+        return stored.swapaxes(1, 2).reshape(stored.shape[0] * PANEL, -1)
+    n_in = stored.shape[1] * 2 * INT4_GROUP // (PANEL * (INT4_GROUP + 2))
+    groups, pairs = np.split(stored, [PANEL * n_in // INT4_GROUP], axis=1)
+    groups = groups.reshape(len(stored), -1, PANEL).swapaxes(1, 2).reshape(len(stored) * PANEL, -1)
+    pairs = pairs.reshape(len(stored), -1, 1, PANEL, _QUAD)
+    codes = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(len(stored), -1, PANEL, _QUAD)
+    return Int4Codes(unpacked(codes), groups & 15, groups >> 4).int8_codes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,20 +296,11 @@ class _Sizes:
         return self.spec.n_kv_heads * 2 * self.half
 
 
-def _planned_projection(codes: Kind, layer: int, n_out: int, n_in: int) -> list[tuple[Kind, int, _Type, int, int]]:
-    scales, sums = Kind(codes + 1), Kind(codes + 2)
-    return [
-        (codes, layer, _Type.INT8_V4X16, n_out, n_in),
-        (scales, layer, _Type.FLOAT32, 1, n_out),
-        (sums, layer, _Type.INT32, 1, n_out),
-    ]
-
-
-def _beginning(spec: ModelSpec, tensors: list[Tensor]) -> bytes:
+def _beginning(spec: ModelSpec, tensors: list[Tensor], bits: int) -> bytes:
     """Return the header and the directory of the file of a model."""
     last = tensors[-1]
     header = _HEADER.pack(
-        *(_MAGIC, _VERSION, _BYTE_ORDER, _HEADER.size, len(tensors), last.offset + last.n_bytes, _HEADER.size),
+        *(_MAGICS[bits], _VERSION, _BYTE_ORDER, _HEADER.size, len(tensors), last.offset + last.n_bytes, _HEADER.size),
         *(spec.n_layers, spec.hidden_size, spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.intermediate_size),
         *(spec.vocab_size, spec.max_tokens, spec.rms_norm_eps, spec.stream_eps),
     )
@@ -281,7 +323,9 @@ def _difference(found: bytes, expected: bytes, tensors: list[Tensor]) -> str:
     return "its header has unknown fields"
 
 
-def _stored_values(spec: ModelSpec, weights: Weights, step: Callable[[], None]) -> Iterator[Iterable[np.ndarray]]:
+def _stored_values(
+    spec: ModelSpec, weights: Weights, step: Callable[[], None], bits: int
+) -> Iterator[Iterable[np.ndarray]]:
     """Yield the values of each tensor of the file, in order and padded, as blocks to be written one after another."""
     sizes = _Sizes(spec)
     scales: list[np.ndarray] = []
@@ -296,41 +340,53 @@ def _stored_values(spec: ModelSpec, weights: Weights, step: Callable[[], None]) 
         halves = values.reshape(-1, spec.head_dim // 2, *values.shape[1:])
         return _resized(halves, len(halves), sizes.half, *values.shape[1:]).reshape(-1, *values.shape[1:])
 
+    def stored_projection(codes: np.ndarray, row_scales: np.ndarray) -> Iterator[Iterable[np.ndarray]]:
+        """Yield the three tensors of a padded projection."""
+        if bits == 8:
+            yield [panels(codes)]
+            yield [row_scales]
+            yield [codes.sum(axis=1, dtype=np.int32)]
+            return
+        sums: list[np.ndarray] = []
+
+        def blocks() -> Iterator[np.ndarray]:
+            for start in range(0, len(codes), _BLOCK_ROWS):
+                rounded = quantize_int4(codes[start : start + _BLOCK_ROWS])
+                sums.append(rounded.int8_codes().sum(axis=1, dtype=np.int32))
+                yield packed_panels(rounded)
+
+        yield blocks()
+        yield [row_scales]
+        yield sums
+
     yield table()
     yield scales
     for layer in range(spec.n_layers):
         prefix = f"layers.{layer}."
         yield [_resized(weights.vector(f"{prefix}input_layernorm.weight"), sizes.hidden)]
         q, k, v = (weights.projection(f"{prefix}self_attn.{name}_proj.weight") for name in "qkv")
-        yield from _projection(
+        yield from stored_projection(
             np.concatenate([heads(_resized(codes, len(codes), sizes.hidden)) for codes, _ in (q, k, v)]),
             np.concatenate([heads(row_scales) for _, row_scales in (q, k, v)]),
         )
         for name in ("q_norm", "k_norm"):
             yield [heads(weights.vector(f"{prefix}self_attn.{name}.weight"))]
         codes, row_scales = weights.projection(f"{prefix}self_attn.o_proj.weight")
-        yield from _projection(
+        yield from stored_projection(
             _resized(heads(codes.T), sizes.query, sizes.hidden).T, _resized(row_scales, sizes.hidden)
         )
         yield [_resized(weights.vector(f"{prefix}post_attention_layernorm.weight"), sizes.hidden)]
         both = [weights.projection(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up")]
-        yield from _projection(
+        yield from stored_projection(
             _alternating([_resized(codes, sizes.inner, sizes.hidden) for codes, _ in both]),
             _alternating([_resized(row_scales, sizes.inner) for _, row_scales in both]),
         )
         codes, row_scales = weights.projection(f"{prefix}mlp.down_proj.weight")
-        yield from _projection(_resized(codes, sizes.hidden, sizes.inner), _resized(row_scales, sizes.hidden))
+        yield from stored_projection(_resized(codes, sizes.hidden, sizes.inner), _resized(row_scales, sizes.hidden))
         step()
     yield [_resized(weights.vector("norm.weight"), sizes.hidden)]
     for angles in weights.rotary():
         yield [_resized(angles, spec.max_tokens, sizes.half)]
-
-
-def _projection(codes: np.ndarray, scales: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """Yield the three tensors of a padded projection."""
-    yield [panels(codes)]
-    yield [scales]
-    yield [codes.sum(axis=1, dtype=np.int32)]
 
 
 def _alternating(values: list[np.ndarray]) -> np.ndarray:

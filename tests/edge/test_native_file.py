@@ -14,6 +14,7 @@ from pplx_edge.errors import ArtifactError
 from pplx_edge.spec import ModelSpec
 from pplx_edge.weights import native_file
 from pplx_edge.weights.native_file import Kind, directory, map_model, model_image, stored_tensors, unpacked
+from pplx_edge.weights.rounding import quantize_int4
 
 HEADER_BYTES, ENTRY_BYTES = 128, 48
 
@@ -46,6 +47,14 @@ class RandomWeights:
 
     def rotary(self) -> tuple[np.ndarray, np.ndarray]:
         return self.angles[0], self.angles[1]
+
+
+class FloatWeights(RandomWeights):
+    """The same weights before they are rounded to 4 bits."""
+
+    def projection(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        codes, scales = self.tensors[name]
+        return codes.astype(np.float32), scales
 
 
 def spec_of(model: str = "0.6b", **overrides: int) -> ModelSpec:
@@ -117,6 +126,33 @@ def test_every_code_is_at_the_place_that_the_header_file_defines(tiny_file: tupl
     np.testing.assert_array_equal(k_norm[[padded_row(i) for i in range(spec.head_dim)]], expected)
 
 
+def test_every_code_of_four_bits_is_at_the_place_that_the_header_file_defines(tmp_path: Path):
+    spec = spec_of("4b", hidden_size=72, head_dim=10, intermediate_size=100, num_hidden_layers=2)
+    path = tmp_path / "model.native"
+    path.write_bytes(model_image(spec, FloatWeights(spec), 4)[:])
+    raw, rng = path.read_bytes(), np.random.default_rng(1)
+    stored = stored_tensors(map_model(path, spec, 4), spec)
+    for tensor in directory(spec, 4):
+        if tensor.kind not in (Kind.QKV, Kind.O, Kind.GATE_UP, Kind.DOWN):
+            continue
+        n_in, at = tensor.columns, tensor.offset
+        codes = unpacked(stored[tensor.kind, tensor.layer])
+        assert codes.shape == (tensor.rows, n_in)
+        for n, k in zip(rng.integers(tensor.rows, size=200), rng.integers(n_in, size=200), strict=True):
+            panel = at + n // 16 * (n_in // 2 * 16 + n_in // 32 * 16)
+            group = raw[panel + k // 32 * 16 + n % 16]
+            two = raw[panel + n_in // 32 * 16 + k // 8 * 64 + n % 16 * 4 + k % 4]
+            code = two >> 4 if k % 8 >= 4 else two & 15
+            assert codes[n, k] == (code - (group >> 4)) * (group & 15)
+        sums = stored[Kind(tensor.kind + 2), tensor.layer][0]
+        np.testing.assert_array_equal(sums, codes.sum(axis=1, dtype=np.int32))
+    down = stored[Kind.DOWN, 1]
+    np.testing.assert_array_equal(
+        unpacked(down)[: spec.hidden_size, :96],
+        quantize_int4(FloatWeights(spec).projection("layers.1.mlp.down_proj.weight")[0][:, :96]).int8_codes(),
+    )
+
+
 def _stored_in(name: str) -> Kind | None:
     kinds = {"q": Kind.QKV, "k": Kind.QKV, "v": Kind.QKV, "o": Kind.O, "gate": Kind.GATE_UP, "up": Kind.GATE_UP}
     return (kinds | {"down": Kind.DOWN}).get(name.split(".")[3].removesuffix("_proj"))
@@ -128,9 +164,12 @@ def _stored_in(name: str) -> Kind | None:
     st.sampled_from([(2, 1), (4, 2), (8, 2)]),
     st.integers(1, 40).map(lambda n: 2 * n),
     st.integers(1, 90),
+    st.sampled_from([8, 4]),
 )
 @settings(max_examples=30)
-def test_tensors_are_aligned_and_follow_each_other(layers: int, hidden: int, heads: tuple, head_dim: int, inner: int):
+def test_tensors_are_aligned_and_follow_each_other(
+    layers: int, hidden: int, heads: tuple, head_dim: int, inner: int, bits: int
+):
     spec = spec_of(
         num_hidden_layers=layers,
         hidden_size=hidden,
@@ -140,9 +179,9 @@ def test_tensors_are_aligned_and_follow_each_other(layers: int, hidden: int, hea
         intermediate_size=inner,
         max_position_embeddings=40,
     )
-    image = model_image(spec, RandomWeights(spec))
-    end = HEADER_BYTES + ENTRY_BYTES * len(directory(spec))
-    for tensor, raw in zip(directory(spec), struct.iter_unpack("<4I4Q", image[HEADER_BYTES:end]), strict=True):
+    image = model_image(spec, RandomWeights(spec) if bits == 8 else FloatWeights(spec), bits)
+    end = HEADER_BYTES + ENTRY_BYTES * len(directory(spec, bits))
+    for tensor, raw in zip(directory(spec, bits), struct.iter_unpack("<4I4Q", image[HEADER_BYTES:end]), strict=True):
         assert raw[6] % 64 == 0
         assert end <= raw[6] < end + 64
         assert (raw[0], raw[1], raw[6], raw[7]) == (tensor.kind, tensor.layer, tensor.offset, tensor.n_bytes)
@@ -225,6 +264,15 @@ def test_a_longer_file_and_the_file_of_another_model_are_refused(
     assert "hidden size" in refusal(path.read_bytes(), spec_of("4b", num_hidden_layers=2), tmp_path / "bad")
     with pytest.raises(ArtifactError, match="cannot be read"):
         map_model(tmp_path / "nowhere", spec)
+
+
+def test_the_file_of_another_number_of_bits_is_refused(
+    tiny_file: tuple[Path, ModelSpec, RandomWeights], tmp_path: Path
+):
+    path, spec, _ = tiny_file
+    with pytest.raises(ArtifactError, match="magic number is b'PPLXINT8', but this model needs b'PPLXINT4'"):
+        map_model(path, spec, 4)
+    assert "magic number" in refusal(model_image(spec, FloatWeights(spec), 4)[:], spec, tmp_path / "bad")
 
 
 def test_weights_of_the_wrong_size_are_an_error(tmp_path: Path):

@@ -27,6 +27,7 @@ from pplx_edge.spec import ModelSpec
 from pplx_edge.text.batching import collate
 from pplx_edge.types import SessionOptions, TokenRow
 from pplx_edge.vectors.codes import int8_codes
+from pplx_edge.weights import native_file
 from pplx_edge.weights.checkpoint import Checkpoint
 
 # Rows of one and a few tokens, around the sizes of blocks (48 tokens, 64 and 256 keys), and one without tokens.
@@ -39,6 +40,7 @@ SHAPES = {
         "0.6b", head_dim=24, hidden_size=88, intermediate_size=136, num_attention_heads=6, num_key_value_heads=1
     ),
 }
+MODELS = [*SHAPES, *(f"{name}-int4" for name in SHAPES)]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +67,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base, files = tmp_path_factory.mktemp("models"), {}
     for seed, (name, config) in enumerate(SHAPES.items()):
         directory = write_checkpoint(base / name, config, seed=seed)
-        files[name] = directory / "model.native"
-        write_file(Checkpoint.open(directory), files[name])
+        for variant, n_bits in ((name, 8), (f"{name}-int4", 4)):
+            files[variant] = directory / f"{variant}.native"
+            write_file(Checkpoint.open(directory), files[variant], bits=n_bits)
     return files
 
 
@@ -96,12 +99,12 @@ def test_every_thread_takes_part_in_every_call(native: KernelBuild):
 
 def test_products_are_exact(native: KernelBuild):
     """Random shapes and codes, ±127 among them, between inaccessible pages."""
-    done = native.program("products", 200).stdout.splitlines()
+    done = native.program("products", 300).stdout.splitlines()
     assert len(done) >= len(native.instruction_sets())
-    assert all(line.endswith("200 products, 0 wrong") for line in done)
+    assert all(line.endswith("300 products, 0 wrong") for line in done)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_instruction_set_and_thread_count_gives_the_bits_of_the_oracle(
     name: str, library: NativeLibrary, open_model: Callable[..., NativeSession]
 ):
@@ -118,8 +121,9 @@ def test_every_instruction_set_and_thread_count_gives_the_bits_of_the_oracle(
             np.testing.assert_array_equal(bits(session.span_means(batch)), bits(means))
 
 
-def test_a_row_has_the_same_bits_in_any_batch(open_model: Callable[..., NativeSession]):
-    session = open_model(threads=2)
+@pytest.mark.parametrize("name", ["0.6b", "0.6b-int4"])
+def test_a_row_has_the_same_bits_in_any_batch(name: str, open_model: Callable[..., NativeSession]):
+    session = open_model(name, threads=2)
     rows = random_rows()
     together = session.span_means(collate(rows, 0)).reshape(len(rows), 3, -1)
     order = np.random.default_rng(1).permutation(len(rows))
@@ -153,29 +157,43 @@ def test_layers_one_by_one_give_the_bits_of_the_whole(open_model: Callable[..., 
     np.testing.assert_array_equal(bits(last), bits(session.packed_states(batch)))
 
 
+@pytest.mark.parametrize("name", ["0.6b", "0.6b-int4"])
 def test_weights_that_do_not_fit_pairs_are_multiplied_exactly(
-    models: dict[str, Path], library: NativeLibrary, tmp_path: Path
+    name: str, models: dict[str, Path], library: NativeLibrary, tmp_path: Path
 ):
     """AVX2 has a faster product for weights whose neighbors never add up to more than 128."""
-    spec = ModelSpec.from_directory(models["0.6b"].parent)
-    image = bytearray(models["0.6b"].read_bytes())
-    kind, _, _, _, rows, columns, offset, n_bytes = (
-        np.frombuffer(image, np.uint32, 4, 128 + 3 * 48).tolist()
-        + np.frombuffer(image, np.uint64, 4, 128 + 3 * 48 + 16).tolist()
-    )
-    assert kind == 4  # the first layer's q, k and v
-    assert rows * columns == n_bytes
-    codes = np.random.default_rng(5).integers(-127, 128, n_bytes).astype(np.int8)
-    image[offset : offset + n_bytes] = codes.tobytes()
-    by_column = codes.reshape(rows // 16, columns // 4, 16, 4).swapaxes(1, 2).reshape(rows, columns)
-    sums_at = int(np.frombuffer(image, np.uint64, 1, 128 + 5 * 48 + 32)[0])
-    image[sums_at : sums_at + 4 * rows] = by_column.sum(axis=1, dtype=np.int32).tobytes()
+    spec = ModelSpec.from_directory(models[name].parent)
+    image = bytearray(models[name].read_bytes())
+    _, _, _, codes, _, sums, *_ = native_file.directory(spec, 4 if "int4" in name else 8)  # of the first q, k and v
+    values = np.random.default_rng(5).integers(-127, 128, codes.n_bytes).astype(np.int8)
+    image[codes.offset : codes.offset + codes.n_bytes] = values.tobytes()
+    stored = codes.shaped(values.view(np.uint8) if "int4" in name else values)
+    image[sums.offset : sums.offset + sums.n_bytes] = native_file.unpacked(stored).sum(axis=1, dtype=np.int32).tobytes()
     path = tmp_path / "any.native"
     path.write_bytes(image)
     batch = collate(random_rows(), 0)
     states = [NativeSession(library, spec, path, isa=isa).packed_states(batch) for isa in library.instruction_sets]
     for other in states[:-1]:
         np.testing.assert_array_equal(bits(other), bits(states[-1]))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_weights_of_four_bits_give_the_bits_of_the_int8_codes_that_they_stand_for(
+    name: str, models: dict[str, Path], library: NativeLibrary, tmp_path: Path
+):
+    path = models[f"{name}-int4"]
+    spec = ModelSpec.from_directory(path.parent)
+    stored = native_file.stored_tensors(native_file.map_model(path, spec, 4), spec)
+    image = bytearray(models[name].read_bytes())
+    for tensor in native_file.directory(spec):
+        values = stored[tensor.kind, tensor.layer]
+        if values.dtype == np.uint8:
+            values = native_file.panels(native_file.unpacked(values))
+        image[tensor.offset : tensor.offset + tensor.n_bytes] = np.ascontiguousarray(values).tobytes()
+    (tmp_path / "wide.native").write_bytes(image)
+    batch = collate(random_rows(), 0)
+    expected = NativeSession(library, spec, tmp_path / "wide.native").packed_states(batch)
+    np.testing.assert_array_equal(bits(NativeSession(library, spec, path).packed_states(batch)), bits(expected))
 
 
 def test_results_do_not_depend_on_the_modes_of_the_processor(open_model: Callable[..., NativeSession]):
@@ -225,12 +243,13 @@ def test_what_cannot_be_computed_is_refused(
         session.span_means(collate([TokenRow(np.array(ids), ((0, 1),))], 0))
 
 
-def test_a_memory_limit_divides_batches_and_changes_no_bit(open_model: Callable[..., NativeSession]):
+@pytest.mark.parametrize("name", ["0.6b", "0.6b-int4"])
+def test_a_memory_limit_divides_batches_and_changes_no_bit(name: str, open_model: Callable[..., NativeSession]):
     rows = random_rows([40] * 12)
-    session = open_model(threads=1)
+    session = open_model(name, threads=1)
     whole = session.span_means(collate(rows, 0))
     two_rows = session.model_bytes + session.buffer_bytes(2, 80)
-    limited = open_model(threads=1, memory_mb=-(-two_rows // 1_000_000))
+    limited = open_model(name, threads=1, memory_mb=-(-two_rows // 1_000_000))
     assert limited.buffer_bytes(12, 480) > two_rows - session.model_bytes
     np.testing.assert_array_equal(bits(limited.span_means(collate(rows, 0))), bits(whole))
     np.testing.assert_array_equal(
@@ -252,8 +271,9 @@ def test_an_unknown_instruction_set_is_refused(open_model: Callable[..., NativeS
         open_model(isa="avx9")
 
 
-def test_damaged_files_are_refused_in_one_line(native: KernelBuild, models: dict[str, Path]):
-    out = native.program("fuzz", models["0.6b"], 3000).stdout
+@pytest.mark.parametrize("name", ["0.6b", "0.6b-int4"])
+def test_damaged_files_are_refused_in_one_line(name: str, native: KernelBuild, models: dict[str, Path]):
+    out = native.program("fuzz", models[name], 3000).stdout
     refused = int(out.split(",")[1].split()[0])
     assert refused > 2000
 
@@ -271,7 +291,7 @@ def test_a_truncated_file_and_a_folder_are_refused(models: dict[str, Path], libr
 def test_sessions_share_the_threads(open_model: Callable[..., NativeSession]):
     """Several models called from several threads at once, with different numbers of threads."""
     batch = collate(random_rows(), 0)
-    sessions = [open_model(name, threads=threads) for name in ("0.6b", "4b") for threads in (1, 2, 5)]
+    sessions = [open_model(name, threads=threads) for name in ("0.6b", "4b-int4") for threads in (1, 2, 5)]
     expected = [session.packed_states(batch) for session in sessions]
     wrong: list[int] = []
 
@@ -467,10 +487,11 @@ def test_other_processors_give_the_same_bits(
     """AMX, AVX-VNNI and AVX512-VNNI in plain C++, Arm's products under qemu, and this machine's with sanitizers."""
     other = build(variant, *emulator)
     assert other.instruction_sets() == (expected or native.instruction_sets())
-    assert "wrong" in other.program("products", 40).stdout
+    assert "wrong" in other.program("products", 60).stdout
     rows = write_rows(tmp_path / "rows", [row.ids for row in random_rows()])
     for name, model in models.items():
         oracle = native.states(model, rows, "scalar")
         for isa in other.instruction_sets():
             np.testing.assert_array_equal(other.states(model, rows, isa, threads=3), oracle, err_msg=f"{name} {isa}")
-    other.program("fuzz", models["0.6b"], 300)
+    for name in ("0.6b", "0.6b-int4"):
+        other.program("fuzz", models[name], 300)

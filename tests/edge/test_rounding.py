@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
-from pplx_edge.weights.rounding import quantize_groups, quantize_projection, quantize_rows
+from pplx_edge.weights.rounding import (
+    quantize_groups,
+    quantize_int4,
+    quantize_projection,
+    quantize_rows,
+    scaled_projection,
+)
 
 
 @given(hnp.arrays(np.float32, (5, 9), elements=st.floats(-1e4, 1e4, width=32)))
@@ -50,6 +56,31 @@ def test_products_of_projection_codes_never_saturate(weight: np.ndarray, seed: i
     extremes[:2] = [[0], [255]]
     exact = extremes.astype(np.int64) @ codes.astype(np.int64).T
     np.testing.assert_array_equal(saturating_products(extremes, codes), exact)
+
+
+@given(hnp.arrays(np.float32, (3, 64), elements=st.floats(-1e4, 1e4, width=32)), st.integers(0, 2**32 - 1))
+def test_products_of_four_bits_never_saturate(weight: np.ndarray, seed: int) -> None:
+    scaled, _ = scaled_projection(weight)
+    packed = quantize_int4(scaled)
+    codes = packed.int8_codes().astype(np.int64)
+    steps = packed.codes.astype(int).reshape(3, 2, 32) - packed.zeros[..., None]
+    np.testing.assert_array_equal(codes.reshape(3, 2, 32), steps * packed.multipliers[..., None])
+    assert max(packed.codes.max(), packed.zeros.max(), packed.multipliers.max()) <= 15
+    extremes = np.random.default_rng(seed).choice([0, 255], (20, 64)).astype(np.uint8)
+    np.testing.assert_array_equal(saturating_products(extremes, codes), extremes.astype(np.int64) @ codes.T)
+
+
+def test_four_bits_are_nearly_the_best_of_all_multipliers_and_zero_points() -> None:
+    scaled, _ = scaled_projection(np.random.default_rng(0).standard_t(5, (8, 256)).astype(np.float32))
+    groups = scaled.reshape(-1, 32)
+    best = np.full(len(groups), np.inf)
+    for multiplier in range(1, 16):
+        for zero in range(16):
+            codes = np.clip(np.rint(groups / multiplier), -zero, 15 - zero) * multiplier
+            fits = (np.abs(codes).max(axis=1) <= 127) & (np.abs(codes[:, 0::2] + codes[:, 1::2]).max(axis=1) <= 128)
+            best = np.where(fits, np.minimum(best, np.square(codes - groups).sum(axis=1)), best)
+    error = np.square(quantize_int4(scaled).int8_codes() - scaled).sum()
+    assert error == pytest.approx(best.sum(), rel=0.005)
 
 
 def test_products_of_row_codes_do_saturate() -> None:

@@ -39,6 +39,12 @@ LIMITS = {
         "0.6b": _limits(1.5, 0.75, 0.9),
         "4b": _limits(4.0, None),
     },
+    "native-int4": {
+        "tiny": _limits(None, None),
+        "nano": _limits(None, 0.12),
+        "0.6b": _limits(1.5, 0.55, 0.7),
+        "4b": _limits(4.0, None),
+    },
     "onnx-int8": {
         "tiny": _limits(None, None),
         "nano": _limits(None, None),

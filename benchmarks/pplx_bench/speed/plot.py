@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pplx_bench.options import require_writable
 from pplx_bench.panels import COLORS, OTHER_COLOR, PICTURES, bars, figure_of, finish, save
-from pplx_bench.speed.peers import GRAPH, OURS, PEERS
+from pplx_bench.speed.peers import FOUR_BITS, GRAPH, OURS, PEERS
 from pplx_bench.tables import ABSENT
 from pplx_edge.errors import InputError
 
@@ -53,7 +53,7 @@ def draw(rows: dict[str, dict[str, float]], out: Path) -> None:
     """Draw a panel of horizontal bars for each row, pplx-edge first. Raises MissingExtra without matplotlib."""
     figure, panels = figure_of(len(rows), _PANEL_INCHES, _PANEL_INCHES)
     peers = list(dict.fromkeys(peer for rates in rows.values() for peer in rates))
-    colors = [COLORS[0] if peer in (OURS, GRAPH) else OTHER_COLOR for peer in peers]
+    colors = [COLORS[0] if peer in (OURS, FOUR_BITS, GRAPH) else OTHER_COLOR for peer in peers]
     for panel, (row, rates) in zip(panels, rows.items(), strict=True):
         values = [rates.get(peer, 0.0) for peer in peers]
         texts = [f"{rate:,.0f}" if rate else ABSENT for rate in values]

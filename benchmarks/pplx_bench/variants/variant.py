@@ -4,12 +4,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pplx_bench.speed.peers import GRAPH, OURS, PEERS
+from pplx_bench.speed.peers import FOUR_BITS, GRAPH, OURS, PEERS
 from pplx_cli.availability import backend_states
 from pplx_edge.registry import BACKENDS, EXACT_FORMAT, all_formats, require_format
 from pplx_edge.spec import ModelSpec
 
-PEER_NAMES = tuple(name for name in PEERS if name not in (OURS, GRAPH))
+PEER_NAMES = tuple(name for name in PEERS if name not in (OURS, FOUR_BITS, GRAPH))
 # Bytes per parameter of the weights in memory, by the end of a format's name; peers hold float32 while they convert.
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "f16": 2.0, "bf16": 2.0, "4": 0.8, "q4_0": 0.8}
 _INT8_BYTES, _PEER_BYTES, _PROCESS_BYTES = 1.3, 6.0, 0.3e9

@@ -14,8 +14,8 @@ from pplx_edge.errors import ModelError
 from pplx_edge.models.rotary import rotary_tables
 from pplx_edge.text.batching import collate
 from pplx_edge.weights.checkpoint import Checkpoint
-from pplx_edge.weights.native_file import write_model
-from pplx_edge.weights.rounding import quantize_projection, quantize_rows
+from pplx_edge.weights.native_file import FORMAT_BITS, write_model
+from pplx_edge.weights.rounding import quantize_projection, quantize_rows, scaled_projection
 
 
 def write(job: Job) -> Written:
@@ -25,29 +25,31 @@ def write(job: Job) -> Written:
     """
     job.options.require_only(job.artifact_format)
     path, spec = job.directory / layout.NATIVE_MODEL, job.checkpoint.spec
-    write_file(job.checkpoint, path, job.step)
+    bits = FORMAT_BITS[job.artifact_format]
+    write_file(job.checkpoint, path, job.step, bits)
     try:
         session = NativeSession(load_library(), spec, path)
         states, computed_by = split_rows(session.layer_states(collate(job.rows, spec.sep_id)), job.rows), "kernels"
     except ModelError:
-        states, computed_by = evaluate(path, spec, [row.ids for row in job.rows]), "NumPy"
+        states, computed_by = evaluate(path, spec, [row.ids for row in job.rows], bits), "NumPy"
     return Written(
         states=states,
         weights={"projections": job.artifact_format.removeprefix("native-"), "computed_by": computed_by},
     )
 
 
-def write_file(checkpoint: Checkpoint, path: Path, step: Callable[[], None] = lambda: None) -> None:
+def write_file(checkpoint: Checkpoint, path: Path, step: Callable[[], None] = lambda: None, bits: int = 8) -> None:
     """Write the model file of a checkpoint. Calls `step` after each layer."""
     with path.open("wb") as file:
-        write_model(file, checkpoint.spec, QuantizedCheckpoint(checkpoint), step)
+        write_model(file, checkpoint.spec, QuantizedCheckpoint(checkpoint, bits), step, bits)
 
 
 class QuantizedCheckpoint:
-    """The weights of a checkpoint, rounded to int8 when they are read."""
+    """The weights of a checkpoint, rounded to int8 when they are read, or scaled for 4 bits."""
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: Checkpoint, bits: int):
         self.checkpoint = checkpoint
+        self.round = quantize_projection if bits == 8 else scaled_projection
 
     def table_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield blocks of rows of the embedding table, int8 `[R, D]`, with their float32 scales `[R]`."""
@@ -58,8 +60,8 @@ class QuantizedCheckpoint:
         return self.checkpoint.read(name)
 
     def projection(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the codes of a projection, int8 `[N, K]`, and its scales, float32 `[N]`."""
-        return quantize_projection(self.checkpoint.read(name))
+        """Return the codes of a projection, int8 or not yet rounded `[N, K]`, and its scales, float32 `[N]`."""
+        return self.round(self.checkpoint.read(name))
 
     def rotary(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the rotary cosines and sines, float32 `[max_tokens, head_dim / 2]` each."""

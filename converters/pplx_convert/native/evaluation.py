@@ -14,12 +14,12 @@ from pplx_edge.weights.native_file import PANEL, Kind, map_model, stored_tensors
 from pplx_edge.weights.rounding import INT8_MAX, TINY_SCALE
 
 
-def evaluate(path: Path, spec: ModelSpec, rows: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+def evaluate(path: Path, spec: ModelSpec, rows: Sequence[np.ndarray], bits: int = 8) -> Iterator[list[np.ndarray]]:
     """Yield the states `[T, D]` of rows of ids `[T]` after the embedding, after each layer and after the final norm.
 
     Computes with the padded sizes of the file, so padding that is not zero shows up in the results.
     """
-    stored = stored_tensors(map_model(path, spec), spec)
+    stored = stored_tensors(map_model(path, spec, bits), spec)
     table, scales = stored[Kind.TABLE, 0], stored[Kind.TABLE_SCALES, 0][0]
     states = [table[ids] * scales[ids][:, None] for ids in rows]
     yield [x[:, : spec.hidden_size] for x in states]

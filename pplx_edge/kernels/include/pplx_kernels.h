@@ -13,6 +13,13 @@
  * A product's weights are int8 codes in -127..127 in the layout V4x16, [N/16][K/4][16 columns][4 k], with one float32
  * scale and one int32 sum of codes for each of the N columns (output channels).
  *
+ * A file that begins with PPLX_FILE_MAGIC_4 stores these int8 codes in 4.25 bits. A group is 32 neighboring k of a column,
+ * with a multiplier m in 0..15 and a zero point z in 0..15; a weight has a 4-bit code q, and its int8 code is the low byte
+ * of (q - z) * m. Everything else, sums of codes included, is as in a file of int8 codes. A panel is
+ *
+ *   [K/32][16 columns]         bytes z << 4 | m
+ *   [K/8][16 columns][4 k]     bytes; the low half is q of k, the high half q of k + 4, where k is 8i, 8i + 1, 8i + 2, 8i + 3
+ *
  * Order of the directory (kinds below): TABLE, TABLE_SCALES, then for each layer INPUT_NORM, QKV, QKV_SCALES, QKV_SUMS,
  * Q_NORM, K_NORM, O, O_SCALES, O_SUMS, POST_NORM, GATE_UP, GATE_UP_SCALES, GATE_UP_SUMS, DOWN, DOWN_SCALES, DOWN_SUMS;
  * at the end FINAL_NORM, COS, SIN.
@@ -32,11 +39,12 @@ extern "C" {
 
 #define PPLX_ABI_VERSION 2
 #define PPLX_FILE_MAGIC "PPLXINT8"
+#define PPLX_FILE_MAGIC_4 "PPLXINT4"
 #define PPLX_FILE_VERSION 1
 #define PPLX_BYTE_ORDER 0x01020304u
 #define PPLX_ALIGNMENT 64
 
-/* Kinds of tensors, with their shapes [rows, columns] and types. */
+/* Kinds of tensors, with their shapes [rows, columns] and types. V4x16 is of type PPLX_INT8_V4X16 or PPLX_INT4_V4X16. */
 enum pplx_kind {
   PPLX_TABLE = 1,           /* int8 [vocab, pad(hidden)], row by row */
   PPLX_TABLE_SCALES = 2,    /* float32 [1, vocab] */
@@ -62,7 +70,7 @@ enum pplx_kind {
   PPLX_SIN = 21             /* float32 [max_tokens, half] */
 };
 
-enum pplx_type { PPLX_INT8_ROWS = 1, PPLX_INT8_V4X16 = 2, PPLX_FLOAT32 = 3, PPLX_INT32 = 4 };
+enum pplx_type { PPLX_INT8_ROWS = 1, PPLX_INT8_V4X16 = 2, PPLX_FLOAT32 = 3, PPLX_INT32 = 4, PPLX_INT4_V4X16 = 5 };
 
 typedef struct {
   char magic[8];

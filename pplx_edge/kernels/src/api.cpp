@@ -137,7 +137,7 @@ int pplx_open(const char* path, const void* image, uint64_t image_bytes, const c
     result = text.fail(PPLX_ERROR_UNSUPPORTED, "instruction set %s is not available: choose one of %s", isa, available_names());
   else
     result = path ? model->file.open(path, text) : model->file.adopt(image, image_bytes, text);
-  if (result == PPLX_OK && model->kernels->any_weights && !model->file.weights_fit_pairs())
+  if (result == PPLX_OK && model->kernels->any_weights && !model->file.weights_fit_pairs(*model->kernels))
     model->kernels = model->kernels->any_weights;
   if (result != PPLX_OK) destroy(model);
   else *out = model;

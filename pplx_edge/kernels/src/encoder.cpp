@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kMlpRows = 1024;  // rows whose inner activations are kept at once
 
 Weights columns_of(const Weights& w, int from, int count) {
-  return {w.panels + static_cast<size_t>(from) * w.depth, w.scales + from, w.sums + from, count, w.depth};
+  return {w.panels + from / kLanes * w.panel_bytes(), w.scales + from, w.sums + from, count, w.depth, w.bits};
 }
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -76,15 +76,17 @@ uint64_t Buffers::lay_out(const ModelFile& m, const Kernels& k, int64_t n_rows, 
   take(block_places, n_rows);
   take(scratch, threads);
   if (base) for (int t = 0; t < threads; t++) scratch[t] = Scratch{};
-  const uint64_t widest = most(kBlockColumns, most(kKeyBlock, m.head));
+  const uint64_t sums = most((2 * kBlockRows + kSpareRows) * most(kKeyBlock, m.head),
+                             (block_rows(m.bits) + kSpareRows) * most(kBlockColumns, m.head));
   const uint64_t deepest = most(most(m.hidden, m.inner), most(m.query_width, kKeyBlock));
   for (int t = 0; t < threads; t++) {
     Scratch counted;
     Scratch& s = base ? scratch[t] : counted;
-    take(s.sums, (2 * kBlockRows + kSpareRows) * widest);
+    take(s.sums, sums);
     take(s.floats, static_cast<uint64_t>(kBlockRows) * m.head);
     take(s.codes, (2 * kBlockRows + kSpareRows) * row_bytes(kKeyBlock, k.attention_bytes));
     take(s.panel, 16 * deepest);
+    take(s.unpacked, m.bits == 8 ? 0 : kUnpackedBytes);
   }
   return used;
 }
@@ -165,15 +167,15 @@ void Encoder::layer(int index) {
 
 void Encoder::attention(const Layer& layer) {
   const int group = m_.n_heads / m_.n_kv_heads, heads = m_.n_heads + 2 * m_.n_kv_heads;
-  const int64_t blocks = (n_tokens_ + kBlockRows - 1) / kBlockRows;
+  const int64_t block = block_rows(m_.bits), blocks = (n_tokens_ + block - 1) / block;
   const HeadNorm q_norm{layer.q_norm, m_.head_eps, m_.head_dim, m_.half, m_.cos, m_.sin};
   const HeadNorm k_norm{layer.k_norm, m_.head_eps, m_.head_dim, m_.half, m_.cos, m_.sin};
   // Scores are exponents of 2.
   const float factor = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(m_.head_dim)));
   team_.each(blocks * heads, [&](int64_t task, int thread) {  // neighboring tasks share the weights of a head
     const int head = static_cast<int>(task / blocks);
-    const int64_t i = task % blocks * kBlockRows;
-    const int n = static_cast<int>(least(kBlockRows, n_tokens_ - i));
+    const int64_t i = task % blocks * block;
+    const int n = static_cast<int>(least(block, n_tokens_ - i));
     const Weights w = columns_of(layer.qkv, head * m_.head, m_.head);
     const Codes x = at(b_.tokens, i);
     Scratch& scratch = b_.scratch[thread];
@@ -234,10 +236,11 @@ void Encoder::attention(const Layer& layer) {
 }
 
 void Encoder::project(Codes input, int64_t from, int64_t to, const Weights& w, Phase phase) {
-  const int64_t rows = (to - from + kBlockRows - 1) / kBlockRows, columns = (w.columns + kBlockColumns - 1) / kBlockColumns;
+  const int64_t block = block_rows(m_.bits), rows = (to - from + block - 1) / block;
+  const int64_t columns = (w.columns + kBlockColumns - 1) / kBlockColumns;
   team_.each(rows * columns, [&](int64_t task, int thread) {
-    const int64_t i = from + task % rows * kBlockRows, c = task / rows * kBlockColumns;
-    k_.project_add(at(input, i), static_cast<int>(least(kBlockRows, to - i)),
+    const int64_t i = from + task % rows * block, c = task / rows * kBlockColumns;
+    k_.project_add(at(input, i), static_cast<int>(least(block, to - i)),
                    columns_of(w, static_cast<int>(c), static_cast<int>(least(kBlockColumns, w.columns - c))),
                    b_.residual + i * m_.hidden + c, m_.hidden, b_.scratch[thread]);
   });
@@ -245,10 +248,11 @@ void Encoder::project(Codes input, int64_t from, int64_t to, const Weights& w, P
 }
 
 void Encoder::mlp(const Layer& layer, int64_t from, int64_t to) {
-  const int64_t rows = (to - from + kBlockRows - 1) / kBlockRows, columns = (2 * m_.inner + kBlockColumns - 1) / kBlockColumns;
+  const int64_t block = block_rows(m_.bits), rows = (to - from + block - 1) / block;
+  const int64_t columns = (2 * m_.inner + kBlockColumns - 1) / kBlockColumns;
   team_.each(rows * columns, [&](int64_t task, int thread) {
-    const int64_t i = from + task % rows * kBlockRows, c = task / rows * kBlockColumns;
-    k_.gate_up(at(b_.tokens, i), static_cast<int>(least(kBlockRows, to - i)),
+    const int64_t i = from + task % rows * block, c = task / rows * kBlockColumns;
+    k_.gate_up(at(b_.tokens, i), static_cast<int>(least(block, to - i)),
                columns_of(layer.gate_up, static_cast<int>(c), static_cast<int>(least(kBlockColumns, 2 * m_.inner - c))),
                b_.inner + (i - from) * m_.inner + c / 2, m_.inner, b_.scratch[thread]);
   });

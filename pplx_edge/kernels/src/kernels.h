@@ -15,16 +15,24 @@ constexpr int kMaxColumns = 65536; // of a product's inner dimension: sums of 25
 constexpr int kKeyBlock = 256;     // keys per step of attention
 constexpr int kMaxHead = 512;      // padded head size
 constexpr int kBlockRows = 48;     // rows of a block of tokens or queries
+constexpr int kPackedBlockRows = 256;  // rows of a block of tokens that share the work of unpacking 4-bit weights
 constexpr int kBlockColumns = 128; // columns of a block of weights
+constexpr int kGroup = 32;         // neighboring 4-bit weights of a column that share a multiplier and a zero point
+constexpr int kUnpackedBytes = 16 << 10;  // of unpacked weights at a time, which fit into the first cache
+
+constexpr int block_rows(int bits) { return bits == 8 ? kBlockRows : kPackedBlockRows; }
 
 inline size_t padded(size_t n, size_t to = kPad) { return (n + to - 1) / to * to; }
 
-// The weights of a product: V4x16 panels, and a scale and a sum of codes per column.
+// The weights of a product: V4x16 panels of 8 or 4 bits, and a scale and a sum of (unpacked) codes per column.
 struct Weights {
   const int8_t* panels;
   const float* scales;
   const int32_t* sums;
   int columns, depth;  // N and K
+  int bits = 8;
+
+  size_t panel_bytes() const { return bits == 8 ? size_t{kLanes} * depth : size_t{kLanes} * depth / 2 + size_t{kLanes} * depth / kGroup; }
 };
 
 // Rows of activation codes.
@@ -54,10 +62,12 @@ struct KeyBlocks {
 
 // What a thread needs for one task.
 struct Scratch {
-  int32_t* sums;        // [2 * kBlockRows + kSpareRows, max(kBlockColumns, 2 * kKeyBlock)]
+  int32_t* sums;        // of attention [2 * kBlockRows + kSpareRows][max(kKeyBlock, head)], of projections
+                        // [block_rows + kSpareRows][max(kBlockColumns, head)]
   float* floats;        // [kBlockRows * kMaxHead]
   uint8_t* codes;       // [2 * kBlockRows + kSpareRows] rows of codes of kKeyBlock
   int16_t* panel;       // one panel of weights of kMaxColumns, widened
+  int8_t* unpacked;     // [kUnpackedBytes] if weights have 4 bits
 };
 
 struct Kernels {
@@ -89,6 +99,9 @@ struct Kernels {
   void (*gate_up)(Codes a, int rows, Weights w, float* out, size_t step, Scratch&);
   // out[columns] = mean of rows, summed in float64
   void (*mean)(const float* x, int rows, size_t step, int columns, float* out);
+
+  // Unpack the steps [from, from + n) of k of a panel of 4 bits with w.depth steps to n steps of V4x16; multiples of kPad.
+  void (*unpack)(const int8_t* panel, int depth, int from, int n, int8_t* out);
 
   // For tests: the exact product c[rows][columns], and 16 integers in -127..127 as codes.
   void (*product)(Codes a, int rows, Weights w, int32_t* c, size_t step, Scratch&);

@@ -45,6 +45,13 @@ inline __m128i bytes(Ints x) {
   return _mm_packs_epi16(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
 }
 inline void store_bytes(int8_t* p, Ints x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes(x)); }
+inline Ints load_repeated(const int8_t* p) {
+  const __m256i x = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i order = _mm256_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606, 0x07070707);
+  return {_mm256_shuffle_epi8(x, order), _mm256_shuffle_epi8(x, _mm256_add_epi8(order, _mm256_set1_epi8(8)))};
+}
+inline Ints mul_halves(Ints x, Ints y) { return {_mm256_mullo_epi16(x.a, y.a), _mm256_mullo_epi16(x.b, y.b)}; }
+inline Ints sub_bytes(Ints x, Ints y) { return {_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)}; }
 inline Floats first(int n, Floats x, Floats y) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   __m256i low = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane), high = _mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lane);

@@ -32,6 +32,13 @@ template <int N> inline Ints shift_left(Ints a) { return _mm512_slli_epi32(a, N)
 template <int N> inline Ints shift_right(Ints a) { return _mm512_srai_epi32(a, N); }
 inline Ints load_bytes(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline void store_bytes(int8_t* p, Ints a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
+inline Ints load_repeated(const int8_t* p) {
+  const __m512i order = _mm512_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606, 0x07070707,
+                                          0x08080808, 0x09090909, 0x0a0a0a0a, 0x0b0b0b0b, 0x0c0c0c0c, 0x0d0d0d0d, 0x0e0e0e0e, 0x0f0f0f0f);
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), order);
+}
+inline Ints mul_halves(Ints a, Ints b) { return _mm512_mullo_epi16(a, b); }
+inline Ints sub_bytes(Ints a, Ints b) { return _mm512_sub_epi8(a, b); }
 inline Floats first(int n, Floats a, Floats b) { return _mm512_mask_blend_ps(static_cast<__mmask16>((1u << n) - 1), b, a); }
 
 inline float sum(Floats a) {

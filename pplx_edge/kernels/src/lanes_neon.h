@@ -41,6 +41,19 @@ inline int8x16_t bytes(Ints a) {
   return vqmovn_high_s16(vqmovn_s16(low), high);
 }
 inline void store_bytes(int8_t* p, Ints a) { vst1q_s8(p, bytes(a)); }
+inline Ints load_repeated(const int8_t* p) {
+  const int8x16_t x = vld1q_s8(p), low = vzip1q_s8(x, x), high = vzip2q_s8(x, x);
+  return {{vreinterpretq_s32_s8(vzip1q_s8(low, low)), vreinterpretq_s32_s8(vzip2q_s8(low, low)),
+           vreinterpretq_s32_s8(vzip1q_s8(high, high)), vreinterpretq_s32_s8(vzip2q_s8(high, high))}};
+}
+inline Ints mul_halves(Ints a, Ints b) {
+  EACH a.v[j] = vreinterpretq_s32_s16(vmulq_s16(vreinterpretq_s16_s32(a.v[j]), vreinterpretq_s16_s32(b.v[j])));
+  return a;
+}
+inline Ints sub_bytes(Ints a, Ints b) {
+  EACH a.v[j] = vreinterpretq_s32_s8(vsubq_s8(vreinterpretq_s8_s32(a.v[j]), vreinterpretq_s8_s32(b.v[j])));
+  return a;
+}
 inline Floats first(int n, Floats a, Floats b) {
   const int32_t index[4] = {0, 1, 2, 3};
   int32x4_t lane = vld1q_s32(index);

@@ -42,6 +42,24 @@ template <int N> inline Ints shift_right(Ints a) { EACH a.v[j] >>= N; return a; 
 inline Ints load_bytes(const int8_t* p) { Ints r; EACH r.v[j] = p[j]; return r; }
 // The low bytes of 16 integers in -128..127.
 inline void store_bytes(int8_t* p, Ints a) { EACH p[j] = static_cast<int8_t>(a.v[j]); }
+// 16 bytes, each in all four bytes of its lane.
+inline Ints load_repeated(const int8_t* p) { Ints r; EACH r.v[j] = static_cast<int32_t>(static_cast<uint8_t>(p[j]) * 0x01010101u); return r; }
+// Products of unsigned halves of 16 bits, and differences of bytes, without what does not fit.
+inline Ints mul_halves(Ints a, Ints b) {
+  EACH {
+    const uint32_t x = a.v[j], y = b.v[j], low = (x & 0xffff) * (y & 0xffff), high = (x >> 16) * (y >> 16);
+    a.v[j] = static_cast<int32_t>(high << 16 | (low & 0xffff));
+  }
+  return a;
+}
+inline Ints sub_bytes(Ints a, Ints b) {
+  EACH {
+    uint32_t r = 0;
+    for (int i = 0; i < 32; i += 8) r |= (((static_cast<uint32_t>(a.v[j]) >> i) - (static_cast<uint32_t>(b.v[j]) >> i)) & 0xff) << i;
+    a.v[j] = static_cast<int32_t>(r);
+  }
+  return a;
+}
 // Lanes 0 … n - 1 of a, and b elsewhere.
 inline Floats first(int n, Floats a, Floats b) { EACH a.v[j] = j < n ? a.v[j] : b.v[j]; return a; }
 

@@ -21,14 +21,17 @@ constexpr uint32_t kMaxLayers = 1024, kMaxSize = 1 << 24;
 // Reads the tensors of the directory in their order, each checked against what the sizes demand.
 class Directory {
  public:
-  Directory(const uint8_t* data, const pplx_file_header& header, const ErrorText& error)
-      : data_(data), header_(header), error_(error), end_(128 + uint64_t{48} * header.n_tensors) {}
+  Directory(const uint8_t* data, const pplx_file_header& header, int bits, const ErrorText& error)
+      : data_(data), header_(header), bits_(bits), error_(error), end_(128 + uint64_t{48} * header.n_tensors) {}
 
   template <class T> const T* next(uint32_t kind, uint32_t layer, uint32_t type, uint64_t rows, uint64_t columns) {
+    return reinterpret_cast<const T*>(next(kind, layer, type, rows, columns, rows * columns * sizeof(T)));  // at most 2^26 each: exact
+  }
+
+  const uint8_t* next(uint32_t kind, uint32_t layer, uint32_t type, uint64_t rows, uint64_t columns, uint64_t bytes) {
     if (failed) return nullptr;
     pplx_file_tensor t;
     std::memcpy(&t, data_ + 128 + uint64_t{48} * index_, 48);
-    const uint64_t bytes = rows * columns * sizeof(T);  // sizes are at most 2^26 each, so this is exact
     if (t.kind != kind || t.layer != layer || t.type != type || t.reserved || t.rows != rows || t.columns != columns || t.bytes != bytes)
       return refuse("is not the tensor of kind %u, layer %u that the sizes of the model demand", kind, layer);
     if (t.offset % PPLX_ALIGNMENT || t.offset < end_ || t.offset > header_.file_bytes || bytes > header_.file_bytes - t.offset)
@@ -36,7 +39,7 @@ class Directory {
                     static_cast<unsigned long long>(t.offset), static_cast<unsigned long long>(bytes));
     end_ = t.offset + bytes;
     index_++;
-    return reinterpret_cast<const T*>(data_ + t.offset);
+    return data_ + t.offset;
   }
 
   const float* floats(uint32_t kind, uint32_t layer, uint64_t rows, uint64_t columns) {
@@ -45,11 +48,13 @@ class Directory {
 
   Weights weights(uint32_t kind, uint32_t layer, uint64_t columns, uint64_t depth) {
     Weights w{};
-    w.panels = next<int8_t>(kind, layer, PPLX_INT8_V4X16, columns, depth);
-    w.scales = floats(kind + 1, layer, 1, columns);
-    w.sums = next<int32_t>(kind + 2, layer, PPLX_INT32, 1, columns);
     w.columns = static_cast<int>(columns);
     w.depth = static_cast<int>(depth);
+    w.bits = bits_;
+    const uint32_t type = bits_ == 8 ? PPLX_INT8_V4X16 : PPLX_INT4_V4X16;
+    w.panels = reinterpret_cast<const int8_t*>(next(kind, layer, type, columns, depth, columns / kLanes * w.panel_bytes()));
+    w.scales = floats(kind + 1, layer, 1, columns);
+    w.sums = next<int32_t>(kind + 2, layer, PPLX_INT32, 1, columns);
     return w;
   }
 
@@ -66,10 +71,20 @@ class Directory {
 
   const uint8_t* data_;
   const pplx_file_header& header_;
+  int bits_;
   const ErrorText& error_;
   uint64_t end_;
   uint32_t index_ = 0;
 };
+
+bool codes_fit_pairs(const int8_t* codes, size_t n) {
+  int most = 0;
+  for (size_t at = 0; at < n; at += 2) {  // a sum is at most 256 in magnitude; a loop without exit is vectorized
+    const int sum = codes[at] + codes[at + 1], size = sum < 0 ? -sum : sum;
+    most = size > most ? size : most;
+  }
+  return most <= 128;
+}
 
 }  // namespace
 
@@ -101,24 +116,27 @@ int ModelFile::adopt(const void* image, uint64_t bytes, const ErrorText& error) 
   return parse(static_cast<const uint8_t*>(image), bytes, error);
 }
 
-bool ModelFile::weights_fit_pairs() const {
+bool ModelFile::weights_fit_pairs(const Kernels& kernels) const {
+  alignas(64) int8_t unpacked[kPad * kLanes];
   for (int i = 0; i < n_layers; i++)
-    for (const Weights* w : {&layers[i].qkv, &layers[i].o, &layers[i].gate_up, &layers[i].down}) {
-      const size_t bytes = static_cast<size_t>(w->columns) * w->depth;
-      int most = 0;
-      for (size_t at = 0; at < bytes; at += 2) {  // a sum is at most 254 in magnitude; a loop without exit is vectorized
-        const int sum = w->panels[at] + w->panels[at + 1], size = sum < 0 ? -sum : sum;
-        most = size > most ? size : most;
+    for (const Weights* w : {&layers[i].qkv, &layers[i].o, &layers[i].gate_up, &layers[i].down})
+      for (int p = 0; p < w->columns / kLanes; p++) {
+        const int8_t* panel = w->panels + p * w->panel_bytes();
+        if (w->bits == 8 && !codes_fit_pairs(panel, w->panel_bytes())) return false;
+        for (int k = 0; w->bits == 4 && k < w->depth; k += kPad) {
+          kernels.unpack(panel, w->depth, k, kPad, unpacked);
+          if (!codes_fit_pairs(unpacked, sizeof unpacked)) return false;
+        }
       }
-      if (most > 128) return false;
-    }
   return true;
 }
 
 int ModelFile::parse(const uint8_t* data, uint64_t bytes, const ErrorText& error) {
   pplx_file_header h;
   std::memcpy(&h, data, sizeof h);
-  if (std::memcmp(h.magic, PPLX_FILE_MAGIC, 8)) return error.fail(PPLX_ERROR_FORMAT, "not a model of this format (no %s at the beginning)", PPLX_FILE_MAGIC);
+  bits = !std::memcmp(h.magic, PPLX_FILE_MAGIC, 8) ? 8 : !std::memcmp(h.magic, PPLX_FILE_MAGIC_4, 8) ? 4 : 0;
+  if (!bits)
+    return error.fail(PPLX_ERROR_FORMAT, "not a model of this format (no %s or %s at the beginning)", PPLX_FILE_MAGIC, PPLX_FILE_MAGIC_4);
   if (h.byte_order != PPLX_BYTE_ORDER) return error.fail(PPLX_ERROR_FORMAT, "the byte order is not this machine's");
   if (h.version != PPLX_FILE_VERSION) return error.fail(PPLX_ERROR_FORMAT, "version %u; this library reads version %u", h.version, PPLX_FILE_VERSION);
   if (h.header_bytes != 128 || h.directory_offset != 128) return error.fail(PPLX_ERROR_FORMAT, "the header or the directory is not where it must be");
@@ -152,7 +170,7 @@ int ModelFile::parse(const uint8_t* data, uint64_t bytes, const ErrorText& error
 
   layers = static_cast<Layer*>(std::calloc(n_layers, sizeof(Layer)));
   if (!layers) return error.fail(PPLX_ERROR_MEMORY, "no memory for %d layers", n_layers);
-  Directory d(data, h, error);
+  Directory d(data, h, bits, error);
   table = d.next<int8_t>(PPLX_TABLE, 0, PPLX_INT8_ROWS, h.vocab, up);
   table_scales = d.floats(PPLX_TABLE_SCALES, 0, 1, h.vocab);
   for (uint32_t i = 0; i < h.n_layers && !d.failed; i++) {

@@ -17,8 +17,9 @@ class ModelFile {
   int adopt(const void* image, uint64_t bytes, const ErrorText& error);      // the caller keeps the memory
 
   // Whether neighboring weights k never add up to more than 128. Reads all weights.
-  bool weights_fit_pairs() const;
+  bool weights_fit_pairs(const Kernels& kernels) const;
 
+  int bits;  // of the weights of projections
   int n_layers, width, n_heads, n_kv_heads, head_dim, vocab, max_tokens;
   int hidden, inner, half, head, query_width, key_width;  // padded sizes
   float head_eps, stream_eps;

@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int kMostRows = 5;
+constexpr int kPanelsAtOnce = 1;
 
 inline __m256i broadcast(const void* p) {
   int v;
@@ -52,10 +53,13 @@ inline __attribute__((always_inline)) void step_pair(__m256i (&acc)[R][2], const
 
 // c[R][16]; the panel is int16 if it was widened, else int8.
 template <int R, bool Widened>
-inline void tile(const int16_t* a, size_t row, const void* panel, int depth, int32_t* c, size_t step) {
+inline void tile(const int16_t* a, size_t row, const void* panel, int depth, int32_t* c, size_t step, bool add) {
   __m256i acc[R][2];
 #pragma GCC unroll 5
-  for (int i = 0; i < R; i++) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
+  for (int i = 0; i < R; i++) {
+    acc[i][0] = add ? bytes_at(c + i * step) : _mm256_setzero_si256();
+    acc[i][1] = add ? bytes_at(c + i * step + 8) : _mm256_setzero_si256();
+  }
   if constexpr (Widened) {
     const int16_t* b = static_cast<const int16_t*>(panel);
     for (int k = 0; k < depth; k += 2, b += 32) step_pair<R>(acc, a + k, row, bytes_at(b), bytes_at(b + 16));
@@ -74,27 +78,27 @@ inline void tile(const int16_t* a, size_t row, const void* panel, int depth, int
   }
 }
 
-using Tile = void (*)(const int16_t*, size_t, const void*, int, int32_t*, size_t);
+using Tile = void (*)(const int16_t*, size_t, const void*, int, int32_t*, size_t, bool);
 constexpr Tile kWidened[kMostRows] = {tile<1, true>, tile<2, true>, tile<3, true>, tile<4, true>, tile<5, true>};
 // Widening in registers leaves too few of them for more rows.
 constexpr int kMostDirectRows = 3;
 constexpr Tile kDirect[kMostDirectRows] = {tile<1, false>, tile<2, false>, tile<3, false>};
 
 inline void multiply(const uint8_t* a, size_t row_bytes, int rows, const int8_t* panels, int n_panels, int depth,
-                     const int32_t*, int32_t* c, size_t step, int16_t* widened) {
+                     const int32_t*, int32_t* c, size_t step, int16_t* widened, bool add = false) {
   const int strips = (rows + kMostRows - 1) / kMostRows;
   const int16_t* codes = reinterpret_cast<const int16_t*>(a);
   const size_t row = row_bytes / 2;
   for (int p = 0; p < n_panels; p++) {
     const int8_t* panel = panels + static_cast<size_t>(p) * 16 * depth;
     if (rows <= kMostDirectRows) {
-      kDirect[rows - 1](codes, row, panel, depth, c + 16 * p, step);
+      kDirect[rows - 1](codes, row, panel, depth, c + 16 * p, step, add);
       continue;
     }
     widen(panel, depth, widened);
     for (int s = 0; s < strips; s++) {
       const int from = rows * s / strips, n = rows * (s + 1) / strips - from;
-      kWidened[n - 1](codes + from * row, row, widened, depth, c + from * step + 16 * p, step);
+      kWidened[n - 1](codes + from * row, row, widened, depth, c + from * step + 16 * p, step, add);
     }
   }
 }
@@ -108,11 +112,14 @@ inline void store_codes(uint8_t* p, Ints a) {
 }
 
 template <int R>
-inline void tile(const uint8_t* a, size_t row_bytes, const int8_t* b, int depth, const int32_t* sums, int32_t* c, size_t step) {
+inline void tile(const uint8_t* a, size_t row_bytes, const int8_t* b, int depth, const int32_t* sums, int32_t* c, size_t step, bool add) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i acc[R][2];
 #pragma GCC unroll 5
-  for (int i = 0; i < R; i++) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
+  for (int i = 0; i < R; i++) {
+    acc[i][0] = add ? bytes_at(c + i * step) : _mm256_setzero_si256();
+    acc[i][1] = add ? bytes_at(c + i * step + 8) : _mm256_setzero_si256();
+  }
   for (int k = 0; k < depth; k += 4, b += 64) {
     const __m256i left = bytes_at(b), right = bytes_at(b + 32);
 #pragma GCC unroll 5
@@ -122,7 +129,8 @@ inline void tile(const uint8_t* a, size_t row_bytes, const int8_t* b, int depth,
       acc[i][1] = _mm256_add_epi32(acc[i][1], _mm256_madd_epi16(_mm256_maddubs_epi16(x, right), ones));
     }
   }
-  const __m256i left = _mm256_slli_epi32(bytes_at(sums), 7), right = _mm256_slli_epi32(bytes_at(sums + 8), 7);
+  const __m256i left = add ? _mm256_setzero_si256() : _mm256_slli_epi32(bytes_at(sums), 7);
+  const __m256i right = add ? _mm256_setzero_si256() : _mm256_slli_epi32(bytes_at(sums + 8), 7);
 #pragma GCC unroll 5
   for (int i = 0; i < R; i++) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + i * step), _mm256_sub_epi32(acc[i][0], left));
@@ -130,17 +138,17 @@ inline void tile(const uint8_t* a, size_t row_bytes, const int8_t* b, int depth,
   }
 }
 
-using Tile = void (*)(const uint8_t*, size_t, const int8_t*, int, const int32_t*, int32_t*, size_t);
+using Tile = void (*)(const uint8_t*, size_t, const int8_t*, int, const int32_t*, int32_t*, size_t, bool);
 constexpr Tile kTiles[kMostRows] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>};
 
 inline void multiply(const uint8_t* a, size_t row_bytes, int rows, const int8_t* panels, int n_panels, int depth,
-                     const int32_t* sums, int32_t* c, size_t step, int16_t*) {
+                     const int32_t* sums, int32_t* c, size_t step, int16_t*, bool add = false) {
   const int strips = (rows + kMostRows - 1) / kMostRows;
   for (int p = 0; p < n_panels; p++)
     for (int s = 0; s < strips; s++) {
       const int from = rows * s / strips, n = rows * (s + 1) / strips - from;
       kTiles[n - 1](a + from * row_bytes, row_bytes, panels + static_cast<size_t>(p) * 16 * depth, depth, sums + 16 * p,
-                    c + from * step + 16 * p, step);
+                    c + from * step + 16 * p, step, add);
     }
 }
 

@@ -56,17 +56,34 @@ class Guarded {
 };
 
 struct GuardedScratch {
-  Guarded sums{size_t{4} * (2 * kBlockRows + kSpareRows) * kMaxHead}, floats{size_t{4} * kBlockRows * kMaxHead}, codes{64}, panel{size_t{32} * 4096};
-  Scratch scratch{sums.as<int32_t>(), floats.as<float>(), codes.as<uint8_t>(), panel.as<int16_t>()};
+  Guarded sums{size_t{4} * (2 * kBlockRows + kSpareRows) * kMaxHead}, floats{size_t{4} * kBlockRows * kMaxHead}, codes{64}, panel{size_t{32} * 4096},
+      unpacked{kUnpackedBytes};
+  Scratch scratch{sums.as<int32_t>(), floats.as<float>(), codes.as<uint8_t>(), panel.as<int16_t>(), unpacked.as<int8_t>()};
 };
 
+// Fills a panel of 4 bits and the weights [16][depth] that it stands for. Those of pairs never add up to more than 128.
+void random_packed_panel(Random& random, bool extreme, bool pairs, int depth, uint8_t* panel, int* weights) {
+  for (int i = 0; i < depth / kGroup * kLanes; i++) panel[i] = static_cast<uint8_t>(random.below(256) & (pairs ? 0xf4 : 0xff));
+  uint8_t* codes = panel + depth / kGroup * kLanes;
+  for (int i = 0; i < depth * kLanes / 2; i++) codes[i] = static_cast<uint8_t>(extreme ? (i % 4 < 2 ? 0x0f : 0xf0) : random.below(256));
+  for (int n = 0; n < kLanes; n++)
+    for (int c = 0; c < depth; c++) {
+      const int group = panel[c / kGroup * kLanes + n], code = codes[(c / 8 * kLanes + n) * 4 + c % 4] >> (c % 8 < 4 ? 0 : 4) & 15;
+      weights[static_cast<size_t>(n) * depth + c] = static_cast<int8_t>((code - (group >> 4)) * (group & 15));
+    }
+}
+
+enum class Product { kInt8, kInt4, kAttention };
+
 // Returns the number of wrong sums.
-int test_product(const Kernels& k, bool attention, Random& random, GuardedScratch& scratch) {
-  const int code_bytes = attention ? k.attention_bytes : k.code_bytes;
+int test_product(const Kernels& k, Product product, Random& random, GuardedScratch& scratch) {
+  const bool attention = product == Product::kAttention;
+  const int code_bytes = attention ? k.attention_bytes : k.code_bytes, bits = product == Product::kInt4 ? 4 : 8;
   const bool pairs = k.any_weights && !attention;
   const int rows = 1 + random.below(2 * kBlockRows), columns = 64 * (1 + random.below(4)), depth = 64 * (1 + random.below(random.below(8) ? 8 : 64));
   const size_t row = static_cast<size_t>(depth) * code_bytes + (random.below(2) ? 64 : 0);
-  Guarded a((rows + kSpareRows) * row), panels(static_cast<size_t>(columns) * depth), sums(4 * columns), scales(4 * columns);
+  Weights w{nullptr, nullptr, nullptr, columns, depth, bits};
+  Guarded a((rows + kSpareRows) * row), panels(columns / kLanes * w.panel_bytes()), sums(4 * columns), scales(4 * columns);
   Guarded out(size_t{4} * columns * (rows + kSpareRows));
   std::vector<int32_t> codes(static_cast<size_t>(rows) * depth);
   std::vector<int> weights(static_cast<size_t>(columns) * depth);
@@ -75,8 +92,9 @@ int test_product(const Kernels& k, bool attention, Random& random, GuardedScratc
     for (int c = 0; c < depth; c++) codes[static_cast<size_t>(i) * depth + c] = extreme_rows ? (i % 2 ? 127 : -127) : random.code();
     for (int c = 0; c < depth; c += kLanes) (attention ? k.encode_attention : k.encode)(&codes[static_cast<size_t>(i) * depth + c], a.as<uint8_t>() + i * row + c * code_bytes);
   }
-  for (int n = 0; n < columns; n++) {
-    int total = 0;
+  for (int p = 0; p < columns / kLanes && bits == 4; p++)
+    random_packed_panel(random, extreme_columns, pairs, depth, panels.as<uint8_t>() + p * w.panel_bytes(), &weights[static_cast<size_t>(p) * kLanes * depth]);
+  for (int n = 0; n < columns && bits == 8; n++)
     for (int c = 0; c < depth; c++) {
       int w = extreme_columns ? (n % 3 ? 127 : -127) : random.code();
       if (pairs && c % 2) {  // the most that the neighbor leaves
@@ -85,11 +103,13 @@ int test_product(const Kernels& k, bool attention, Random& random, GuardedScratc
       }
       weights[static_cast<size_t>(n) * depth + c] = w;
       panels.as<int8_t>()[((n / 16 * static_cast<size_t>(depth / 4) + c / 4) * 16 + n % 16) * 4 + c % 4] = static_cast<int8_t>(w);
-      total += w;
     }
+  for (int n = 0; n < columns; n++) {
+    int total = 0;
+    for (int c = 0; c < depth; c++) total += weights[static_cast<size_t>(n) * depth + c];
     sums.as<int32_t>()[n] = total;
   }
-  const Weights w{panels.as<int8_t>(), scales.as<float>(), sums.as<int32_t>(), columns, depth};
+  w.panels = panels.as<int8_t>(), w.scales = scales.as<float>(), w.sums = sums.as<int32_t>();
   (attention ? k.attention_product : k.product)({a.as<uint8_t>(), nullptr, row}, rows, w, out.as<int32_t>(), columns, scratch.scratch);
   int wrong = 0;
   for (int i = 0; i < rows; i++)
@@ -98,7 +118,7 @@ int test_product(const Kernels& k, bool attention, Random& random, GuardedScratc
       for (int c = 0; c < depth; c++) sum += codes[static_cast<size_t>(i) * depth + c] * weights[static_cast<size_t>(n) * depth + c];
       wrong += sum != out.as<int32_t>()[static_cast<size_t>(i) * columns + n];
     }
-  if (wrong) printf("%s: rows %d, columns %d, depth %d: %d wrong sums\n", k.name, rows, columns, depth, wrong);
+  if (wrong) printf("%s: rows %d, columns %d, depth %d, %d bits: %d wrong sums\n", k.name, rows, columns, depth, bits, wrong);
   return wrong;
 }
 
@@ -106,7 +126,7 @@ int test_products(const Kernels& k, int rounds) {
   GuardedScratch scratch;
   Random random{42};
   int wrong = 0;
-  for (int i = 0; i < rounds; i++) wrong += test_product(k, i % 2, random, scratch) != 0;
+  for (int i = 0; i < rounds; i++) wrong += test_product(k, static_cast<Product>(i % 3), random, scratch) != 0;
   printf("%s%s: %d products, %d wrong\n", k.name, k.any_weights ? " in pairs" : "", rounds, wrong);
   return wrong;
 }

@@ -17,6 +17,7 @@ from pplx_edge.errors import InputError
 from pplx_kit.host import versions
 
 OURS = "native"
+FOUR_BITS = "native-int4"
 GRAPH = "onnx"  # pplx-edge on ONNX Runtime
 Encode = Callable[[list[np.ndarray]], np.ndarray]  # rows of ids [T] to mean states, float32 [B, D], in their order
 
@@ -85,6 +86,15 @@ PEERS = {
             settings={"format": "native-int8"},
             made_by=("pplx_convert", "pplx_edge.weights.checkpoint", "pplx_edge.weights.native_file"),
             result_bytes=1.1,
+        ),
+        _peer(
+            FOUR_BITS,
+            "pplx-edge native-int4",
+            "ours",
+            "",
+            settings={"format": "native-int4"},
+            made_by=("pplx_convert", "pplx_edge.weights.checkpoint", "pplx_edge.weights.native_file"),
+            result_bytes=0.7,
         ),
         _peer(
             GRAPH,
