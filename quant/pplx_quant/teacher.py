@@ -35,9 +35,7 @@ class Teacher:
     last states and less of earlier ones.
     """
 
-    def __init__(
-        self, folder: Path, device: torch.device | None = None, max_tokens: int = 512, bfloat16: bool = False
-    ):
+    def __init__(self, folder: Path, device: torch.device | None = None, max_tokens: int = 512, bfloat16: bool = False):
         from transformers import AutoModel
 
         self.device = device or torch.device("cpu")
