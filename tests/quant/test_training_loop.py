@@ -307,12 +307,12 @@ def test_shared_heads_give_the_attention_of_repeated_ones():
 
 def test_attention_by_products_has_the_values_and_gradients_of_the_kernel():
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(2, heads, 7, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2)]
+    q, k, v = (torch.randn(2, heads, 7, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
     for visible in (None, torch.tensor([[1] * 7, [1] * 4 + [0] * 3]).bool()[:, None, None, :]):
-        found, wanted = attend_by_products(*inputs, visible), attend(*inputs, visible, grouped=False)
+        found, wanted = attend_by_products(q, k, v, visible), attend(q, k, v, visible, grouped=False)
         torch.testing.assert_close(found, wanted)
         weights = torch.randn(wanted.shape, generator=generator)
-        for ours, theirs in zip(*(torch.autograd.grad(out, inputs, weights) for out in (found, wanted)), strict=True):
+        for ours, theirs in zip(*(torch.autograd.grad(out, (q, k, v), weights) for out in (found, wanted)), strict=True):
             torch.testing.assert_close(ours, theirs)
 
 

@@ -2,9 +2,10 @@
 # Trains nano-v4. Started again, a killed or stopped run goes on where it was; SIGTERM stops it with a checkpoint.
 #   quant/runs/nano-v4/train.sh DATA RUNS TEACHER MODEL [STAGE]
 # TEACHER is multilingual-e5-small as a Hugging Face BertModel. With STAGE, the script stops after that stage.
-# MINUTES=90 makes a slice of each run of a stage, after which the script stops too. THREADS=2 limits the threads.
-# START=DIR begins the local stage from weights alone (a model directory), on whatever machine made them; SEED=2 then draws
-# other batches than those that made them.
+# MINUTES=90 makes a slice of each run of a stage, after which the script stops too. THREADS=2 limits the threads, and
+# LAUNCH="torchrun --standalone --nproc-per-node 2" trains with two processes.
+# START=DIR begins the stage `further` from weights alone (a model directory), on whatever machine made them; SEED=3 then
+# draws other batches than those that made them.
 set -euf
 data=$1 runs=$2 teacher=$3 model=$4 last=${5:-export}
 packed=$runs/packed.npz
@@ -46,15 +47,20 @@ docstrings=$runs/pairs.docstrings.jsonl.gz
 # shellcheck disable=SC2086  # the lists are meant to be split
 {
     lengths="--max-query 48 --max-positive 160 --dims 384 256 192 128 --call-tokens 2048"
-    if [ -n "${START:-}" ]; then begin="--init $START"; else begin="--tokenizer $runs/tokenizer"; fi
-    stage local distill $begin --teacher "$teacher" --inputs teacher --steps 90 --batch 96 --block 8 $lengths \
-        --optimizer muon --embedding-rate 0 --matrix-rate 0.002 --vector-rate 0.002 --warmup 20 --decay-share 0.2 \
-        --compile --validate-on $held_out --pool 300 $slice --boost $mix
-    stage chained distill --init "$runs/local/checkpoint" --teacher "$teacher" --inputs student --steps 700 \
-        --batch 96 --block 8 $lengths --optimizer muon --embedding-rate 0.001 --matrix-rate 0.001 \
-        --vector-rate 0.001 --warmup 20 --decay-share 0.7 --vector-weight 1 --compile \
-        --validate-on $held_out --pool 300 $slice --boost $mix
-    stage pair pair --init "$runs/chained/checkpoint" --steps 120 --batch 256 --block 64 $lengths \
+    if [ -z "${START:-}" ]; then
+        stage local distill --tokenizer "$runs/tokenizer" --teacher "$teacher" --inputs teacher --steps 90 --batch 96 \
+            --block 8 $lengths --optimizer muon --embedding-rate 0 --matrix-rate 0.002 --vector-rate 0.002 --warmup 20 \
+            --decay-share 0.2 --compile --validate-on $held_out --pool 300 $slice --boost $mix
+        stage chained distill --init "$runs/local/checkpoint" --teacher "$teacher" --inputs student --steps 700 \
+            --batch 96 --block 8 $lengths --optimizer muon --embedding-rate 0.001 --matrix-rate 0.001 \
+            --vector-rate 0.001 --warmup 20 --decay-share 0.7 --vector-weight 1 --compile \
+            --validate-on $held_out --pool 300 $slice --boost $mix
+        START=$runs/chained/checkpoint
+    fi
+    stage further distill --init "$START" --teacher "$teacher" --inputs student --steps 3000 --batch 96 --block 8 $lengths \
+        --optimizer muon --embedding-rate 0.0007 --matrix-rate 0.0007 --vector-rate 0.0007 --warmup 20 --decay-share 0.9 \
+        --vector-weight 2 --compile --validate-on $held_out --pool 300 $slice --boost $mix
+    stage pair pair --init "$runs/further/checkpoint" --steps 120 --batch 256 --block 64 $lengths \
         --embedding-rate 0.0005 --matrix-rate 0.0002 --vector-rate 0.0005 --warmup 10 --decay-share 0.7 \
         --temperature 0.05 --binary-weight 0.5 --compile --validate-on $held_out --pool 300 $slice --boost $mix
     stage more pair --init "$runs/pair/checkpoint" --steps 110 --batch 256 --block 64 $lengths \
@@ -67,6 +73,8 @@ docstrings=$runs/pairs.docstrings.jsonl.gz
         --embedding-rate 0.0003 --matrix-rate 0.0001 --vector-rate 0.0003 --warmup 5 --decay-share 0.7 \
         --temperature 0.05 --binary-weight 0.5 $quantized $slice --boost $mix
 }
-[ -d "$runs/merged" ] || python -m pplx_quant merge --first "$runs/more/checkpoint" \
+[ -d "$runs/averaged" ] || python -m pplx_quant merge --first "$runs/pair/checkpoint" \
+    --second "$runs/more/checkpoint" --out "$runs/averaged" --weight 0.5
+[ -d "$runs/merged" ] || python -m pplx_quant merge --first "$runs/averaged" \
     --second "$runs/context/checkpoint" --out "$runs/merged" --weight 0.5
 python -m pplx_quant export --checkpoint "$runs/merged" --out "$model"
