@@ -27,9 +27,11 @@ stage() {  # NAME COMMAND OPTIONS...: run a stage to its end, or stop the script
     [ "$last" != "$name" ] || exit 0
 }
 
-# The tokenizer that the next command made is kept next to this script.
-own=$(dirname "$0")/tokenizer
-[ -f "$runs/tokenizer/tokenizer.json" ] || [ ! -d "$own" ] || { mkdir -p "$runs" && cp -R "$own" "$runs/tokenizer"; }
+# What the next command made is kept with the weights next to this script.
+[ -f "$runs/tokenizer/tokenizer.json" ] || [ ! -d "$(dirname "$0")/start" ] || {
+    mkdir -p "$runs/tokenizer" && cp "$(dirname "$0")/start/tokenizer.json" "$(dirname "$0")/start/tokenizer_config.json" \
+        "$runs/tokenizer"
+}
 [ -f "$runs/tokenizer/tokenizer.json" ] || python -m pplx_quant tokenizer --data "$data" --out "$runs/tokenizer" \
     --vocab-size 49152 --lowercase --exponent 0.85 --chars 150000000
 docstrings=$runs/pairs.docstrings.jsonl.gz
