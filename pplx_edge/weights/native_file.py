@@ -225,7 +225,8 @@ def map_model(path: Path, spec: ModelSpec, bits: int = 8) -> mmap.mmap:
         raise ArtifactError(f"{path}: cannot be read ({error})") from error
     if found != expected:
         raise ArtifactError(f"{path}: {_difference(found, expected, tensors)}; convert the model again")
-    if mapped is None or len(mapped) != (needed := file_bytes(spec, bits)):
+    needed = file_bytes(spec, bits)
+    if mapped is None or len(mapped) != needed:
         raise ArtifactError(
             f"{path}: {len(mapped or b''):,} bytes, but this model needs {needed:,}; convert the model again"
         )
