@@ -43,7 +43,7 @@ _DERIVED = ("number of tensors", "file size", "directory offset")  # they differ
 
 
 class Kind(IntEnum):
-    """What a tensor is."""
+    """The kind of a tensor in the file."""
 
     TABLE = 1
     TABLE_SCALES = 2
@@ -69,7 +69,7 @@ class Kind(IntEnum):
 
 
 class _Type(IntEnum):
-    """How a tensor is stored."""
+    """The storage type of a tensor."""
 
     INT8_ROWS = 1
     INT8_V4X16 = 2

@@ -103,7 +103,7 @@ class TeacherSpace(nn.Module):
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the teacher knows of a call: states float32 `[L + 1, B, S, D]` of student tokens, and vectors `[B, D]`."""
+    """The teacher's results for a call: states float32 `[L + 1, B, S, D]` of student tokens, and vectors `[B, D]`."""
 
     states: Tensor
     vectors: Tensor

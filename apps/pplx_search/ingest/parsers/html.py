@@ -26,7 +26,7 @@ _BLOCKS = _names(
     "address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer form "
     "header hgroup hr html li main menu nav ol p pre section summary table tbody td tfoot th thead tr ul caption"
 )
-# Menus and lists of contents repeat the headings of other pages, and the links that some tools add to headings.
+# Menus and lists of contents repeat the headings of other pages; `headerlink` is the ¶ that Sphinx adds to a heading.
 _NAVIGATION = "nav, [role=navigation], [role=search], a.headerlink"
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 # elements that may stand unclosed: their tags say nothing of how deep a page is
@@ -106,7 +106,7 @@ def _require_shallow(text: str) -> None:
 def _events(root: Any, skipped: set[int]) -> Iterator[tuple[bool, Any]]:
     """Yield (False, node) at the start of a node and (True, node) at the end of an element, without recursion.
 
-    Elements of no text, and those whose `mem_id` is in `skipped`, come without what is inside them.
+    The content of an element is left out if it is not text to index, or if its `mem_id` is in `skipped`.
     """
     node = root
     while True:

@@ -1,4 +1,4 @@
-"""What is measured side by side: pplx-edge and its peers, one module each, in one table.
+"""The table of what is measured side by side: pplx-edge and its peers, one module each.
 
 A module has `open_model(source, threads, settings) -> PeerModel` and, when the peer does not run from the checkpoint
 itself, `prepare(checkpoint, directory, settings)`, which makes what it opens. No module is imported before it is used.
